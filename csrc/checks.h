@@ -1,0 +1,158 @@
+// From tensors to a validated geometry: the only place of the native code that raises.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <string>
+
+#include "geometry.h"
+
+namespace convlm {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string shape_of(const Tensor& t) {
+  std::string text = "(";
+  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
+  return text + ")";
+}
+
+// `x` and `grad_output` are checked against the numbers that the caller gives, never trusted.
+class GeometryChecks {
+ public:
+  GeometryChecks(const char* function, int64_t stride, int64_t pad_left, int64_t pad_right,
+                 int64_t dilation, int64_t groups)
+      : function_(function) {
+    at_least("stride", stride, 1);
+    at_least("pad_left", pad_left, 0);
+    at_least("pad_right", pad_right, 0);
+    at_least("dilation", dilation, 1);
+    at_least("groups", groups, 1);
+    geometry_.stride = stride;
+    geometry_.pad_left = pad_left;
+    geometry_.pad_right = pad_right;
+    geometry_.dilation = dilation;
+    geometry_.groups = groups;
+  }
+
+  void at_least(const char* argument, int64_t value, int64_t least) const {
+    STD_TORCH_CHECK(value >= least, function_, ": ", argument, " must be at least ", least, ", got ", value);
+  }
+
+  void three_dimensional(const char* argument, const Tensor& t, const char* dimensions) const {
+    STD_TORCH_CHECK(t.dim() == 3, function_, ": ", argument, " must have the three dimensions ", dimensions,
+                    ", got shape ", shape_of(t));
+  }
+
+  void same_kind(const char* argument, const Tensor& t, const char* other_argument, const Tensor& other) const {
+    STD_TORCH_CHECK(t.scalar_type() == other.scalar_type(), function_, ": ", argument, " and ", other_argument,
+                    " must have one dtype, got ", torch::headeronly::toString(t.scalar_type()), " and ",
+                    torch::headeronly::toString(other.scalar_type()));
+    STD_TORCH_CHECK(t.device() == other.device(), function_, ": ", argument, " and ", other_argument,
+                    " must be on one device");
+  }
+
+  void input(const Tensor& x) {
+    three_dimensional("x", x, "(batch, in_channels, length)");
+    geometry_.batch = x.size(0);
+    geometry_.in_channels = x.size(1);
+    geometry_.length = x.size(2);
+  }
+
+  void channels(int64_t in_channels, int64_t out_channels, int64_t kernel_size) {
+    at_least("in_channels", in_channels, 1);
+    at_least("out_channels", out_channels, 1);
+    at_least("kernel_size", kernel_size, 1);
+    STD_TORCH_CHECK(in_channels % geometry_.groups == 0, function_, ": in_channels (", in_channels,
+                    ") must be divisible by groups (", geometry_.groups, ")");
+    STD_TORCH_CHECK(out_channels % geometry_.groups == 0, function_, ": out_channels (", out_channels,
+                    ") must be divisible by groups (", geometry_.groups, ")");
+    geometry_.in_channels = in_channels;
+    geometry_.out_channels = out_channels;
+    geometry_.kernel_size = kernel_size;
+  }
+
+  void weight(const Tensor& weight) {
+    three_dimensional("weight", weight, "(out_channels, in_channels / groups, kernel_size)");
+    channels(weight.size(1) * geometry_.groups, weight.size(0), weight.size(2));
+  }
+
+  // `length` and the rest must be known; finds out_length.
+  void outputs() {
+    at_least("length", geometry_.length, 0);
+    geometry_.out_length = output_length(geometry_.length, geometry_.kernel_size, geometry_.stride,
+                                         geometry_.dilation, geometry_.pad_left, geometry_.pad_right);
+    STD_TORCH_CHECK(geometry_.out_length >= 1, function_, ": the kernel spans ",
+                    geometry_.dilation * (geometry_.kernel_size - 1) + 1,
+                    " positions, which is greater than the padded input's ",
+                    geometry_.length + geometry_.pad_left + geometry_.pad_right);
+  }
+
+  void grad_output(const Tensor& grad_output) const {
+    three_dimensional("grad_output", grad_output, "(batch, out_channels, out_length)");
+    STD_TORCH_CHECK(grad_output.size(0) == geometry_.batch && grad_output.size(1) == geometry_.out_channels &&
+                        grad_output.size(2) == geometry_.out_length,
+                    function_, ": grad_output must have the shape (", geometry_.batch, ", ",
+                    geometry_.out_channels, ", ", geometry_.out_length, "), got ", shape_of(grad_output));
+  }
+
+  void bias(const Tensor& bias) const {
+    STD_TORCH_CHECK(bias.dim() == 1 && bias.size(0) == geometry_.out_channels, function_,
+                    ": bias must have the shape (", geometry_.out_channels, "), got ", shape_of(bias));
+  }
+
+  void in_channels_are(int64_t in_channels) const {
+    STD_TORCH_CHECK(in_channels == geometry_.in_channels, function_, ": x has ", in_channels,
+                    " channels, but weight with groups = ", geometry_.groups, " takes ", geometry_.in_channels);
+  }
+
+  Conv1dGeometry geometry_{};
+
+ private:
+  const char* function_;
+};
+
+inline Conv1dGeometry check_forward(const Tensor& x, const Tensor& weight, const Tensor* bias, int64_t stride,
+                                    int64_t pad_left, int64_t pad_right, int64_t dilation, int64_t groups) {
+  GeometryChecks checks("forward", stride, pad_left, pad_right, dilation, groups);
+  checks.same_kind("weight", weight, "x", x);
+  checks.input(x);
+  checks.weight(weight);
+  checks.in_channels_are(x.size(1));
+  if (bias != nullptr) {
+    checks.same_kind("bias", *bias, "x", x);
+    checks.bias(*bias);
+  }
+  checks.outputs();
+  return checks.geometry_;
+}
+
+inline Conv1dGeometry check_grad_input(const Tensor& grad_output, const Tensor& weight, int64_t length,
+                                       int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
+                                       int64_t groups) {
+  GeometryChecks checks("grad_input", stride, pad_left, pad_right, dilation, groups);
+  checks.same_kind("weight", weight, "grad_output", grad_output);
+  checks.weight(weight);
+  checks.three_dimensional("grad_output", grad_output, "(batch, out_channels, out_length)");
+  checks.geometry_.batch = grad_output.size(0);
+  checks.geometry_.length = length;
+  checks.outputs();
+  checks.grad_output(grad_output);
+  return checks.geometry_;
+}
+
+inline Conv1dGeometry check_grad_weight(const Tensor& grad_output, const Tensor& x, int64_t kernel_size,
+                                        int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
+                                        int64_t groups) {
+  GeometryChecks checks("grad_weight", stride, pad_left, pad_right, dilation, groups);
+  checks.same_kind("x", x, "grad_output", grad_output);
+  checks.input(x);
+  checks.three_dimensional("grad_output", grad_output, "(batch, out_channels, out_length)");
+  checks.channels(x.size(1), grad_output.size(1), kernel_size);
+  checks.outputs();
+  checks.grad_output(grad_output);
+  return checks.geometry_;
+}
+
+}  // namespace convlm

@@ -1,0 +1,105 @@
+// Activations in float, a vector at a time; in double they go through the C library.
+// The polynomials are least-maximum fits of the functions named beside them. Largest errors found over
+// all float inputs by the tests: exp and tanh 2 ulp, sigmoid and silu 3 ulp, gelu 6e-7 of its own size.
+
+using Integers = VectorOf<float>::integer;
+
+CONVLM_INLINE Vector<float> as_float(Integers v) { return (Vector<float>)v; }
+CONVLM_INLINE Integers as_integer(Vector<float> v) { return (Integers)v; }
+CONVLM_INLINE Vector<float> choose(Integers condition, Vector<float> yes, Vector<float> no) {
+  return as_float((as_integer(yes) & condition) | (as_integer(no) & ~condition));
+}
+CONVLM_INLINE Vector<float> absolute(Vector<float> x) {
+  return as_float(as_integer(x) & 0x7fffffff);
+}
+
+template <int N>
+CONVLM_INLINE Vector<float> polynomial(Vector<float> x, const float (&coefficient)[N]) {
+  Vector<float> sum = broadcast(coefficient[N - 1]);
+#pragma GCC unroll 16
+  for (int i = N - 2; i >= 0; --i) sum = sum * x + coefficient[i];
+  return sum;
+}
+
+// exp, with 0 and infinity at the ends of the range, and NaN for NaN.
+CONVLM_INLINE Vector<float> exponential(Vector<float> x) {
+  // Comparisons with NaN are false, so NaN passes both clamps.
+  x = choose(x > 89.0f, broadcast(89.0f), x);
+  x = choose(x < -104.0f, broadcast(-104.0f), x);
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Vector<float> n = (x * 1.44269504f + kRound) - kRound;
+  // ln 2 in two parts, so that n times the first is exact
+  const Vector<float> r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+  const Vector<float> q = polynomial(r, {0.5000000083f, 0.1666666687f, 0.041666254f, 0.00833326158f,
+                                         0.001394721193f, 0.0001991992205f});
+  const Vector<float> p = (r * r) * q + r + 1.0f;
+  // 2^n in two factors, so that results near both ends of the range keep a representable exponent.
+  const Integers exponent = __builtin_convertvector(n, Integers);
+  const Integers half = exponent >> 1;
+  return p * as_float((half + 127) << 23) * as_float((exponent - half + 127) << 23);
+}
+
+CONVLM_INLINE Vector<float> tanh_of(Vector<float> x) {
+  const Vector<float> a = absolute(x);
+  const Vector<float> z = x * x;
+  // tanh(x) / x - 1, divided by z, in z
+  const Vector<float> small =
+      x + x * z * polynomial(z, {-0.3333332507f, 0.1333299593f, -0.05392212394f, 0.02157584161f,
+                                 -0.007892188512f, 0.001901803172f});
+  const Vector<float> large = 1.0f - 2.0f / (exponential(a + a) + 1.0f);
+  const Integers sign = as_integer(x) & static_cast<int32_t>(0x80000000);
+  return choose(a < 0.7f, small, as_float(as_integer(large) | sign));
+}
+
+CONVLM_INLINE Vector<float> gelu_of(Vector<float> x) {
+  // x * Phi(x), with Phi from erfc of the magnitude: no cancellation on the negative side.
+  const Vector<float> z = absolute(x) * 0.707106781f;
+  const Vector<float> t = 1.0f / (z * 0.4f + 1.0f);
+  // erfc(z) * exp(z * z) / t, in t
+  const Vector<float> p =
+      polynomial(t, {0.2257106544f, 0.2248800736f, 0.2155106041f, 0.1269454611f, 0.2799085328f,
+                     -0.2988675188f, 0.5647544995f, -0.5117216043f, 0.2034745085f, -0.03059520431f});
+  const Vector<float> half_erfc = 0.5f * t * p * exponential(-z * z);
+  return x * choose(x < 0.0f, half_erfc, 1.0f - half_erfc);
+}
+
+CONVLM_INLINE Vector<float> activate(Vector<float> x, Activation activation) {
+  switch (activation) {
+    case Activation::none:
+      break;
+    case Activation::relu:
+      return choose(x < 0.0f, Vector<float>{}, x);
+    case Activation::tanh:
+      return tanh_of(x);
+    case Activation::sigmoid:
+      return 1.0f / (exponential(-x) + 1.0f);
+    case Activation::silu:
+      return x / (exponential(-x) + 1.0f);
+    case Activation::gelu:
+      return gelu_of(x);
+  }
+  return x;
+}
+
+inline double activate(double x, Activation activation) {
+  switch (activation) {
+    case Activation::none:
+      break;
+    case Activation::relu:
+      return x < 0 ? 0 : x;
+    case Activation::tanh:
+      return __builtin_tanh(x);
+    case Activation::sigmoid:
+      return 1 / (__builtin_exp(-x) + 1);
+    case Activation::silu:
+      return x / (__builtin_exp(-x) + 1);
+    case Activation::gelu:
+      return 0.5 * x * __builtin_erfc(-x * 0.70710678118654752440);
+  }
+  return x;
+}
+CONVLM_INLINE Vector<double> activate(Vector<double> x, Activation activation) {
+  if (activation != Activation::none)
+    for (int i = 0; i < kLanes<double>; ++i) x[i] = activate(x[i], activation);
+  return x;
+}

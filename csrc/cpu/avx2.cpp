@@ -1,0 +1,16 @@
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "cpu/kernels.h"
+#include "cpu/runtime.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#define CONVLM_ISA avx2
+#define CONVLM_VECTOR_BYTES 32
+#include "cpu/kernels.inl"
+#pragma GCC pop_options
+#endif

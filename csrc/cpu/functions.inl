@@ -1,0 +1,149 @@
+// The three functions as products: which taps read which positions, and whose strides are whose.
+
+template <template <class> class Function, class Arguments>
+CONVLM_INLINE void for_dtype(const Arguments& arguments) {
+  switch (arguments.dtype) {
+    case ScalarType::float32:
+      return Function<float>::run(arguments);
+    case ScalarType::float64:
+      return Function<double>::run(arguments);
+    case ScalarType::bfloat16:
+      return Function<bfloat16>::run(arguments);
+    case ScalarType::float16:
+      return Function<float16>::run(arguments);
+  }
+}
+
+template <class S>
+struct Forward {
+  static void run(const ForwardArguments& a) {
+    const Conv1dGeometry& g = a.geometry;
+    int64_t* taps = static_cast<int64_t*>(scratch(Slot::taps, sizeof(int64_t) * 2 * g.kernel_size));
+    for (int64_t k = 0; k < g.kernel_size; ++k) {
+      taps[k] = k;
+      taps[g.kernel_size + k] = input_position(0, k, g.stride, g.dilation, g.pad_left);
+    }
+    Correlation<S> p{};
+    p.batch = g.batch;
+    p.groups = g.groups;
+    p.rows = g.out_channels_per_group();
+    p.channels = g.in_channels_per_group();
+    p.outputs = g.out_length;
+    p.length = g.length;
+    p.in_step = g.stride;
+    p.taps = g.kernel_size;
+    p.tap_index = taps;
+    p.tap_offset = taps + g.kernel_size;
+    p.in = static_cast<const S*>(a.x.data);
+    p.in_batch = a.x.stride[0];
+    p.in_channel = a.x.stride[1];
+    p.in_position = a.x.stride[2];
+    p.weight = static_cast<const S*>(a.weight.data);
+    p.weight_group = p.rows * a.weight.stride[0];
+    p.weight_row = a.weight.stride[0];
+    p.weight_channel = a.weight.stride[1];
+    p.weight_tap = a.weight.stride[2];
+    p.bias = static_cast<const S*>(a.bias.data);
+    p.bias_stride = a.bias.stride[0];
+    p.activation = a.activation;
+    p.out = static_cast<S*>(a.y);
+    p.out_batch = g.out_channels * g.out_length;
+    p.out_row = g.out_length;
+    p.out_step = 1;
+    correlate(p);
+  }
+};
+
+// Position p of the input was read by output t through tap k where p + pad_left = t * stride + k * dilation.
+// Positions with the same residue of p + pad_left by the stride share their taps, and neighbours among
+// them read neighbouring outputs: each residue is a correlation of stride 1 of its own.
+template <class S>
+struct GradInput {
+  static void run(const GradInputArguments& a) {
+    const Conv1dGeometry& g = a.geometry;
+    int64_t* taps = static_cast<int64_t*>(scratch(Slot::taps, sizeof(int64_t) * 2 * g.kernel_size));
+    Correlation<S> p{};
+    p.batch = g.batch;
+    p.groups = g.groups;
+    p.rows = g.in_channels_per_group();
+    p.channels = g.out_channels_per_group();
+    p.length = g.out_length;
+    p.in_step = 1;
+    p.tap_index = taps;
+    p.tap_offset = taps + g.kernel_size;
+    p.in = static_cast<const S*>(a.grad_output.data);
+    p.in_batch = a.grad_output.stride[0];
+    p.in_channel = a.grad_output.stride[1];
+    p.in_position = a.grad_output.stride[2];
+    p.weight = static_cast<const S*>(a.weight.data);
+    p.weight_group = p.channels * a.weight.stride[0];
+    p.weight_row = a.weight.stride[1];
+    p.weight_channel = a.weight.stride[0];
+    p.weight_tap = a.weight.stride[2];
+    p.out_batch = g.in_channels * g.length;
+    p.out_row = g.length;
+    p.out_step = g.stride;
+    for (int64_t residue = 0; residue < g.stride; ++residue) {
+      // p + pad_left = u * stride + residue; u starts where p is 0 or more.
+      const int64_t u = divide_up(larger(0, g.pad_left - residue), g.stride);
+      const int64_t first = u * g.stride + residue - g.pad_left;
+      if (first >= g.length) continue;
+      p.outputs = divide_up(g.length - first, g.stride);
+      p.out = static_cast<S*>(a.grad_input) + first;
+      p.taps = 0;
+      for (int64_t k = 0; k < g.kernel_size; ++k)
+        if (k * g.dilation % g.stride == residue) {
+          taps[p.taps] = k;
+          taps[g.kernel_size + p.taps] = u - k * g.dilation / g.stride;
+          ++p.taps;
+        }
+      if (p.taps > 0)
+        correlate(p);
+      else
+        clear(p);
+    }
+  }
+
+  // No output has read these positions.
+  static void clear(const Correlation<S>& p) {
+    for (int64_t n = 0; n < p.batch; ++n)
+      for (int64_t m = 0; m < p.groups * p.rows; ++m)
+        for (int64_t q = 0; q < p.outputs; ++q)
+          from_compute(Compute<S>(0), p.out[n * p.out_batch + m * p.out_row + q * p.out_step]);
+  }
+};
+
+template <class S>
+struct GradWeight {
+  static void run(const GradWeightArguments& a) {
+    const Conv1dGeometry& g = a.geometry;
+    int64_t* offsets = static_cast<int64_t*>(scratch(Slot::taps, sizeof(int64_t) * g.kernel_size));
+    for (int64_t k = 0; k < g.kernel_size; ++k)
+      offsets[k] = input_position(0, k, g.stride, g.dilation, g.pad_left);
+    WeightGradient<S> p{};
+    p.batch = g.batch;
+    p.groups = g.groups;
+    p.rows = g.out_channels_per_group();
+    p.channels = g.in_channels_per_group();
+    p.outputs = g.out_length;
+    p.length = g.length;
+    p.stride = g.stride;
+    p.taps = g.kernel_size;
+    p.tap_offset = offsets;
+    p.grad_output = static_cast<const S*>(a.grad_output.data);
+    p.grad_batch = a.grad_output.stride[0];
+    p.grad_row = a.grad_output.stride[1];
+    p.grad_position = a.grad_output.stride[2];
+    p.x = static_cast<const S*>(a.x.data);
+    p.x_batch = a.x.stride[0];
+    p.x_channel = a.x.stride[1];
+    p.x_position = a.x.stride[2];
+    p.grad_weight = static_cast<S*>(a.grad_weight);
+    p.grad_bias = static_cast<S*>(a.grad_bias);
+    weight_gradient(p);
+  }
+};
+
+void forward(const ForwardArguments& arguments) { for_dtype<Forward>(arguments); }
+void grad_input(const GradInputArguments& arguments) { for_dtype<GradInput>(arguments); }
+void grad_weight(const GradWeightArguments& arguments) { for_dtype<GradWeight>(arguments); }

@@ -1,0 +1,63 @@
+// The boundary between the host functions, which know torch, and the kernels, which see pointers.
+#pragma once
+#include <cstdint>
+
+#include "geometry.h"
+
+namespace convlm::cpu {
+
+enum class ScalarType { float32, float64, bfloat16, float16 };
+enum class Activation { none, tanh, relu, silu, gelu, sigmoid };
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+// Strides count elements; stride[i] belongs to dimension i of the tensor.
+struct ConstTensor {
+  const void* data;
+  int64_t stride[3];
+};
+
+struct ForwardArguments {
+  Conv1dGeometry geometry;
+  ScalarType dtype;
+  ConstTensor x, weight;
+  ConstTensor bias;  // data is null without a bias
+  Activation activation;
+  void* y;  // contiguous
+};
+
+struct GradInputArguments {
+  Conv1dGeometry geometry;
+  ScalarType dtype;
+  ConstTensor grad_output, weight;
+  void* grad_input;  // contiguous
+};
+
+struct GradWeightArguments {
+  Conv1dGeometry geometry;
+  ScalarType dtype;
+  ConstTensor grad_output, x;
+  void* grad_weight;  // contiguous
+  void* grad_bias;    // contiguous, or null
+};
+
+// One entry per instruction set; all are compiled from the same kernels.inl.
+struct Kernels {
+  const char* isa;
+  void (*forward)(const ForwardArguments&);
+  void (*grad_input)(const GradInputArguments&);
+  void (*grad_weight)(const GradWeightArguments&);
+};
+
+extern const Kernels generic_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+}  // namespace convlm::cpu

@@ -1,0 +1,41 @@
+// All kernels of one instruction set. The including file sets CONVLM_ISA, its name as a namespace, and
+// CONVLM_VECTOR_BYTES, and compiles this under the matching target pragma. Nothing here may instantiate
+// library templates: their code would be shared with translation units for lesser processors.
+
+namespace convlm::cpu {
+namespace CONVLM_ISA {
+namespace {
+
+#include "cpu/simd.inl"
+
+template <class Body>
+CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, const Body& body) {
+  parallel(
+      jobs, multiply_adds_per_job,
+      [](const void* context, int64_t begin, int64_t end) {
+        (*static_cast<const Body*>(context))(begin, end);
+      },
+      &body);
+}
+
+#include "cpu/activation.inl"
+#include "cpu/transpose.inl"
+#include "cpu/staging.inl"
+#include "cpu/outer_product.inl"
+#include "cpu/inner_product.inl"
+#include "cpu/correlate.inl"
+#include "cpu/grad_weight.inl"
+#include "cpu/functions.inl"
+
+}  // namespace
+
+}  // namespace CONVLM_ISA
+
+#define CONVLM_TABLE_NAME(isa) isa##_kernels
+#define CONVLM_TABLE(isa) CONVLM_TABLE_NAME(isa)
+#define CONVLM_STRING_OF(isa) #isa
+#define CONVLM_STRING(isa) CONVLM_STRING_OF(isa)
+const Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA), &CONVLM_ISA::forward,
+                                          &CONVLM_ISA::grad_input, &CONVLM_ISA::grad_weight};
+
+}  // namespace convlm::cpu

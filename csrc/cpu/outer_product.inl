@@ -1,0 +1,106 @@
+// The register-blocked core that all three functions share: a tile of ROWS x VECTORS vectors gathers
+//   tile[i][:] += sum over steps of row_i[step] * vector[step][:]
+// in registers. Forward reads weights as rows and positions as vectors, or the other way round;
+// grad_weight reads input positions as rows and output channels as vectors.
+
+template <class T>
+struct Product {
+  const T* const* rows;  // where each row's scalars start (with contiguous rows only rows[0] counts)
+  const T* vectors;
+  // The reduction is a list of `outer` starts, each followed by `inner` regular steps.
+  const int64_t* row_start;
+  const int64_t* vector_start;
+  int64_t outer, inner;
+  int64_t row_step, vector_step;
+  T* tile;
+  int64_t tile_pitch;
+  bool accumulate;  // add to the tile instead of writing it
+};
+
+// Contiguous rows: row i is rows[0] + i, as in packed weights; else rows are anywhere.
+template <class T, int ROWS, int VECTORS, bool CONTIGUOUS_ROWS>
+void outer_product(const Product<T>& p) {
+  constexpr int W = kLanes<T>;
+  Vector<T> sum[ROWS][VECTORS];
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<T>{};
+  const T* row[ROWS];
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i) row[i] = CONTIGUOUS_ROWS ? p.rows[0] + i : p.rows[i];
+
+  for (int64_t o = 0; o < p.outer; ++o) {
+    int64_t r = p.row_start[o];
+    const T* vector = p.vectors + p.vector_start[o];
+    for (int64_t s = 0; s < p.inner; ++s) {
+      Vector<T> v[VECTORS];
+#pragma GCC unroll 8
+      for (int j = 0; j < VECTORS; ++j) v[j] = load(vector + j * W);
+#pragma GCC unroll 8
+      for (int i = 0; i < ROWS; ++i) {
+        const T scalar = row[i][r];
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j) sum[i][j] += scalar * v[j];
+      }
+      r += p.row_step;
+      vector += p.vector_step;
+    }
+  }
+
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; ++j) {
+      T* out = p.tile + i * p.tile_pitch + j * W;
+      store(out, p.accumulate ? load(out) + sum[i][j] : sum[i][j]);
+    }
+}
+
+// The largest tile whose sums, vectors and one scalar fit in the registers of this instruction set.
+constexpr int kMaxRows = CONVLM_VECTOR_BYTES == 64 ? 8 : 4;
+constexpr int kMaxVectors = 3;
+
+template <class T>
+using ProductFunction = void (*)(const Product<T>&);
+
+template <class T, bool CONTIGUOUS_ROWS, int... I>
+CONVLM_INLINE ProductFunction<T> select_product(int rows, int vectors,
+                                                std::integer_sequence<int, I...>) {
+  static constexpr ProductFunction<T> table[] = {
+      &outer_product<T, I / kMaxVectors + 1, I % kMaxVectors + 1, CONTIGUOUS_ROWS>...};
+  return table[(rows - 1) * kMaxVectors + vectors - 1];
+}
+
+// A longer chain of additions in one register loses accuracy: past this many products the tile
+// in memory takes the sum and the registers start again.
+constexpr int64_t kChain = 256;
+
+// Runs the whole reduction of `p` in chains; `rows` <= kMaxRows, `vectors` <= kMaxVectors.
+template <class T, bool CONTIGUOUS_ROWS>
+CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors) {
+  const ProductFunction<T> product = select_product<T, CONTIGUOUS_ROWS>(
+      rows, vectors, std::make_integer_sequence<int, kMaxRows * kMaxVectors>{});
+  const int64_t outer = p.outer, inner = p.inner;
+  if (outer * inner <= kChain) return product(p);
+  const T* start[kMaxRows];
+  for (int i = 0; i < (CONTIGUOUS_ROWS ? 1 : rows); ++i) start[i] = p.rows[i];
+  p.rows = start;
+  const int64_t inner_pieces = divide_up(inner, kChain);
+  const int64_t inner_chain = divide_up(inner, inner_pieces);
+  const int64_t outer_chain = larger(1, kChain / inner_chain);
+  for (int64_t s = 0; s < inner; s += inner_chain) {
+    p.inner = smaller(inner_chain, inner - s);
+    for (int64_t o = 0; o < outer; o += outer_chain) {
+      p.outer = smaller(outer_chain, outer - o);
+      product(p);
+      p.accumulate = true;
+      p.row_start += p.outer;
+      p.vector_start += p.outer;
+    }
+    p.row_start -= outer;
+    p.vector_start -= outer;
+    for (int i = 0; i < (CONTIGUOUS_ROWS ? 1 : rows); ++i) start[i] += p.inner * p.row_step;
+    p.vectors += p.inner * p.vector_step;
+  }
+}

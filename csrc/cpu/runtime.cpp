@@ -1,0 +1,49 @@
+#include "cpu/runtime.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+
+namespace convlm::cpu {
+namespace {
+
+constexpr size_t kAlignment = 64;
+// Below this many multiply-adds a piece finishes before a second thread would have woken up.
+constexpr int64_t kMultiplyAddsPerPiece = 200'000;
+
+struct Buffer {
+  void* data = nullptr;
+  size_t bytes = 0;
+  ~Buffer() { std::free(data); }
+};
+
+}  // namespace
+
+void parallel(int64_t jobs, int64_t multiply_adds_per_job,
+              void (*body)(const void*, int64_t, int64_t), const void* context) {
+  const int64_t grain = std::max<int64_t>(1, kMultiplyAddsPerPiece / std::max<int64_t>(1, multiply_adds_per_job));
+  if (jobs <= grain) {
+    if (jobs > 0) body(context, 0, jobs);
+    return;
+  }
+  torch::stable::parallel_for(0, jobs, grain,
+                              [&](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
+void* scratch(Slot slot, size_t bytes) {
+  thread_local Buffer buffers[static_cast<size_t>(Slot::count)];
+  Buffer& buffer = buffers[static_cast<size_t>(slot)];
+  if (bytes > buffer.bytes) {
+    std::free(buffer.data);
+    buffer.bytes = 0;
+    const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    buffer.data = std::aligned_alloc(kAlignment, rounded);
+    if (buffer.data == nullptr) throw std::bad_alloc();
+    buffer.bytes = rounded;
+  }
+  return buffer.data;
+}
+
+}  // namespace convlm::cpu

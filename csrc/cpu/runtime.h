@@ -1,0 +1,19 @@
+// What the kernels need from the process: threads and scratch memory. No torch header here, because
+// kernels.inl is compiled once per instruction set and must not instantiate foreign inline code.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace convlm::cpu {
+
+// Calls body(context, begin, end) over disjoint pieces of [0, jobs) on torch's threads, or at once
+// where multiply_adds_per_job says that the work would not pay for waking a thread.
+void parallel(int64_t jobs, int64_t multiply_adds_per_job,
+              void (*body)(const void* context, int64_t begin, int64_t end), const void* context);
+
+// A buffer of this thread, aligned to a cache line, valid until the same slot is asked for again.
+// Its contents are left from earlier calls. Kept between calls: fresh pages cost more than the work.
+enum class Slot { taps, plan, weight, staged, panel, tile, partial, count };
+void* scratch(Slot slot, size_t bytes);
+
+}  // namespace convlm::cpu

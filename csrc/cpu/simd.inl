@@ -1,0 +1,198 @@
+// Vectors of the compute type (float or double) and conversions from and to the storage types.
+// CONVLM_VECTOR_BYTES is set by the file that includes kernels.inl.
+
+#define CONVLM_INLINE inline __attribute__((always_inline))
+
+template <class S>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+template <class S>
+using Compute = typename ComputeType<S>::type;
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
+  typedef float unaligned
+      __attribute__((vector_size(CONVLM_VECTOR_BYTES), aligned(4), may_alias));
+  typedef int32_t integer __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
+  typedef double unaligned
+      __attribute__((vector_size(CONVLM_VECTOR_BYTES), aligned(8), may_alias));
+  typedef int64_t integer __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+template <class T>
+constexpr int kLanes = CONVLM_VECTOR_BYTES / sizeof(T);
+
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t divide_down(int64_t a, int64_t b) {  // floor, also for negative a
+  return a >= 0 ? a / b : -((-a + b - 1) / b);
+}
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
+
+// ---- one element ----
+
+CONVLM_INLINE float to_compute(float v) { return v; }
+CONVLM_INLINE double to_compute(double v) { return v; }
+CONVLM_INLINE float to_compute(bfloat16 v) {
+  const uint32_t bits = static_cast<uint32_t>(v.bits) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, 4);
+  return result;
+}
+
+CONVLM_INLINE void from_compute(float v, float& out) { out = v; }
+CONVLM_INLINE void from_compute(double v, double& out) { out = v; }
+CONVLM_INLINE void from_compute(float v, bfloat16& out) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &v, 4);
+  // Round to nearest even; a NaN must stay one, so it keeps its upper half with the quiet bit set.
+  out.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u
+                                       ? (bits >> 16) | 0x40u
+                                       : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+#if defined(__F16C__)
+CONVLM_INLINE float to_compute(float16 v) { return _cvtsh_ss(v.bits); }
+CONVLM_INLINE void from_compute(float v, float16& out) {
+  out.bits = _cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT);
+}
+#else
+CONVLM_INLINE float to_compute(float16 v) {
+  // Scaling by 2^112 moves the exponent to float's bias and normalises subnormals on the way.
+  const uint32_t sign = static_cast<uint32_t>(v.bits & 0x8000u) << 16;
+  uint32_t bits = static_cast<uint32_t>(v.bits & 0x7fffu) << 13;
+  float magnitude;
+  if (bits >= 0x0f800000u) {  // infinity or NaN
+    bits |= 0x7f800000u;
+    __builtin_memcpy(&magnitude, &bits, 4);
+  } else {
+    __builtin_memcpy(&magnitude, &bits, 4);
+    magnitude *= 0x1p112f;
+  }
+  __builtin_memcpy(&bits, &magnitude, 4);
+  bits |= sign;
+  float result;
+  __builtin_memcpy(&result, &bits, 4);
+  return result;
+}
+CONVLM_INLINE void from_compute(float v, float16& out) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &v, 4);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  bits &= 0x7fffffffu;
+  if (bits > 0x7f800000u) {
+    out.bits = static_cast<uint16_t>(sign | 0x7e00u | ((bits >> 13) & 0x3ffu));
+  } else if (bits >= 0x477ff000u) {  // 65520 and above round to infinity
+    out.bits = static_cast<uint16_t>(sign | 0x7c00u);
+  } else if (bits < 0x38800000u) {  // subnormal: let the addition of 0.5 do the rounding
+    float magnitude;
+    __builtin_memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    __builtin_memcpy(&bits, &magnitude, 4);
+    out.bits = static_cast<uint16_t>(sign | (bits - 0x3f000000u));
+  } else {
+    out.bits = static_cast<uint16_t>(
+        sign | ((bits - 0x38000000u + 0xfffu + ((bits >> 13) & 1u)) >> 13));
+  }
+}
+#endif
+
+// ---- one vector ----
+
+template <class T>
+CONVLM_INLINE Vector<T> broadcast(T v) {
+  return Vector<T>{} + v;
+}
+
+CONVLM_INLINE Vector<float> load(const float* p) {
+  return *reinterpret_cast<const VectorOf<float>::unaligned*>(p);
+}
+CONVLM_INLINE Vector<double> load(const double* p) {
+  return *reinterpret_cast<const VectorOf<double>::unaligned*>(p);
+}
+template <class S>
+CONVLM_INLINE Vector<float> load_elements(const S* p) {
+  Vector<float> v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = to_compute(p[i]);
+  return v;
+}
+CONVLM_INLINE Vector<float> load(const bfloat16* p) {
+  typedef uint16_t Half __attribute__((vector_size(CONVLM_VECTOR_BYTES / 2), aligned(2), may_alias));
+  typedef uint32_t Word __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
+  const Word bits = __builtin_convertvector(*reinterpret_cast<const Half*>(p), Word) << 16;
+  return (Vector<float>)bits;  // same size: the bits, not the values
+}
+CONVLM_INLINE Vector<float> load(const float16* p) {
+#if defined(__F16C__) && CONVLM_VECTOR_BYTES == 64
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__) && CONVLM_VECTOR_BYTES == 32
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  return load_elements(p);
+#endif
+}
+
+template <class S>
+CONVLM_INLINE void store_elements(S* p, Vector<Compute<S>> v, int count) {
+  for (int i = 0; i < count; ++i) from_compute(v[i], p[i]);
+}
+CONVLM_INLINE void store(float* p, Vector<float> v) {
+  *reinterpret_cast<VectorOf<float>::unaligned*>(p) = v;
+}
+CONVLM_INLINE void store(double* p, Vector<double> v) {
+  *reinterpret_cast<VectorOf<double>::unaligned*>(p) = v;
+}
+CONVLM_INLINE void store(bfloat16* p, Vector<float> v) { store_elements(p, v, kLanes<float>); }
+CONVLM_INLINE void store(float16* p, Vector<float> v) {
+#if defined(__F16C__) && CONVLM_VECTOR_BYTES == 64
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__) && CONVLM_VECTOR_BYTES == 32
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  store_elements(p, v, kLanes<float>);
+#endif
+}
+
+// The first `count` lanes; the others are zero on load and untouched in memory on store.
+template <class S>
+CONVLM_INLINE Vector<Compute<S>> load_partial(const S* p, int count) {
+  Vector<Compute<S>> v{};
+  for (int i = 0; i < count; ++i) v[i] = to_compute(p[i]);
+  return v;
+}
+template <class S>
+CONVLM_INLINE void store_partial(S* p, Vector<Compute<S>> v, int count) {
+  store_elements(p, v, count);
+}
+#if defined(__AVX512F__)
+CONVLM_INLINE Vector<float> load_partial(const float* p, int count) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p);
+}
+CONVLM_INLINE void store_partial(float* p, Vector<float> v, int count) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), v);
+}
+#elif defined(__AVX2__)
+CONVLM_INLINE __m256i first_lanes(int count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+CONVLM_INLINE Vector<float> load_partial(const float* p, int count) {
+  return _mm256_maskload_ps(p, first_lanes(count));
+}
+CONVLM_INLINE void store_partial(float* p, Vector<float> v, int count) {
+  _mm256_maskstore_ps(p, first_lanes(count), v);
+}
+#endif

@@ -1,0 +1,117 @@
+// Copies of the input into small tiles of the compute type: the only place that knows about padding,
+// storage types and strides of the input. The tiles stay in cache; nothing of the input's size is made.
+
+// out[i] = in[(start + i * step) * stride] where that position lies in [0, length), else zero.
+template <class S>
+void stage_row(const S* in, int64_t stride, int64_t length, int64_t start, int64_t step,
+               Compute<S>* out, int64_t width) {
+  using T = Compute<S>;
+  constexpr int W = kLanes<T>;
+  const int64_t begin = smaller(width, start < 0 ? divide_up(-start, step) : 0);
+  const int64_t end = larger(begin, smaller(width, start < length ? divide_up(length - start, step) : 0));
+  int64_t i = 0;
+  for (; i < begin; ++i) out[i] = 0;
+  const S* source = in + (start + begin * step) * stride;
+  const int64_t source_step = step * stride;
+  if (source_step == 1) {
+    for (; i + W <= end; i += W, source += W) store(out + i, load(source));
+    if (i < end) store_partial(out + i, load_partial(source, static_cast<int>(end - i)), static_cast<int>(end - i));
+    i = end;
+  } else {
+    for (; i < end; ++i, source += source_step) out[i] = to_compute(*source);
+  }
+  for (; i < width; ++i) out[i] = 0;
+}
+
+// How the positions of one channel are laid out in a tile, and where each tap finds its own.
+// Element i of a stream is the input position stream_start + i * element_step (for output 0).
+struct Staging {
+  int64_t streams, width, pitch, element_step;
+  int64_t advance;        // staged elements from one output to the next
+  int64_t* stream_start;  // [streams]
+  int64_t* tap_start;     // [taps], in elements from the channel's first
+  int64_t channel_pitch() const { return streams * pitch; }
+};
+
+// An odd number of cache lines between rows keeps them out of each other's cache sets.
+CONVLM_INLINE int64_t staged_pitch(int64_t width, int lanes) {
+  return (divide_up(width, lanes) | 1) * lanes;
+}
+
+// Each tap has a stream of its own: right for any taps, and least where dilation dwarfs the tile.
+inline void plan_separate(Staging& plan, int64_t outputs, int64_t in_step, const int64_t* tap_offset,
+                          int64_t taps, int lanes) {
+  plan.streams = taps;
+  plan.width = outputs;
+  plan.pitch = staged_pitch(plan.width, lanes);
+  plan.element_step = in_step;
+  plan.advance = 1;
+  for (int64_t j = 0; j < taps; ++j) {
+    plan.stream_start[j] = tap_offset[j];
+    plan.tap_start[j] = j * plan.pitch;
+  }
+}
+
+// Outputs next to each other are next to each other in the tile, as vectors of outputs need it:
+// one stream per phase of the stride that any tap reads.
+inline void plan_for_vectors(Staging& plan, int64_t outputs, int64_t in_step,
+                             const int64_t* tap_offset, int64_t taps, int lanes) {
+  plan.streams = 0;
+  int64_t spread = 0;
+  for (int64_t j = 0; j < taps; ++j) {
+    const int64_t phase = tap_offset[j] - divide_down(tap_offset[j], in_step) * in_step;
+    int64_t s = 0, first = tap_offset[j], last = tap_offset[j];
+    while (s < plan.streams && plan.tap_start[s] != phase) ++s;
+    if (s < plan.streams) continue;
+    for (int64_t i = j + 1; i < taps; ++i)
+      if (tap_offset[i] - divide_down(tap_offset[i], in_step) * in_step == phase) {
+        first = smaller(first, tap_offset[i]);
+        last = larger(last, tap_offset[i]);
+      }
+    plan.tap_start[s] = phase;  // only until the streams are known
+    plan.stream_start[s] = first;
+    plan.streams = s + 1;
+    spread = larger(spread, (last - first) / in_step);
+  }
+  if (plan.streams * (outputs + spread) > taps * outputs)
+    return plan_separate(plan, outputs, in_step, tap_offset, taps, lanes);
+  plan.width = outputs + spread;
+  plan.pitch = staged_pitch(plan.width, lanes);
+  plan.element_step = in_step;
+  plan.advance = 1;
+  for (int64_t j = 0; j < taps; ++j) {
+    int64_t s = 0;
+    while ((tap_offset[j] - plan.stream_start[s]) % in_step != 0) ++s;
+    plan.tap_start[j] = s * plan.pitch + (tap_offset[j] - plan.stream_start[s]) / in_step;
+  }
+}
+
+// Outputs are read one scalar at a time, so any distance between them will do: one plain stream.
+inline void plan_for_scalars(Staging& plan, int64_t outputs, int64_t in_step,
+                             const int64_t* tap_offset, int64_t taps, int lanes) {
+  int64_t first = tap_offset[0], last = tap_offset[0];
+  for (int64_t j = 1; j < taps; ++j) {
+    first = smaller(first, tap_offset[j]);
+    last = larger(last, tap_offset[j]);
+  }
+  const int64_t width = (outputs - 1) * in_step + last - first + 1;
+  if (width > taps * outputs) return plan_separate(plan, outputs, in_step, tap_offset, taps, lanes);
+  plan.streams = 1;
+  plan.width = width;
+  plan.pitch = staged_pitch(width, lanes);
+  plan.element_step = 1;
+  plan.advance = in_step;
+  plan.stream_start[0] = first;
+  for (int64_t j = 0; j < taps; ++j) plan.tap_start[j] = tap_offset[j] - first;
+}
+
+// Stages `channels` rows for the outputs from `first_output` on.
+template <class S>
+void stage(const Staging& plan, const S* in, int64_t channels, int64_t channel_stride,
+           int64_t position_stride, int64_t length, int64_t first_position, Compute<S>* out) {
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t s = 0; s < plan.streams; ++s)
+      stage_row(in + c * channel_stride, position_stride, length,
+                plan.stream_start[s] + first_position, plan.element_step,
+                out + c * plan.channel_pitch() + s * plan.pitch, plan.width);
+}

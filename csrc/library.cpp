@@ -1,0 +1,15 @@
+// Every operator's schema, and nothing else. The kernels register themselves beside their host functions.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(convlm, m) {
+  m.def(
+      "forward(Tensor x, Tensor weight, Tensor? bias, SymInt stride, SymInt pad_left, "
+      "SymInt pad_right, SymInt dilation, SymInt groups, str activation) -> Tensor");
+  m.def(
+      "grad_input(Tensor grad_output, Tensor weight, SymInt length, SymInt stride, "
+      "SymInt pad_left, SymInt pad_right, SymInt dilation, SymInt groups) -> Tensor");
+  m.def(
+      "grad_weight(Tensor grad_output, Tensor x, SymInt kernel_size, SymInt stride, "
+      "SymInt pad_left, SymInt pad_right, SymInt dilation, SymInt groups, bool with_bias) "
+      "-> (Tensor, Tensor)");
+}
