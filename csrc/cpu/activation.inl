@@ -21,34 +21,41 @@ CONVLM_INLINE Vector<float> polynomial(Vector<float> x, const float (&coefficien
   return sum;
 }
 
-// exp, with 0 and infinity at the ends of the range, and NaN for NaN.
-CONVLM_INLINE Vector<float> exponential(Vector<float> x) {
-  // Comparisons with NaN are false, so NaN passes both clamps.
-  x = choose(x > 89.0f, broadcast(89.0f), x);
-  x = choose(x < -104.0f, broadcast(-104.0f), x);
+// x = n ln 2 + r, with expm1 of the small r.
+struct Reduced {
+  Vector<float> n, expm1;
+};
+CONVLM_INLINE Reduced reduce_exponent(Vector<float> x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const Vector<float> n = (x * 1.44269504f + kRound) - kRound;
   // ln 2 in two parts, so that n times the first is exact
   const Vector<float> r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
   const Vector<float> q = polynomial(r, {0.5000000083f, 0.1666666687f, 0.041666254f, 0.00833326158f,
                                          0.001394721193f, 0.0001991992205f});
-  const Vector<float> p = (r * r) * q + r + 1.0f;
-  // 2^n in two factors, so that results near both ends of the range keep a representable exponent.
-  const Integers exponent = __builtin_convertvector(n, Integers);
-  const Integers half = exponent >> 1;
-  return p * as_float((half + 127) << 23) * as_float((exponent - half + 127) << 23);
+  return {n, (r * r) * q + r};
 }
 
+// exp, with 0 and infinity at the ends of the range, and NaN for NaN.
+CONVLM_INLINE Vector<float> exponential(Vector<float> x) {
+  // Comparisons with NaN are false, so NaN passes both clamps.
+  x = choose(x > 89.0f, broadcast(89.0f), x);
+  x = choose(x < -104.0f, broadcast(-104.0f), x);
+  const Reduced e = reduce_exponent(x);
+  // 2^n in two factors, so that results near both ends of the range keep a representable exponent.
+  const Integers exponent = __builtin_convertvector(e.n, Integers);
+  const Integers half = exponent >> 1;
+  return (e.expm1 + 1.0f) * as_float((half + 127) << 23) * as_float((exponent - half + 127) << 23);
+}
+
+// From expm1 of -2|x|, which keeps its accuracy near zero; past 9.5 the result is 1 in float.
 CONVLM_INLINE Vector<float> tanh_of(Vector<float> x) {
-  const Vector<float> a = absolute(x);
-  const Vector<float> z = x * x;
-  // tanh(x) / x - 1, divided by z, in z
-  const Vector<float> small =
-      x + x * z * polynomial(z, {-0.3333332507f, 0.1333299593f, -0.05392212394f, 0.02157584161f,
-                                 -0.007892188512f, 0.001901803172f});
-  const Vector<float> large = 1.0f - 2.0f / (exponential(a + a) + 1.0f);
+  Vector<float> a = absolute(x);
+  a = choose(a > 9.5f, broadcast(9.5f), a);  // false for NaN, which passes
+  const Reduced e = reduce_exponent(a * -2.0f);
+  const Vector<float> scale = as_float((__builtin_convertvector(e.n, Integers) + 127) << 23);
+  const Vector<float> expm1 = e.expm1 * scale + (scale - 1.0f);
   const Integers sign = as_integer(x) & static_cast<int32_t>(0x80000000);
-  return choose(a < 0.7f, small, as_float(as_integer(large) | sign));
+  return as_float(as_integer(expm1 / (-2.0f - expm1)) | sign);
 }
 
 CONVLM_INLINE Vector<float> gelu_of(Vector<float> x) {

@@ -48,6 +48,7 @@ struct Forward {
     p.activation = a.activation;
     p.out = static_cast<S*>(a.y);
     p.out_batch = g.out_channels * g.out_length;
+    p.out_group = p.rows * g.out_length;
     p.out_row = g.out_length;
     p.out_step = 1;
     correlate(p);
@@ -57,46 +58,70 @@ struct Forward {
 // Position p of the input was read by output t through tap k where p + pad_left = t * stride + k * dilation.
 // Positions with the same residue of p + pad_left by the stride share their taps, and neighbours among
 // them read neighbouring outputs: each residue is a correlation of stride 1 of its own.
+struct Residue {
+  int64_t start;    // t for the first position, before the taps' shift
+  int64_t first;    // the first position
+  int64_t outputs;  // how many positions there are
+  int64_t taps;
+
+  bool like(const Residue& other) const {
+    return start == other.start && outputs == other.outputs && taps == other.taps;
+  }
+};
+
+inline Residue residue_of(const Conv1dGeometry& g, int64_t residue, int64_t* tap_index, int64_t* tap_offset) {
+  Residue r;
+  r.start = divide_up(larger(0, g.pad_left - residue), g.stride);
+  r.first = r.start * g.stride + residue - g.pad_left;
+  r.outputs = larger(0, divide_up(g.length - r.first, g.stride));
+  r.taps = 0;
+  for (int64_t k = 0; k < g.kernel_size; ++k)
+    if (k * g.dilation % g.stride == residue) {
+      tap_index[r.taps] = k;
+      tap_offset[r.taps] = r.start - k * g.dilation / g.stride;
+      ++r.taps;
+    }
+  return r;
+}
+
 template <class S>
 struct GradInput {
   static void run(const GradInputArguments& a) {
     const Conv1dGeometry& g = a.geometry;
-    int64_t* taps = static_cast<int64_t*>(scratch(Slot::taps, sizeof(int64_t) * 2 * g.kernel_size));
+    int64_t* taps = static_cast<int64_t*>(scratch(Slot::taps, sizeof(int64_t) * 4 * g.kernel_size));
+    int64_t *tap_offset = taps + g.kernel_size, *other_taps = taps + 2 * g.kernel_size;
     Correlation<S> p{};
     p.batch = g.batch;
     p.groups = g.groups;
-    p.rows = g.in_channels_per_group();
     p.channels = g.out_channels_per_group();
     p.length = g.out_length;
     p.in_step = 1;
     p.tap_index = taps;
-    p.tap_offset = taps + g.kernel_size;
+    p.tap_offset = tap_offset;
     p.in = static_cast<const S*>(a.grad_output.data);
     p.in_batch = a.grad_output.stride[0];
     p.in_channel = a.grad_output.stride[1];
     p.in_position = a.grad_output.stride[2];
     p.weight = static_cast<const S*>(a.weight.data);
     p.weight_group = p.channels * a.weight.stride[0];
-    p.weight_row = a.weight.stride[1];
     p.weight_channel = a.weight.stride[0];
     p.weight_tap = a.weight.stride[2];
     p.out_batch = g.in_channels * g.length;
-    p.out_row = g.length;
+    p.out_group = g.in_channels_per_group() * g.length;
     p.out_step = g.stride;
-    for (int64_t residue = 0; residue < g.stride; ++residue) {
-      // p + pad_left = u * stride + residue; u starts where p is 0 or more.
-      const int64_t u = divide_up(larger(0, g.pad_left - residue), g.stride);
-      const int64_t first = u * g.stride + residue - g.pad_left;
-      if (first >= g.length) continue;
-      p.outputs = divide_up(g.length - first, g.stride);
-      p.out = static_cast<S*>(a.grad_input) + first;
-      p.taps = 0;
-      for (int64_t k = 0; k < g.kernel_size; ++k)
-        if (k * g.dilation % g.stride == residue) {
-          taps[p.taps] = k;
-          taps[g.kernel_size + p.taps] = u - k * g.dilation / g.stride;
-          ++p.taps;
-        }
+    // With one channel per group and no dilation, residues that are alike differ only by which tap they
+    // start with: they are rows of one product, as if the input had been cut into patches.
+    const bool patches = g.in_channels_per_group() == 1 && g.dilation == 1;
+    for (int64_t residue = 0, alike; residue < g.stride; residue += alike) {
+      const Residue r = residue_of(g, residue, taps, tap_offset);
+      for (alike = 1; patches && residue + alike < g.stride; ++alike)
+        if (!r.like(residue_of(g, residue + alike, other_taps, other_taps + g.kernel_size))) break;
+      p.rows = patches ? alike : g.in_channels_per_group();
+      p.weight_row = patches ? a.weight.stride[2] : a.weight.stride[1];
+      p.out_row = patches ? 1 : g.length;
+      p.out = static_cast<S*>(a.grad_input) + r.first;
+      p.outputs = r.outputs;
+      p.taps = r.taps;
       if (p.taps > 0)
         correlate(p);
       else
@@ -107,9 +132,11 @@ struct GradInput {
   // No output has read these positions.
   static void clear(const Correlation<S>& p) {
     for (int64_t n = 0; n < p.batch; ++n)
-      for (int64_t m = 0; m < p.groups * p.rows; ++m)
-        for (int64_t q = 0; q < p.outputs; ++q)
-          from_compute(Compute<S>(0), p.out[n * p.out_batch + m * p.out_row + q * p.out_step]);
+      for (int64_t group = 0; group < p.groups; ++group)
+        for (int64_t m = 0; m < p.rows; ++m)
+          for (int64_t q = 0; q < p.outputs; ++q)
+            from_compute(Compute<S>(0),
+                         p.out[n * p.out_batch + group * p.out_group + m * p.out_row + q * p.out_step]);
   }
 };
 

@@ -23,8 +23,13 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/staging.inl"
 #include "cpu/outer_product.inl"
 #include "cpu/inner_product.inl"
-#include "cpu/correlate.inl"
-#include "cpu/grad_weight.inl"
+#include "cpu/correlation.inl"
+#include "cpu/correlate_positions.inl"
+#include "cpu/correlate_rows.inl"
+#include "cpu/weight_gradient.inl"
+#include "cpu/grad_weight_rows.inl"
+#include "cpu/grad_weight_positions.inl"
+#include "cpu/select.inl"
 #include "cpu/functions.inl"
 
 }  // namespace

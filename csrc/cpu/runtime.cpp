@@ -32,6 +32,8 @@ void parallel(int64_t jobs, int64_t multiply_adds_per_job,
                               [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
+int64_t threads() { return torch::stable::get_num_threads(); }
+
 void* scratch(Slot slot, size_t bytes) {
   thread_local Buffer buffers[static_cast<size_t>(Slot::count)];
   Buffer& buffer = buffers[static_cast<size_t>(slot)];

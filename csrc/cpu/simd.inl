@@ -126,7 +126,7 @@ CONVLM_INLINE Vector<double> load(const double* p) {
 }
 template <class S>
 CONVLM_INLINE Vector<float> load_elements(const S* p) {
-  Vector<float> v;
+  Vector<float> v{};
   for (int i = 0; i < kLanes<float>; ++i) v[i] = to_compute(p[i]);
   return v;
 }
@@ -170,9 +170,9 @@ CONVLM_INLINE void store(float16* p, Vector<float> v) {
 // The first `count` lanes; the others are zero on load and untouched in memory on store.
 template <class S>
 CONVLM_INLINE Vector<Compute<S>> load_partial(const S* p, int count) {
-  Vector<Compute<S>> v{};
-  for (int i = 0; i < count; ++i) v[i] = to_compute(p[i]);
-  return v;
+  Compute<S> lanes[kLanes<Compute<S>>] = {};
+  for (int i = 0; i < count; ++i) lanes[i] = to_compute(p[i]);
+  return load(lanes);
 }
 template <class S>
 CONVLM_INLINE void store_partial(S* p, Vector<Compute<S>> v, int count) {

@@ -1,25 +1,57 @@
 // Copies of the input into small tiles of the compute type: the only place that knows about padding,
 // storage types and strides of the input. The tiles stay in cache; nothing of the input's size is made.
 
+// Every STEP-th element, from STEP vectors that lie next to each other.
+template <int STEP, class S, int... L>
+CONVLM_INLINE Vector<Compute<S>> load_every(const S* p, std::integer_sequence<int, L...> lanes) {
+  constexpr int W = kLanes<Compute<S>>;
+  if constexpr (STEP == 1) {
+    return load(p);
+  } else if constexpr (STEP == 3) {
+    const Vector<Compute<S>> two = __builtin_shufflevector(load(p), load(p + W), (3 * L < 2 * W ? 3 * L : 0)...);
+    return __builtin_shufflevector(two, load(p + 2 * W), (3 * L < 2 * W ? L : 3 * L - W)...);
+  } else {
+    return __builtin_shufflevector(load_every<STEP / 2>(p, lanes), load_every<STEP / 2>(p + STEP / 2 * W, lanes),
+                                   (2 * L)...);
+  }
+}
+
+// As many whole vectors as can be filled without reading past the last element; returns their length.
+template <int STEP, class S>
+CONVLM_INLINE int64_t stage_vectors(const S* in, int64_t count, Compute<S>* out) {
+  constexpr int W = kLanes<Compute<S>>;
+  constexpr auto lanes = std::make_integer_sequence<int, W>{};
+  int64_t i = 0;
+  for (; i + W + (STEP > 1) <= count; i += W) {
+    store(out + i, load_every<STEP>(in + i * STEP, lanes));
+    __asm__ volatile("");  // or the compiler calls memcpy, which costs more than a few vectors
+  }
+  return i;
+}
+
 // out[i] = in[(start + i * step) * stride] where that position lies in [0, length), else zero.
 template <class S>
 void stage_row(const S* in, int64_t stride, int64_t length, int64_t start, int64_t step,
                Compute<S>* out, int64_t width) {
-  using T = Compute<S>;
-  constexpr int W = kLanes<T>;
   const int64_t begin = smaller(width, start < 0 ? divide_up(-start, step) : 0);
   const int64_t end = larger(begin, smaller(width, start < length ? divide_up(length - start, step) : 0));
   int64_t i = 0;
   for (; i < begin; ++i) out[i] = 0;
   const S* source = in + (start + begin * step) * stride;
   const int64_t source_step = step * stride;
-  if (source_step == 1) {
-    for (; i + W <= end; i += W, source += W) store(out + i, load(source));
-    if (i < end) store_partial(out + i, load_partial(source, static_cast<int>(end - i)), static_cast<int>(end - i));
+  int64_t vectors = 0;
+  if (source_step == 1) vectors = stage_vectors<1>(source, end - i, out + i);
+  if (source_step == 2) vectors = stage_vectors<2>(source, end - i, out + i);
+  if (source_step == 3) vectors = stage_vectors<3>(source, end - i, out + i);
+  if (source_step == 4) vectors = stage_vectors<4>(source, end - i, out + i);
+  i += vectors;
+  source += vectors * source_step;
+  if (source_step == 1 && i < end) {
+    const int rest = static_cast<int>(end - i);
+    store_partial(out + i, load_partial(source, rest), rest);
     i = end;
-  } else {
-    for (; i < end; ++i, source += source_step) out[i] = to_compute(*source);
   }
+  for (; i < end; ++i, source += source_step) out[i] = to_compute(*source);
   for (; i < width; ++i) out[i] = 0;
 }
 

@@ -1,6 +1,7 @@
 // Transposes between "a row per position" and "a row per channel", one square of lanes at a time.
+// Fold expressions instead of loops: the square must stay in registers, so every index must be a constant.
 
-// One step of the butterfly: swaps the off-diagonal blocks of size Half of the rows i and i + Half.
+// Swaps the off-diagonal blocks of size Half of two rows that are Half apart.
 template <class T, int Half, int... L>
 CONVLM_INLINE void exchange(Vector<T>& low, Vector<T>& high, std::integer_sequence<int, L...>) {
   constexpr int W = kLanes<T>;
@@ -9,15 +10,34 @@ CONVLM_INLINE void exchange(Vector<T>& low, Vector<T>& high, std::integer_sequen
   high = __builtin_shufflevector(a, b, ((L & Half) == 0 ? L + Half : W + L)...);
 }
 
-template <class T, int Half>
-CONVLM_INLINE void transpose_from(Vector<T>* rows) {
-  if constexpr (Half < kLanes<T>) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T>; ++i)
-      if ((i & Half) == 0)
-        exchange<T, Half>(rows[i], rows[i + Half], std::make_integer_sequence<int, kLanes<T>>{});
-    transpose_from<T, Half * 2>(rows);
-  }
+template <class T, int Half, int... Pair>
+CONVLM_INLINE void transpose_step(Vector<T>* rows, std::integer_sequence<int, Pair...> pairs) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes<T>>{};
+  (exchange<T, Half>(rows[Pair / Half * 2 * Half + Pair % Half],
+                     rows[Pair / Half * 2 * Half + Pair % Half + Half], lanes),
+   ...);
+  if constexpr (2 * Half < kLanes<T>) transpose_step<T, 2 * Half>(rows, pairs);
+}
+
+template <class In, class Out, int... R>
+CONVLM_INLINE void transpose_square(const In* in, int64_t in_pitch, Out* out, int64_t out_pitch,
+                                    std::integer_sequence<int, R...>) {
+  using T = Compute<In>;
+  Vector<T> square[] = {load(in + R * in_pitch)...};
+  transpose_step<T, 1>(square, std::make_integer_sequence<int, kLanes<T> / 2>{});
+  (store(out + R * out_pitch, square[R]), ...);
+}
+
+// A square of which only `rows` x `columns` exist.
+template <class In, class Out, int... R>
+CONVLM_INLINE void transpose_part(const In* in, int64_t in_pitch, int64_t rows, int64_t columns, Out* out,
+                                  int64_t out_pitch, int64_t stored, std::integer_sequence<int, R...>) {
+  using T = Compute<In>;
+  const int width = static_cast<int>(columns);
+  Vector<T> square[] = {(R < rows ? load_partial(in + R * in_pitch, width) : Vector<T>{})...};
+  transpose_step<T, 1>(square, std::make_integer_sequence<int, kLanes<T> / 2>{});
+  (void)((R < columns && (store_partial(out + R * out_pitch, square[R], static_cast<int>(stored)), true)) &&
+         ...);
 }
 
 // out[c * out_pitch + r] = in[r * in_pitch + c] for c < columns, r < rows <= lanes, and zero for
@@ -25,24 +45,28 @@ CONVLM_INLINE void transpose_from(Vector<T>* rows) {
 template <class In, class Out>
 void transpose_strip(const In* in, int64_t in_pitch, int64_t rows, int64_t columns, Out* out,
                      int64_t out_pitch, int64_t stored) {
-  using T = Compute<In>;
-  constexpr int W = kLanes<T>;
-  for (int64_t c = 0; c < columns; c += W) {
-    const int width = static_cast<int>(smaller(W, columns - c));
-    Vector<T> square[W];
-#pragma GCC unroll 16
-    for (int r = 0; r < W; ++r) {
-      if (r >= rows)
-        square[r] = Vector<T>{};
-      else
-        square[r] = width == W ? load(in + r * in_pitch + c) : load_partial(in + r * in_pitch + c, width);
+  constexpr int W = kLanes<Compute<In>>;
+  constexpr auto indices = std::make_integer_sequence<int, W>{};
+  if (rows == W && columns >= W) {
+    // The last square overlaps the one before it: writing twice is cheaper than a partial square.
+    for (int64_t c = 0; c < columns; c += W) {
+      const int64_t start = smaller(c, columns - W);
+      transpose_square(in + start, in_pitch, out + start * out_pitch, out_pitch, indices);
     }
-    transpose_from<T, 1>(square);
-    for (int i = 0; i < width; ++i) {
-      if (stored == W)
-        store(out + (c + i) * out_pitch, square[i]);
-      else
-        store_partial(out + (c + i) * out_pitch, square[i], static_cast<int>(stored));
-    }
+    return;
+  }
+  for (int64_t c = 0; c < columns; c += W)
+    transpose_part(in + c, in_pitch, rows, smaller(W, columns - c), out + c * out_pitch, out_pitch, stored,
+                   indices);
+}
+
+// The same for any number of rows.
+template <class In, class Out>
+void transpose(const In* in, int64_t in_pitch, int64_t rows, int64_t columns, Out* out, int64_t out_pitch) {
+  constexpr int W = kLanes<Compute<In>>;
+  for (int64_t r = 0; r < rows; r += W) {
+    const int64_t start = larger(0, smaller(r, rows - W));
+    const int64_t count = smaller(W, rows - start);
+    transpose_strip(in + start * in_pitch, in_pitch, count, columns, out + start, out_pitch, count);
   }
 }

@@ -1,0 +1,146 @@
+// The product behind forward and grad_input:
+//   out[n][m][q] = activation(bias[m] + sum over c, j of weight[m][c][j] * in[n][c][q * in_step + tap_offset[j]])
+// Two orders share it. Where there are many outputs per sample, a vector holds positions and each weight
+// is a scalar; where samples are short, a vector holds output rows and each input is a scalar.
+
+template <class S>
+struct Correlation {
+  int64_t batch, groups, rows, channels;  // rows and channels of one group
+  int64_t outputs, length, in_step;
+  int64_t taps;
+  const int64_t* tap_index;   // which element of the weight's tap dimension
+  const int64_t* tap_offset;  // which input position, for output 0
+
+  const S* in;
+  int64_t in_batch, in_channel, in_position;  // strides
+  const S* weight;
+  int64_t weight_group, weight_row, weight_channel, weight_tap;  // strides
+  const S* bias;
+  int64_t bias_stride;
+  Activation activation;
+  S* out;
+  int64_t out_batch, out_group, out_row, out_step;  // strides; out_step is that of positions
+
+  int64_t products() const { return channels * taps; }
+};
+
+// ---- the reduction: which steps the core takes, in which order ----
+
+// The longer of channels and taps becomes the inner, regular one.
+struct Reduction {
+  int64_t outer, inner;
+  int64_t *weight_start, *in_start;
+  int64_t weight_step, in_step;
+};
+
+struct CorrelationPlan {
+  Staging staging;
+  Reduction reduction;
+};
+
+inline int64_t* plan_scratch(int64_t taps, int64_t channels) {
+  return static_cast<int64_t*>(
+      scratch(Slot::plan, sizeof(int64_t) * (2 * taps + 2 * larger(taps, channels))));
+}
+
+inline void assign_plan_arrays(int64_t* memory, Staging& staging, Reduction& reduction, int64_t taps,
+                               int64_t channels) {
+  staging.stream_start = memory;
+  staging.tap_start = memory + taps;
+  reduction.weight_start = memory + 2 * taps;
+  reduction.in_start = reduction.weight_start + larger(taps, channels);
+}
+
+// Weights are packed [channel][tap][weight_pitch].
+inline void plan_reduction(Reduction& r, const Staging& staging, int64_t channels, int64_t taps,
+                           int64_t weight_pitch) {
+  const int64_t spacing = taps > 1 ? staging.tap_start[1] - staging.tap_start[0] : 0;
+  bool regular = taps > channels;
+  for (int64_t j = 2; regular && j < taps; ++j)
+    regular = staging.tap_start[j] - staging.tap_start[j - 1] == spacing;
+  if (regular) {
+    r.outer = channels;
+    r.inner = taps;
+    r.weight_step = weight_pitch;
+    r.in_step = spacing;
+    for (int64_t c = 0; c < channels; ++c) {
+      r.weight_start[c] = c * taps * weight_pitch;
+      r.in_start[c] = c * staging.channel_pitch() + staging.tap_start[0];
+    }
+  } else {
+    r.outer = taps;
+    r.inner = channels;
+    r.weight_step = taps * weight_pitch;
+    r.in_step = staging.channel_pitch();
+    for (int64_t j = 0; j < taps; ++j) {
+      r.weight_start[j] = j * weight_pitch;
+      r.in_start[j] = staging.tap_start[j];
+    }
+  }
+}
+
+// ---- packing of weights ----
+
+// out[(c * taps + j) * pitch + i] = weight of row first + i, zero for count <= i < padded.
+template <class S>
+void pack_rows(const Correlation<S>& p, int64_t group, int64_t first, int64_t count, int64_t padded,
+               int64_t pitch, Compute<S>* out) {
+  constexpr int W = kLanes<Compute<S>>;
+  const S* source = p.weight + group * p.weight_group + first * p.weight_row;
+  bool natural = p.weight_tap == 1 && p.weight_channel == p.taps;
+  for (int64_t j = 0; natural && j < p.taps; ++j) natural = p.tap_index[j] == j;
+  if (natural) {
+    for (int64_t i = 0; i < padded; i += W)
+      transpose_strip(source + i * p.weight_row, p.weight_row, larger(0, smaller(W, count - i)),
+                      p.products(), out + i, pitch, smaller(W, padded - i));
+    return;
+  }
+  for (int64_t c = 0; c < p.channels; ++c)
+    for (int64_t j = 0; j < p.taps; ++j, out += pitch) {
+      const S* tap = source + c * p.weight_channel + p.tap_index[j] * p.weight_tap;
+      int64_t i = 0;
+      for (; i < count; ++i, tap += p.weight_row) out[i] = to_compute(*tap);
+      for (; i < padded; ++i) out[i] = 0;
+    }
+}
+
+// ---- finishing a tile: bias, activation, conversion and the store ----
+
+template <class S>
+CONVLM_INLINE Compute<S> bias_of(const Correlation<S>& p, int64_t row) {
+  return p.bias ? to_compute(p.bias[row * p.bias_stride]) : 0;
+}
+
+// One row of positions, contiguous in the tile.
+template <class S>
+void finish_row(const Correlation<S>& p, Compute<S>* tile, Compute<S> bias, int64_t count, S* out) {
+  using T = Compute<S>;
+  constexpr int W = kLanes<T>;
+  int64_t q = 0;
+  if (p.out_step == 1) {
+    for (; q + W <= count; q += W) store(out + q, activate(load(tile + q) + bias, p.activation));
+    if (q < count)
+      store_partial(out + q, activate(load(tile + q) + bias, p.activation), static_cast<int>(count - q));
+    return;
+  }
+  for (; q < count; q += W) store(tile + q, activate(load(tile + q) + bias, p.activation));
+  for (q = 0; q < count; ++q) from_compute(tile[q], out[q * p.out_step]);
+}
+
+// A tile of `positions` x rows, turned on its way out.
+template <class S>
+void finish_columns(const Correlation<S>& p, Compute<S>* tile, int64_t pitch, const Compute<S>* bias,
+                    int64_t positions, S* out) {
+  using T = Compute<S>;
+  constexpr int W = kLanes<T>;
+  if (bias != nullptr || p.activation != Activation::none)
+    for (int64_t q = 0; q < positions; ++q)
+      for (int64_t m = 0; m < pitch; m += W) {
+        T* v = tile + q * pitch + m;
+        store(v, activate(bias ? load(v) + load(bias + m) : load(v), p.activation));
+      }
+  if (p.out_step == 1) return transpose(tile, pitch, positions, p.rows, out, p.out_row);
+  for (int64_t m = 0; m < p.rows; ++m)
+    for (int64_t q = 0; q < positions; ++q)
+      from_compute(tile[q * pitch + m], out[m * p.out_row + q * p.out_step]);
+}

@@ -1,0 +1,154 @@
+// grad_weight with vectors of output channels: grad_output is turned, input positions are the scalars.
+
+// panel[t][i] = grad_output of row first + i, zero for count <= i < padded.
+template <class S>
+void pack_grad_output(const S* source, int64_t row_stride, int64_t position_stride, int64_t count,
+                      int64_t padded, int64_t positions, Compute<S>* panel, int64_t pitch) {
+  constexpr int W = kLanes<Compute<S>>;
+  if (position_stride == 1) {
+    for (int64_t i = 0; i < padded; i += W)
+      transpose_strip(source + i * row_stride, row_stride, larger(0, smaller(W, count - i)), positions,
+                      panel + i, pitch, W);
+    return;
+  }
+  for (int64_t t = 0; t < positions; ++t)
+    for (int64_t i = 0; i < padded; ++i)
+      panel[t * pitch + i] = i < count ? to_compute(source[i * row_stride + t * position_stride]) : 0;
+}
+
+template <class T>
+void add_rows(const T* panel, int64_t rows, int64_t pitch, int64_t width, T* sum, bool accumulate) {
+  for (int64_t i = 0; i < width; i += kLanes<T>) {
+    Vector<T> total{};
+    for (int64_t t = 0; t < rows; ++t) total += load(panel + t * pitch + i);
+    store(sum + i, accumulate ? load(sum + i) + total : total);
+  }
+}
+
+// One job: the sums of a range of panels (vectors of output channels) and of products, over one piece.
+template <class S>
+struct RowsPlan {
+  Staging staging;
+  Units units;
+  int64_t vectors, panels, pitch;    // of one group's output channels
+  int64_t panel_ranges, splits;      // of the panels, and of the products
+  int64_t panel_size, piece_size;    // in elements of partial[piece][group][panel][product or bias][lane]
+
+  int64_t panel_vector(int64_t panel) const { return vectors * panel / panels; }
+};
+
+template <class S>
+void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job, Compute<S>* partial) {
+  using T = Compute<S>;
+  constexpr int W = kLanes<T>;
+  const Units& units = plan.units;
+  const int64_t split = job % plan.splits, range = job / plan.splits % plan.panel_ranges;
+  const int64_t group = job / plan.splits / plan.panel_ranges % p.groups;
+  const int64_t piece = job / plan.splits / plan.panel_ranges / p.groups;
+  const int64_t first_product = p.products() * split / plan.splits;
+  const int64_t products = p.products() * (split + 1) / plan.splits - first_product;
+  const int64_t first_channel = first_product / p.taps;
+  const int64_t channels = divide_up(first_product + products, p.taps) - first_channel;
+  const int64_t first_panel = plan.panels * range / plan.panel_ranges;
+  const int64_t last_panel = plan.panels * (range + 1) / plan.panel_ranges;
+  const bool wants_bias = p.grad_bias != nullptr && split == 0;
+
+  const int64_t sample_size = channels * plan.staging.channel_pitch();
+  T* staged = static_cast<T*>(scratch(Slot::staged, sizeof(T) * units.samples * sample_size));
+  T* panel = static_cast<T*>(scratch(Slot::panel, sizeof(T) * units.samples * units.positions * plan.pitch));
+  int64_t* starts = static_cast<int64_t*>(scratch(Slot::tile, sizeof(int64_t) * 2 * units.samples));
+
+  const int64_t first_unit = units.count * piece / units.pieces;
+  for (int64_t u = first_unit; u < units.count * (piece + 1) / units.pieces; ++u) {
+    const Unit unit = unit_at(p, units, u);
+    for (int64_t i = 0; i < unit.samples; ++i) {
+      stage(plan.staging,
+            p.x + (unit.first_sample + i) * p.x_batch + (group * p.channels + first_channel) * p.x_channel,
+            channels, p.x_channel, p.x_position, p.length, unit.first_position * p.stride,
+            staged + i * sample_size);
+      starts[i] = i * sample_size;
+      starts[units.samples + i] = i * unit.positions * plan.pitch;
+    }
+    for (int64_t index = first_panel; index < last_panel; ++index) {
+      const int64_t first_vector = plan.panel_vector(index);
+      const int64_t width = plan.panel_vector(index + 1) - first_vector;
+      const int64_t row = group * p.rows + first_vector * W;
+      const int64_t rows = smaller(width * W, p.rows - first_vector * W);
+      T* sums = partial + piece * plan.piece_size + (group * plan.panels + index) * plan.panel_size;
+      for (int64_t i = 0; i < unit.samples; ++i)
+        pack_grad_output(p.grad_output + (unit.first_sample + i) * p.grad_batch + row * p.grad_row +
+                             unit.first_position * p.grad_position,
+                         p.grad_row, p.grad_position, rows, width * W, unit.positions,
+                         panel + i * unit.positions * plan.pitch, plan.pitch);
+      if (wants_bias)
+        add_rows(panel, unit.samples * unit.positions, plan.pitch, width * W,
+                 sums + p.products() * plan.pitch, u != first_unit);
+      const int64_t strips = divide_up(products, kMaxRows);
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        const int64_t r0 = first_product + products * strip / strips;
+        const int64_t r1 = first_product + products * (strip + 1) / strips;
+        const T* start[kMaxRows];
+        for (int64_t r = r0; r < r1; ++r)
+          start[r - r0] = staged + (r / p.taps - first_channel) * plan.staging.channel_pitch() +
+                          plan.staging.tap_start[r % p.taps];
+        multiply<T, false>(Product<T>{start, panel, starts, starts + units.samples, unit.samples,
+                                      unit.positions, plan.staging.advance, plan.pitch,
+                                      sums + r0 * plan.pitch, plan.pitch, u != first_unit},
+                           static_cast<int>(r1 - r0), static_cast<int>(width));
+      }
+    }
+  }
+}
+
+// Adds up the pieces of one panel and turns it into place.
+template <class S>
+void finish_panel(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job, Compute<S>* partial) {
+  using T = Compute<S>;
+  constexpr int W = kLanes<T>;
+  T* sums = partial + job * plan.panel_size;
+  const int64_t used = plan.panel_size - (p.grad_bias == nullptr ? plan.pitch : 0);
+  for (int64_t piece = 1; piece < plan.units.pieces; ++piece)
+    for (int64_t i = 0; i < used; i += W)
+      store(sums + i, load(sums + i) + load(sums + piece * plan.piece_size + i));
+  const int64_t group = job / plan.panels, panel = job % plan.panels;
+  const int64_t first = plan.panel_vector(panel) * W;
+  const int64_t rows = smaller(plan.panel_vector(panel + 1) * W, p.rows) - first;
+  const int64_t row = group * p.rows + first;
+  transpose(sums, plan.pitch, p.products(), rows, p.grad_weight + row * p.products(), p.products());
+  if (p.grad_bias != nullptr)
+    for (int64_t i = 0; i < rows; ++i) from_compute(sums[p.products() * plan.pitch + i], p.grad_bias[row + i]);
+}
+
+template <class S>
+void grad_weight_vectors_of_rows(const WeightGradient<S>& p) {
+  using T = Compute<S>;
+  constexpr int W = kLanes<T>;
+  RowsPlan<S> plan;
+  plan.vectors = divide_up(p.rows, W);
+  plan.panels = divide_up(plan.vectors, kMaxVectors);
+  plan.pitch = divide_up(plan.vectors, plan.panels) * W;
+  plan.panel_size = (p.products() + 1) * plan.pitch;
+  plan.piece_size = p.groups * plan.panels * plan.panel_size;
+  plan.units = plan_units(p.batch, p.outputs, kChain, plan.piece_size);
+  int64_t* memory = static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * p.taps));
+  plan.staging.stream_start = memory;
+  plan.staging.tap_start = memory + p.taps;
+  plan_for_scalars(plan.staging, plan.units.positions, p.stride, p.tap_offset, p.taps, W);
+
+  // A range stages x once for all its panels, a split packs grad_output for all its products: cut only as
+  // far as the threads need it.
+  const int64_t wanted = threads() == 1 ? 1 : divide_up(4 * threads(), plan.units.pieces * p.groups);
+  plan.panel_ranges = smaller(plan.panels, wanted);
+  plan.splits = smaller(divide_up(p.products(), 64), divide_up(wanted, plan.panel_ranges));
+
+  T* partial = static_cast<T*>(scratch(Slot::partial, sizeof(T) * plan.units.pieces * plan.piece_size));
+  const int64_t jobs = plan.units.pieces * p.groups * plan.panel_ranges * plan.splits;
+  parallel_jobs(jobs, divide_up(p.batch * p.outputs * p.groups * p.rows * p.products(), jobs),
+                [&](int64_t begin, int64_t end) {
+                  for (int64_t job = begin; job < end; ++job) sum_piece(p, plan, job, partial);
+                });
+  parallel_jobs(p.groups * plan.panels, plan.panel_size * plan.units.pieces,
+                [&](int64_t begin, int64_t end) {
+                  for (int64_t job = begin; job < end; ++job) finish_panel(p, plan, job, partial);
+                });
+}

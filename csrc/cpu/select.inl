@@ -1,0 +1,31 @@
+// Which of two equivalent kernels a geometry gets.
+
+// Both orders round the rows or the positions up to whole vectors: take the one that wastes less.
+// Vectors of positions need no turning of the output, so they win ties and near-ties.
+template <class S>
+void correlate(const Correlation<S>& p) {
+  constexpr int W = kLanes<Compute<S>>;
+  if (p.batch == 0 || p.outputs <= 0) return;
+  const int64_t by_positions = divide_up(p.outputs, W) * p.rows;
+  const int64_t by_rows = divide_up(p.rows, W) * p.outputs;
+  if (by_positions * 8 <= by_rows * 9)
+    correlate_vectors_of_positions(p);
+  else
+    correlate_vectors_of_rows(p);
+}
+
+template <class S>
+void weight_gradient(const WeightGradient<S>& p) {
+  constexpr int W = kLanes<Compute<S>>;
+  if (p.batch == 0) {
+    for (int64_t i = 0; i < p.groups * p.rows * p.products(); ++i) from_compute(Compute<S>(0), p.grad_weight[i]);
+    if (p.grad_bias != nullptr)
+      for (int64_t i = 0; i < p.groups * p.rows; ++i) from_compute(Compute<S>(0), p.grad_bias[i]);
+    return;
+  }
+  // A vector of positions loads twice for what a scalar loads once, so it must save half of the lanes.
+  if (divide_up(p.outputs, W) * p.rows * 2 < divide_up(p.rows, W) * p.outputs)
+    grad_weight_vectors_of_positions(p);
+  else
+    grad_weight_vectors_of_rows(p);
+}

@@ -1,0 +1,48 @@
+// grad_weight[o][c][k] = sum over n, t of grad_output[n][o][t] * x[n][c][input_position(t, k)], and
+// grad_bias[o] = sum over n, t of grad_output[n][o][t].
+// The sum over samples and positions is cut into units, and the units into pieces. How many pieces is a
+// matter of geometry alone, and their sums are added in order: any number of threads gives the same bits.
+
+template <class S>
+struct WeightGradient {
+  int64_t batch, groups, rows, channels;  // rows: output channels of one group
+  int64_t outputs, length, stride, taps;
+  const int64_t* tap_offset;
+  const S* grad_output;
+  int64_t grad_batch, grad_row, grad_position;  // strides
+  const S* x;
+  int64_t x_batch, x_channel, x_position;  // strides
+  S* grad_weight;
+  S* grad_bias;  // null where it is not wanted
+
+  int64_t products() const { return channels * taps; }
+};
+
+// A unit is one stretch of positions of one sample, or several whole samples where they are short.
+struct Units {
+  int64_t blocks, positions, samples, count, pieces;
+};
+
+// `length` bounds the products that one unit adds up, `sums` is the number of elements of one piece.
+inline Units plan_units(int64_t batch, int64_t outputs, int64_t length, int64_t sums) {
+  constexpr int64_t kMaxPieces = 32;
+  constexpr int64_t kMaxSums = 256 * 1024;  // of all pieces together, or adding them up costs too much
+  Units u;
+  u.blocks = divide_up(outputs, length);
+  u.positions = divide_up(outputs, u.blocks);
+  u.samples = smaller(batch, larger(1, length / outputs));
+  u.count = divide_up(batch, u.samples) * u.blocks;
+  u.pieces = larger(1, smaller(smaller(u.count, kMaxPieces), kMaxSums / sums));
+  return u;
+}
+
+struct Unit {
+  int64_t first_sample, samples, first_position, positions;
+};
+
+template <class S>
+CONVLM_INLINE Unit unit_at(const WeightGradient<S>& p, const Units& u, int64_t index) {
+  const int64_t block = index % u.blocks, sample = index / u.blocks * u.samples;
+  const int64_t first = p.outputs * block / u.blocks;
+  return {sample, smaller(u.samples, p.batch - sample), first, p.outputs * (block + 1) / u.blocks - first};
+}
