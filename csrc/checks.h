@@ -37,20 +37,23 @@ class GeometryChecks {
   }
 
   void at_least(const char* argument, int64_t value, int64_t least) const {
-    STD_TORCH_CHECK(value >= least, function_, ": ", argument, " must be at least ", least, ", got ", value);
+    STD_TORCH_CHECK(value >= least, function_, ": ", argument, " must be at least ", least,
+                    ", got ", value);
   }
 
   void three_dimensional(const char* argument, const Tensor& t, const char* dimensions) const {
-    STD_TORCH_CHECK(t.dim() == 3, function_, ": ", argument, " must have the three dimensions ", dimensions,
-                    ", got shape ", shape_of(t));
+    STD_TORCH_CHECK(t.dim() == 3, function_, ": ", argument, " must have the three dimensions ",
+                    dimensions, ", got shape ", shape_of(t));
   }
 
-  void same_kind(const char* argument, const Tensor& t, const char* other_argument, const Tensor& other) const {
-    STD_TORCH_CHECK(t.scalar_type() == other.scalar_type(), function_, ": ", argument, " and ", other_argument,
-                    " must have one dtype, got ", torch::headeronly::toString(t.scalar_type()), " and ",
+  void same_kind(const char* argument, const Tensor& t, const char* other_argument,
+                 const Tensor& other) const {
+    STD_TORCH_CHECK(t.scalar_type() == other.scalar_type(), function_, ": ", argument, " and ",
+                    other_argument, " must have one dtype, got ",
+                    torch::headeronly::toString(t.scalar_type()), " and ",
                     torch::headeronly::toString(other.scalar_type()));
-    STD_TORCH_CHECK(t.device() == other.device(), function_, ": ", argument, " and ", other_argument,
-                    " must be on one device");
+    STD_TORCH_CHECK(t.device() == other.device(), function_, ": ", argument, " and ",
+                    other_argument, " must be on one device");
   }
 
   void input(const Tensor& x) {
@@ -66,8 +69,8 @@ class GeometryChecks {
     at_least("kernel_size", kernel_size, 1);
     STD_TORCH_CHECK(in_channels % geometry_.groups == 0, function_, ": in_channels (", in_channels,
                     ") must be divisible by groups (", geometry_.groups, ")");
-    STD_TORCH_CHECK(out_channels % geometry_.groups == 0, function_, ": out_channels (", out_channels,
-                    ") must be divisible by groups (", geometry_.groups, ")");
+    STD_TORCH_CHECK(out_channels % geometry_.groups == 0, function_, ": out_channels (",
+                    out_channels, ") must be divisible by groups (", geometry_.groups, ")");
     geometry_.in_channels = in_channels;
     geometry_.out_channels = out_channels;
     geometry_.kernel_size = kernel_size;
@@ -81,8 +84,9 @@ class GeometryChecks {
   // `length` and the rest must be known; finds out_length.
   void outputs() {
     at_least("length", geometry_.length, 0);
-    geometry_.out_length = output_length(geometry_.length, geometry_.kernel_size, geometry_.stride,
-                                         geometry_.dilation, geometry_.pad_left, geometry_.pad_right);
+    geometry_.out_length =
+        output_length(geometry_.length, geometry_.kernel_size, geometry_.stride, geometry_.dilation,
+                      geometry_.pad_left, geometry_.pad_right);
     STD_TORCH_CHECK(geometry_.out_length >= 1, function_, ": the kernel spans ",
                     geometry_.dilation * (geometry_.kernel_size - 1) + 1,
                     " positions, which is greater than the padded input's ",
@@ -91,20 +95,23 @@ class GeometryChecks {
 
   void grad_output(const Tensor& grad_output) const {
     three_dimensional("grad_output", grad_output, "(batch, out_channels, out_length)");
-    STD_TORCH_CHECK(grad_output.size(0) == geometry_.batch && grad_output.size(1) == geometry_.out_channels &&
-                        grad_output.size(2) == geometry_.out_length,
-                    function_, ": grad_output must have the shape (", geometry_.batch, ", ",
-                    geometry_.out_channels, ", ", geometry_.out_length, "), got ", shape_of(grad_output));
+    STD_TORCH_CHECK(
+        grad_output.size(0) == geometry_.batch && grad_output.size(1) == geometry_.out_channels &&
+            grad_output.size(2) == geometry_.out_length,
+        function_, ": grad_output must have the shape (", geometry_.batch, ", ",
+        geometry_.out_channels, ", ", geometry_.out_length, "), got ", shape_of(grad_output));
   }
 
   void bias(const Tensor& bias) const {
     STD_TORCH_CHECK(bias.dim() == 1 && bias.size(0) == geometry_.out_channels, function_,
-                    ": bias must have the shape (", geometry_.out_channels, "), got ", shape_of(bias));
+                    ": bias must have the shape (", geometry_.out_channels, "), got ",
+                    shape_of(bias));
   }
 
   void in_channels_are(int64_t in_channels) const {
     STD_TORCH_CHECK(in_channels == geometry_.in_channels, function_, ": x has ", in_channels,
-                    " channels, but weight with groups = ", geometry_.groups, " takes ", geometry_.in_channels);
+                    " channels, but weight with groups = ", geometry_.groups, " takes ",
+                    geometry_.in_channels);
   }
 
   Conv1dGeometry geometry_{};
@@ -113,8 +120,9 @@ class GeometryChecks {
   const char* function_;
 };
 
-inline Conv1dGeometry check_forward(const Tensor& x, const Tensor& weight, const Tensor* bias, int64_t stride,
-                                    int64_t pad_left, int64_t pad_right, int64_t dilation, int64_t groups) {
+inline Conv1dGeometry check_forward(const Tensor& x, const Tensor& weight, const Tensor* bias,
+                                    int64_t stride, int64_t pad_left, int64_t pad_right,
+                                    int64_t dilation, int64_t groups) {
   GeometryChecks checks("forward", stride, pad_left, pad_right, dilation, groups);
   checks.same_kind("weight", weight, "x", x);
   checks.input(x);
@@ -128,9 +136,9 @@ inline Conv1dGeometry check_forward(const Tensor& x, const Tensor& weight, const
   return checks.geometry_;
 }
 
-inline Conv1dGeometry check_grad_input(const Tensor& grad_output, const Tensor& weight, int64_t length,
-                                       int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
-                                       int64_t groups) {
+inline Conv1dGeometry check_grad_input(const Tensor& grad_output, const Tensor& weight,
+                                       int64_t length, int64_t stride, int64_t pad_left,
+                                       int64_t pad_right, int64_t dilation, int64_t groups) {
   GeometryChecks checks("grad_input", stride, pad_left, pad_right, dilation, groups);
   checks.same_kind("weight", weight, "grad_output", grad_output);
   checks.weight(weight);
@@ -142,9 +150,9 @@ inline Conv1dGeometry check_grad_input(const Tensor& grad_output, const Tensor& 
   return checks.geometry_;
 }
 
-inline Conv1dGeometry check_grad_weight(const Tensor& grad_output, const Tensor& x, int64_t kernel_size,
-                                        int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
-                                        int64_t groups) {
+inline Conv1dGeometry check_grad_weight(const Tensor& grad_output, const Tensor& x,
+                                        int64_t kernel_size, int64_t stride, int64_t pad_left,
+                                        int64_t pad_right, int64_t dilation, int64_t groups) {
   GeometryChecks checks("grad_weight", stride, pad_left, pad_right, dilation, groups);
   checks.same_kind("x", x, "grad_output", grad_output);
   checks.input(x);

@@ -10,7 +10,8 @@
 
 namespace convlm {
 
-// Position in the unpadded input that tap `tap` of output `out` reads; outside [0, length) it is a zero.
+// Position in the unpadded input that tap `tap` of output `out` reads; outside [0, length) it is a
+// zero.
 CONVLM_HOST_DEVICE constexpr int64_t input_position(int64_t out, int64_t tap, int64_t stride,
                                                     int64_t dilation, int64_t pad_left) {
   return out * stride + tap * dilation - pad_left;

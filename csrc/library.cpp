@@ -1,4 +1,5 @@
-// Every operator's schema, and nothing else. The kernels register themselves beside their host functions.
+// Every operator's schema, and nothing else. The kernels register themselves beside their host
+// functions.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(convlm, m) {

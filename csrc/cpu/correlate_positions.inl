@@ -4,12 +4,15 @@ template <class S>
 void correlate_vectors_of_positions(const Correlation<S>& p) {
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
-  constexpr int64_t kStagedBytes = 256 * 1024;  // a quarter of the L2 cache, weights and outputs need the rest
+  constexpr int64_t kStagedBytes =
+      256 * 1024;  // a quarter of the L2 cache, weights and outputs need the rest
   constexpr int64_t kMaxTileVectors = 128;
-  constexpr int64_t kJobs = 16;  // enough for the threads of a common processor; the bits do not depend on it
+  constexpr int64_t kJobs =
+      16;  // enough for the threads of a common processor; the bits do not depend on it
 
   CorrelationPlan plan;
-  assign_plan_arrays(plan_scratch(p.taps, p.channels), plan.staging, plan.reduction, p.taps, p.channels);
+  assign_plan_arrays(plan_scratch(p.taps, p.channels), plan.staging, plan.reduction, p.taps,
+                     p.channels);
   const int64_t vectors = divide_up(p.outputs, W);
   int64_t tile_vectors = smaller(vectors, kMaxTileVectors);
   for (;;) {
@@ -30,55 +33,61 @@ void correlate_vectors_of_positions(const Correlation<S>& p) {
     for (int64_t job = begin; job < end; ++job) {
       const int64_t group = job / blocks, block = job % blocks;
       const int64_t first = p.rows * block / blocks, last = p.rows * (block + 1) / blocks;
-      pack_rows(p, group, first, last - first, last - first, weight_pitch, weights + job * block_size);
+      pack_rows(p, group, first, last - first, last - first, weight_pitch,
+                weights + job * block_size);
     }
   });
 
   const int64_t splits = smaller(blocks, divide_up(kJobs, larger(1, p.batch * p.groups * tiles)));
   const int64_t jobs = p.batch * p.groups * tiles * splits;
-  parallel_jobs(jobs, divide_up(p.rows, splits) * p.products() * tile_vectors * W,
-                [&](int64_t begin, int64_t end) {
-    T* staged = static_cast<T*>(
-        scratch(Slot::staged, sizeof(T) * p.channels * plan.staging.channel_pitch()));
-    T* tile = static_cast<T*>(scratch(Slot::tile, CONVLM_VECTOR_BYTES * kMaxRows * kMaxVectors));
-    int64_t staged_job = -1;
-    for (int64_t job = begin; job < end; ++job) {
-      const int64_t split = job % splits, tile_job = job / splits;
-      const int64_t t = tile_job % tiles, group = tile_job / tiles % p.groups, n = tile_job / tiles / p.groups;
-      const int64_t first = vectors * t / tiles, last = vectors * (t + 1) / tiles;
-      if (staged_job != tile_job)
-        stage(plan.staging, p.in + n * p.in_batch + group * p.channels * p.in_channel, p.channels,
-              p.in_channel, p.in_position, p.length, first * W * p.in_step, staged);
-      staged_job = tile_job;
-      for (int64_t block = blocks * split / splits; block < blocks * (split + 1) / splits; ++block) {
-        const int64_t row = p.rows * block / blocks;
-        const int rows = static_cast<int>(p.rows * (block + 1) / blocks - row);
-        const T* weight = weights + (group * blocks + block) * block_size;
-        const int64_t strips = divide_up(last - first, kMaxVectors);
-        for (int64_t strip = 0; strip < strips; ++strip) {
-          const int64_t v = (last - first) * strip / strips;
-          const int width = static_cast<int>((last - first) * (strip + 1) / strips - v);
-          Product<T> product{&weight,
-                             staged + v * W,
-                             plan.reduction.weight_start,
-                             plan.reduction.in_start,
-                             plan.reduction.outer,
-                             plan.reduction.inner,
-                             plan.reduction.weight_step,
-                             plan.reduction.in_step,
-                             tile,
-                             width * W,
-                             false};
-          multiply<T, true>(product, rows, width);
-          const int64_t q = (first + v) * W;
-          for (int i = 0; i < rows; ++i) {
-            const int64_t m = row + i;
-            finish_row(p, tile + i * width * W, bias_of(p, group * p.rows + m),
-                       smaller(width * W, p.outputs - q),
-                       p.out + n * p.out_batch + group * p.out_group + m * p.out_row + q * p.out_step);
+  parallel_jobs(
+      jobs, divide_up(p.rows, splits) * p.products() * tile_vectors * W,
+      [&](int64_t begin, int64_t end) {
+        T* staged = static_cast<T*>(
+            scratch(Slot::staged, sizeof(T) * p.channels * plan.staging.channel_pitch()));
+        T* tile =
+            static_cast<T*>(scratch(Slot::tile, CONVLM_VECTOR_BYTES * kMaxRows * kMaxVectors));
+        int64_t staged_job = -1;
+        for (int64_t job = begin; job < end; ++job) {
+          const int64_t split = job % splits, tile_job = job / splits;
+          const int64_t t = tile_job % tiles, group = tile_job / tiles % p.groups,
+                        n = tile_job / tiles / p.groups;
+          const int64_t first = vectors * t / tiles, last = vectors * (t + 1) / tiles;
+          if (staged_job != tile_job)
+            stage(plan.staging, p.in + n * p.in_batch + group * p.channels * p.in_channel,
+                  p.channels, p.in_channel, p.in_position, p.length, first * W * p.in_step, staged);
+          staged_job = tile_job;
+          for (int64_t block = blocks * split / splits; block < blocks * (split + 1) / splits;
+               ++block) {
+            const int64_t row = p.rows * block / blocks;
+            const int rows = static_cast<int>(p.rows * (block + 1) / blocks - row);
+            const T* weight = weights + (group * blocks + block) * block_size;
+            const int64_t strips = divide_up(last - first, kMaxVectors);
+            for (int64_t strip = 0; strip < strips; ++strip) {
+              const int64_t v = (last - first) * strip / strips;
+              const int width = static_cast<int>((last - first) * (strip + 1) / strips - v);
+              Product<T> product{&weight,
+                                 staged + v * W,
+                                 plan.reduction.weight_start,
+                                 plan.reduction.in_start,
+                                 plan.reduction.outer,
+                                 plan.reduction.inner,
+                                 plan.reduction.weight_step,
+                                 plan.reduction.in_step,
+                                 tile,
+                                 width * W,
+                                 false};
+              multiply<T, true>(product, rows, width);
+              const int64_t q = (first + v) * W;
+              for (int i = 0; i < rows; ++i) {
+                const int64_t m = row + i;
+                finish_row(
+                    p, tile + i * width * W, bias_of(p, group * p.rows + m),
+                    smaller(width * W, p.outputs - q),
+                    p.out + n * p.out_batch + group * p.out_group + m * p.out_row + q * p.out_step);
+              }
+            }
           }
         }
-      }
-    }
-  });
+      });
 }

@@ -1,4 +1,5 @@
-// The correlation with vectors of rows: inputs are the scalars, and the output is turned on its way out.
+// The correlation with vectors of rows: inputs are the scalars, and the output is turned on its way
+// out.
 
 template <class S>
 void correlate_vectors_of_rows(const Correlation<S>& p) {
@@ -7,10 +8,12 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
   constexpr int64_t kTilePositions = 48;  // a multiple of kMaxRows for every instruction set
 
   CorrelationPlan plan;
-  assign_plan_arrays(plan_scratch(p.taps, p.channels), plan.staging, plan.reduction, p.taps, p.channels);
+  assign_plan_arrays(plan_scratch(p.taps, p.channels), plan.staging, plan.reduction, p.taps,
+                     p.channels);
   const int64_t blocks = divide_up(p.outputs, kTilePositions);  // of positions, within a sample
   const int64_t block_positions = divide_up(p.outputs, blocks);
-  const int64_t samples = larger(1, kTilePositions / p.outputs);  // per job, where a sample is short
+  const int64_t samples =
+      larger(1, kTilePositions / p.outputs);  // per job, where a sample is short
   const int64_t batches = divide_up(p.batch, samples);
   plan_for_scalars(plan.staging, block_positions, p.in_step, p.tap_offset, p.taps, W);
 
@@ -21,8 +24,8 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
 
   const int64_t panel_size = p.products() * weight_pitch;
   const int64_t padded = vectors * W;
-  T* weights = static_cast<T*>(
-      scratch(Slot::weight, sizeof(T) * p.groups * (panels * panel_size + padded)));
+  T* weights =
+      static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.groups * (panels * panel_size + padded)));
   T* biases = weights + p.groups * panels * panel_size;
   parallel_jobs(p.groups * panels, panel_size, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
@@ -38,47 +41,52 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
         biases[group * padded + m] = m < p.rows ? bias_of(p, group * p.rows + m) : 0;
 
   const int64_t sample_size = p.channels * plan.staging.channel_pitch();
-  parallel_jobs(batches * p.groups * blocks, p.rows * p.products() * block_positions * samples,
-                [&](int64_t begin, int64_t end) {
-    T* staged = static_cast<T*>(scratch(Slot::staged, sizeof(T) * samples * sample_size));
-    T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * samples * block_positions * padded));
-    for (int64_t job = begin; job < end; ++job) {
-      const int64_t block = job % blocks, group = job / blocks % p.groups, n0 = job / blocks / p.groups * samples;
-      const int64_t q0 = p.outputs * block / blocks;
-      const int64_t positions = p.outputs * (block + 1) / blocks - q0;
-      const int64_t count = smaller(samples, p.batch - n0);
-      const T* start[kTilePositions];
-      for (int64_t i = 0; i < count; ++i) {
-        stage(plan.staging, p.in + (n0 + i) * p.in_batch + group * p.channels * p.in_channel, p.channels,
-              p.in_channel, p.in_position, p.length, q0 * p.in_step, staged + i * sample_size);
-        for (int64_t q = 0; q < positions; ++q)
-          start[i * positions + q] = staged + i * sample_size + q * plan.staging.advance;
-      }
-      const int64_t tile_rows = count * positions;
-      const int64_t strips = divide_up(tile_rows, kMaxRows);
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        const int64_t first = vectors * panel / panels;
-        const int width = static_cast<int>(vectors * (panel + 1) / panels - first);
-        for (int64_t strip = 0; strip < strips; ++strip) {
-          const int64_t row = tile_rows * strip / strips;
-          Product<T> product{start + row,
-                             weights + (group * panels + panel) * panel_size,
-                             plan.reduction.in_start,
-                             plan.reduction.weight_start,
-                             plan.reduction.outer,
-                             plan.reduction.inner,
-                             plan.reduction.in_step,
-                             plan.reduction.weight_step,
-                             tile + row * padded + first * W,
-                             padded,
-                             false};
-          multiply<T, false>(product, static_cast<int>(tile_rows * (strip + 1) / strips - row), width);
+  parallel_jobs(
+      batches * p.groups * blocks, p.rows * p.products() * block_positions * samples,
+      [&](int64_t begin, int64_t end) {
+        T* staged = static_cast<T*>(scratch(Slot::staged, sizeof(T) * samples * sample_size));
+        T* tile =
+            static_cast<T*>(scratch(Slot::tile, sizeof(T) * samples * block_positions * padded));
+        for (int64_t job = begin; job < end; ++job) {
+          const int64_t block = job % blocks, group = job / blocks % p.groups,
+                        n0 = job / blocks / p.groups * samples;
+          const int64_t q0 = p.outputs * block / blocks;
+          const int64_t positions = p.outputs * (block + 1) / blocks - q0;
+          const int64_t count = smaller(samples, p.batch - n0);
+          const T* start[kTilePositions];
+          for (int64_t i = 0; i < count; ++i) {
+            stage(plan.staging, p.in + (n0 + i) * p.in_batch + group * p.channels * p.in_channel,
+                  p.channels, p.in_channel, p.in_position, p.length, q0 * p.in_step,
+                  staged + i * sample_size);
+            for (int64_t q = 0; q < positions; ++q)
+              start[i * positions + q] = staged + i * sample_size + q * plan.staging.advance;
+          }
+          const int64_t tile_rows = count * positions;
+          const int64_t strips = divide_up(tile_rows, kMaxRows);
+          for (int64_t panel = 0; panel < panels; ++panel) {
+            const int64_t first = vectors * panel / panels;
+            const int width = static_cast<int>(vectors * (panel + 1) / panels - first);
+            for (int64_t strip = 0; strip < strips; ++strip) {
+              const int64_t row = tile_rows * strip / strips;
+              Product<T> product{start + row,
+                                 weights + (group * panels + panel) * panel_size,
+                                 plan.reduction.in_start,
+                                 plan.reduction.weight_start,
+                                 plan.reduction.outer,
+                                 plan.reduction.inner,
+                                 plan.reduction.in_step,
+                                 plan.reduction.weight_step,
+                                 tile + row * padded + first * W,
+                                 padded,
+                                 false};
+              multiply<T, false>(product, static_cast<int>(tile_rows * (strip + 1) / strips - row),
+                                 width);
+            }
+          }
+          for (int64_t i = 0; i < count; ++i)
+            finish_columns(p, tile + i * positions * padded, padded,
+                           p.bias ? biases + group * padded : nullptr, positions,
+                           p.out + (n0 + i) * p.out_batch + group * p.out_group + q0 * p.out_step);
         }
-      }
-      for (int64_t i = 0; i < count; ++i)
-        finish_columns(p, tile + i * positions * padded, padded, p.bias ? biases + group * padded : nullptr,
-                       positions,
-                       p.out + (n0 + i) * p.out_batch + group * p.out_group + q0 * p.out_step);
-    }
-  });
+      });
 }

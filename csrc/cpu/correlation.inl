@@ -1,7 +1,9 @@
 // The product behind forward and grad_input:
-//   out[n][m][q] = activation(bias[m] + sum over c, j of weight[m][c][j] * in[n][c][q * in_step + tap_offset[j]])
-// Two orders share it. Where there are many outputs per sample, a vector holds positions and each weight
-// is a scalar; where samples are short, a vector holds output rows and each input is a scalar.
+//   out[n][m][q] = activation(bias[m] + sum over c, j of weight[m][c][j] * in[n][c][q * in_step +
+//   tap_offset[j]])
+// Two orders share it. Where there are many outputs per sample, a vector holds positions and each
+// weight is a scalar; where samples are short, a vector holds output rows and each input is a
+// scalar.
 
 template <class S>
 struct Correlation {
@@ -43,8 +45,8 @@ inline int64_t* plan_scratch(int64_t taps, int64_t channels) {
       scratch(Slot::plan, sizeof(int64_t) * (2 * taps + 2 * larger(taps, channels))));
 }
 
-inline void assign_plan_arrays(int64_t* memory, Staging& staging, Reduction& reduction, int64_t taps,
-                               int64_t channels) {
+inline void assign_plan_arrays(int64_t* memory, Staging& staging, Reduction& reduction,
+                               int64_t taps, int64_t channels) {
   staging.stream_start = memory;
   staging.tap_start = memory + taps;
   reduction.weight_start = memory + 2 * taps;
@@ -120,7 +122,8 @@ void finish_row(const Correlation<S>& p, Compute<S>* tile, Compute<S> bias, int6
   if (p.out_step == 1) {
     for (; q + W <= count; q += W) store(out + q, activate(load(tile + q) + bias, p.activation));
     if (q < count)
-      store_partial(out + q, activate(load(tile + q) + bias, p.activation), static_cast<int>(count - q));
+      store_partial(out + q, activate(load(tile + q) + bias, p.activation),
+                    static_cast<int>(count - q));
     return;
   }
   for (; q < count; q += W) store(tile + q, activate(load(tile + q) + bias, p.activation));
@@ -129,8 +132,8 @@ void finish_row(const Correlation<S>& p, Compute<S>* tile, Compute<S> bias, int6
 
 // A tile of `positions` x rows, turned on its way out.
 template <class S>
-void finish_columns(const Correlation<S>& p, Compute<S>* tile, int64_t pitch, const Compute<S>* bias,
-                    int64_t positions, S* out) {
+void finish_columns(const Correlation<S>& p, Compute<S>* tile, int64_t pitch,
+                    const Compute<S>* bias, int64_t positions, S* out) {
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
   if (bias != nullptr || p.activation != Activation::none)

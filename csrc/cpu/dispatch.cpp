@@ -29,7 +29,8 @@ const Candidate candidates[] = {
 const Kernels& choose() {
   const char* wanted = std::getenv("CONVLM_CPU_ISA");
   std::string supported;
-  for (const std::string& name : supported_isas()) supported += (supported.empty() ? "" : ", ") + name;
+  for (const std::string& name : supported_isas())
+    supported += (supported.empty() ? "" : ", ") + name;
   for (const Candidate& candidate : candidates) {
     if (!candidate.supported()) continue;
     if (wanted == nullptr || *wanted == '\0' || std::string(wanted) == candidate.kernels->isa)

@@ -55,9 +55,10 @@ struct Forward {
   }
 };
 
-// Position p of the input was read by output t through tap k where p + pad_left = t * stride + k * dilation.
-// Positions with the same residue of p + pad_left by the stride share their taps, and neighbours among
-// them read neighbouring outputs: each residue is a correlation of stride 1 of its own.
+// Position p of the input was read by output t through tap k where p + pad_left = t * stride + k *
+// dilation. Positions with the same residue of p + pad_left by the stride share their taps, and
+// neighbours among them read neighbouring outputs: each residue is a correlation of stride 1 of its
+// own.
 struct Residue {
   int64_t start;    // t for the first position, before the taps' shift
   int64_t first;    // the first position
@@ -69,7 +70,8 @@ struct Residue {
   }
 };
 
-inline Residue residue_of(const Conv1dGeometry& g, int64_t residue, int64_t* tap_index, int64_t* tap_offset) {
+inline Residue residue_of(const Conv1dGeometry& g, int64_t residue, int64_t* tap_index,
+                          int64_t* tap_offset) {
   Residue r;
   r.start = divide_up(larger(0, g.pad_left - residue), g.stride);
   r.first = r.start * g.stride + residue - g.pad_left;
@@ -109,8 +111,8 @@ struct GradInput {
     p.out_batch = g.in_channels * g.length;
     p.out_group = g.in_channels_per_group() * g.length;
     p.out_step = g.stride;
-    // With one channel per group and no dilation, residues that are alike differ only by which tap they
-    // start with: they are rows of one product, as if the input had been cut into patches.
+    // With one channel per group and no dilation, residues that are alike differ only by which tap
+    // they start with: they are rows of one product, as if the input had been cut into patches.
     const bool patches = g.in_channels_per_group() == 1 && g.dilation == 1;
     for (int64_t residue = 0, alike; residue < g.stride; residue += alike) {
       const Residue r = residue_of(g, residue, taps, tap_offset);
@@ -135,8 +137,9 @@ struct GradInput {
       for (int64_t group = 0; group < p.groups; ++group)
         for (int64_t m = 0; m < p.rows; ++m)
           for (int64_t q = 0; q < p.outputs; ++q)
-            from_compute(Compute<S>(0),
-                         p.out[n * p.out_batch + group * p.out_group + m * p.out_row + q * p.out_step]);
+            from_compute(
+                Compute<S>(0),
+                p.out[n * p.out_batch + group * p.out_group + m * p.out_row + q * p.out_step]);
   }
 };
 

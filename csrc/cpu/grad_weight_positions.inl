@@ -17,52 +17,59 @@ void grad_weight_vectors_of_positions(const WeightGradient<S>& p) {
   T* partial = static_cast<T*>(scratch(Slot::partial, sizeof(T) * units.pieces * piece_size));
   for (int64_t i = 0; i < units.pieces * piece_size; ++i) partial[i] = 0;
 
-  parallel_jobs(units.pieces * p.groups, p.batch * p.outputs * p.products() * p.rows / units.pieces,
-                [&](int64_t begin, int64_t end) {
-    const int64_t grad_pitch = staged_pitch(units.positions, W);
-    T* staged = static_cast<T*>(scratch(Slot::staged, sizeof(T) * p.channels * staging.channel_pitch()));
-    T* grad = static_cast<T*>(scratch(Slot::panel, sizeof(T) * p.rows * grad_pitch));
-    for (int64_t job = begin; job < end; ++job) {
-      const int64_t group = job % p.groups, piece = job / p.groups;
-      T* sums = partial + piece * piece_size + group * p.rows * row_size;
-      for (int64_t u = units.count * piece / units.pieces; u < units.count * (piece + 1) / units.pieces; ++u) {
-        const Unit unit = unit_at(p, units, u);
-        for (int64_t n = unit.first_sample; n < unit.first_sample + unit.samples; ++n) {
-          stage(staging, p.x + n * p.x_batch + group * p.channels * p.x_channel, p.channels, p.x_channel,
-                p.x_position, p.length, unit.first_position * p.stride, staged);
-          for (int64_t m = 0; m < p.rows; ++m)
-            stage_row(p.grad_output + n * p.grad_batch + (group * p.rows + m) * p.grad_row, p.grad_position,
-                      p.outputs, unit.first_position, 1, grad + m * grad_pitch, unit.positions);
-          for (int64_t m = 0; m < p.rows; m += kDotRows) {
-            const int rows = static_cast<int>(smaller(kDotRows, p.rows - m));
-            const T* a[kDotRows];
-            for (int i = 0; i < rows; ++i) a[i] = grad + (m + i) * grad_pitch;
-            for (int64_t r = 0; r < p.products(); r += kDotColumns) {
-              const int columns = static_cast<int>(smaller(kDotColumns, p.products() - r));
-              const T* b[kDotColumns];
-              for (int j = 0; j < columns; ++j)
-                b[j] = staged + (r + j) / p.taps * staging.channel_pitch() + staging.tap_start[(r + j) % p.taps];
-              select_dot_products(
-                  DotProducts<T>{a, b, unit.positions, sums + m * row_size + r, row_size}, rows, columns,
-                  std::make_integer_sequence<int, kDotRows * kDotColumns>{});
+  parallel_jobs(
+      units.pieces * p.groups, p.batch * p.outputs * p.products() * p.rows / units.pieces,
+      [&](int64_t begin, int64_t end) {
+        const int64_t grad_pitch = staged_pitch(units.positions, W);
+        T* staged = static_cast<T*>(
+            scratch(Slot::staged, sizeof(T) * p.channels * staging.channel_pitch()));
+        T* grad = static_cast<T*>(scratch(Slot::panel, sizeof(T) * p.rows * grad_pitch));
+        for (int64_t job = begin; job < end; ++job) {
+          const int64_t group = job % p.groups, piece = job / p.groups;
+          T* sums = partial + piece * piece_size + group * p.rows * row_size;
+          for (int64_t u = units.count * piece / units.pieces;
+               u < units.count * (piece + 1) / units.pieces; ++u) {
+            const Unit unit = unit_at(p, units, u);
+            for (int64_t n = unit.first_sample; n < unit.first_sample + unit.samples; ++n) {
+              stage(staging, p.x + n * p.x_batch + group * p.channels * p.x_channel, p.channels,
+                    p.x_channel, p.x_position, p.length, unit.first_position * p.stride, staged);
+              for (int64_t m = 0; m < p.rows; ++m)
+                stage_row(p.grad_output + n * p.grad_batch + (group * p.rows + m) * p.grad_row,
+                          p.grad_position, p.outputs, unit.first_position, 1, grad + m * grad_pitch,
+                          unit.positions);
+              for (int64_t m = 0; m < p.rows; m += kDotRows) {
+                const int rows = static_cast<int>(smaller(kDotRows, p.rows - m));
+                const T* a[kDotRows];
+                for (int i = 0; i < rows; ++i) a[i] = grad + (m + i) * grad_pitch;
+                for (int64_t r = 0; r < p.products(); r += kDotColumns) {
+                  const int columns = static_cast<int>(smaller(kDotColumns, p.products() - r));
+                  const T* b[kDotColumns];
+                  for (int j = 0; j < columns; ++j)
+                    b[j] = staged + (r + j) / p.taps * staging.channel_pitch() +
+                           staging.tap_start[(r + j) % p.taps];
+                  select_dot_products(
+                      DotProducts<T>{a, b, unit.positions, sums + m * row_size + r, row_size}, rows,
+                      columns, std::make_integer_sequence<int, kDotRows * kDotColumns>{});
+                }
+              }
+              if (p.grad_bias != nullptr)
+                for (int64_t m = 0; m < p.rows; ++m) {
+                  Vector<T> total{};
+                  for (int64_t t = 0; t < unit.positions; t += W)
+                    total += load_partial(grad + m * grad_pitch + t,
+                                          static_cast<int>(smaller(W, unit.positions - t)));
+                  for (int l = 0; l < W; ++l) sums[m * row_size + p.products()] += total[l];
+                }
             }
           }
-          if (p.grad_bias != nullptr)
-            for (int64_t m = 0; m < p.rows; ++m) {
-              Vector<T> total{};
-              for (int64_t t = 0; t < unit.positions; t += W)
-                total += load_partial(grad + m * grad_pitch + t, static_cast<int>(smaller(W, unit.positions - t)));
-              for (int l = 0; l < W; ++l) sums[m * row_size + p.products()] += total[l];
-            }
         }
-      }
-    }
-  });
+      });
 
   for (int64_t row = 0; row < p.groups * p.rows; ++row)
     for (int64_t r = 0; r < row_size; ++r) {
       T total = 0;
-      for (int64_t piece = 0; piece < units.pieces; ++piece) total += partial[piece * piece_size + row * row_size + r];
+      for (int64_t piece = 0; piece < units.pieces; ++piece)
+        total += partial[piece * piece_size + row * row_size + r];
       if (r < p.products())
         from_compute(total, p.grad_weight[row * p.products() + r]);
       else if (p.grad_bias != nullptr)

@@ -1,4 +1,5 @@
-// grad_weight with vectors of output channels: grad_output is turned, input positions are the scalars.
+// grad_weight with vectors of output channels: grad_output is turned, input positions are the
+// scalars.
 
 // panel[t][i] = grad_output of row first + i, zero for count <= i < padded.
 template <class S>
@@ -7,13 +8,14 @@ void pack_grad_output(const S* source, int64_t row_stride, int64_t position_stri
   constexpr int W = kLanes<Compute<S>>;
   if (position_stride == 1) {
     for (int64_t i = 0; i < padded; i += W)
-      transpose_strip(source + i * row_stride, row_stride, larger(0, smaller(W, count - i)), positions,
-                      panel + i, pitch, W);
+      transpose_strip(source + i * row_stride, row_stride, larger(0, smaller(W, count - i)),
+                      positions, panel + i, pitch, W);
     return;
   }
   for (int64_t t = 0; t < positions; ++t)
     for (int64_t i = 0; i < padded; ++i)
-      panel[t * pitch + i] = i < count ? to_compute(source[i * row_stride + t * position_stride]) : 0;
+      panel[t * pitch + i] =
+          i < count ? to_compute(source[i * row_stride + t * position_stride]) : 0;
 }
 
 template <class T>
@@ -25,20 +27,23 @@ void add_rows(const T* panel, int64_t rows, int64_t pitch, int64_t width, T* sum
   }
 }
 
-// One job: the sums of a range of panels (vectors of output channels) and of products, over one piece.
+// One job: the sums of a range of panels (vectors of output channels) and of products, over one
+// piece.
 template <class S>
 struct RowsPlan {
   Staging staging;
   Units units;
-  int64_t vectors, panels, pitch;    // of one group's output channels
-  int64_t panel_ranges, splits;      // of the panels, and of the products
-  int64_t panel_size, piece_size;    // in elements of partial[piece][group][panel][product or bias][lane]
+  int64_t vectors, panels, pitch;  // of one group's output channels
+  int64_t panel_ranges, splits;    // of the panels, and of the products
+  int64_t panel_size,
+      piece_size;  // in elements of partial[piece][group][panel][product or bias][lane]
 
   int64_t panel_vector(int64_t panel) const { return vectors * panel / panels; }
 };
 
 template <class S>
-void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job, Compute<S>* partial) {
+void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
+               Compute<S>* partial) {
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
   const Units& units = plan.units;
@@ -55,7 +60,8 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
 
   const int64_t sample_size = channels * plan.staging.channel_pitch();
   T* staged = static_cast<T*>(scratch(Slot::staged, sizeof(T) * units.samples * sample_size));
-  T* panel = static_cast<T*>(scratch(Slot::panel, sizeof(T) * units.samples * units.positions * plan.pitch));
+  T* panel = static_cast<T*>(
+      scratch(Slot::panel, sizeof(T) * units.samples * units.positions * plan.pitch));
   int64_t* starts = static_cast<int64_t*>(scratch(Slot::tile, sizeof(int64_t) * 2 * units.samples));
 
   const int64_t first_unit = units.count * piece / units.pieces;
@@ -63,7 +69,8 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
     const Unit unit = unit_at(p, units, u);
     for (int64_t i = 0; i < unit.samples; ++i) {
       stage(plan.staging,
-            p.x + (unit.first_sample + i) * p.x_batch + (group * p.channels + first_channel) * p.x_channel,
+            p.x + (unit.first_sample + i) * p.x_batch +
+                (group * p.channels + first_channel) * p.x_channel,
             channels, p.x_channel, p.x_position, p.length, unit.first_position * p.stride,
             staged + i * sample_size);
       starts[i] = i * sample_size;
@@ -102,7 +109,8 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
 
 // Adds up the pieces of one panel and turns it into place.
 template <class S>
-void finish_panel(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job, Compute<S>* partial) {
+void finish_panel(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
+                  Compute<S>* partial) {
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
   T* sums = partial + job * plan.panel_size;
@@ -116,7 +124,8 @@ void finish_panel(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t j
   const int64_t row = group * p.rows + first;
   transpose(sums, plan.pitch, p.products(), rows, p.grad_weight + row * p.products(), p.products());
   if (p.grad_bias != nullptr)
-    for (int64_t i = 0; i < rows; ++i) from_compute(sums[p.products() * plan.pitch + i], p.grad_bias[row + i]);
+    for (int64_t i = 0; i < rows; ++i)
+      from_compute(sums[p.products() * plan.pitch + i], p.grad_bias[row + i]);
 }
 
 template <class S>
@@ -135,13 +144,15 @@ void grad_weight_vectors_of_rows(const WeightGradient<S>& p) {
   plan.staging.tap_start = memory + p.taps;
   plan_for_scalars(plan.staging, plan.units.positions, p.stride, p.tap_offset, p.taps, W);
 
-  // A range stages x once for all its panels, a split packs grad_output for all its products: cut only as
-  // far as the threads need it.
-  const int64_t wanted = threads() == 1 ? 1 : divide_up(4 * threads(), plan.units.pieces * p.groups);
+  // A range stages x once for all its panels, a split packs grad_output for all its products: cut
+  // only as far as the threads need it.
+  const int64_t wanted =
+      threads() == 1 ? 1 : divide_up(4 * threads(), plan.units.pieces * p.groups);
   plan.panel_ranges = smaller(plan.panels, wanted);
   plan.splits = smaller(divide_up(p.products(), 64), divide_up(wanted, plan.panel_ranges));
 
-  T* partial = static_cast<T*>(scratch(Slot::partial, sizeof(T) * plan.units.pieces * plan.piece_size));
+  T* partial =
+      static_cast<T*>(scratch(Slot::partial, sizeof(T) * plan.units.pieces * plan.piece_size));
   const int64_t jobs = plan.units.pieces * p.groups * plan.panel_ranges * plan.splits;
   parallel_jobs(jobs, divide_up(p.batch * p.outputs * p.groups * p.rows * p.products(), jobs),
                 [&](int64_t begin, int64_t end) {

@@ -1,5 +1,5 @@
-// The core for few output channels: both operands are vectors of positions, and the lanes are added up
-// at the end. A tile of A x B sums shares its A + B loads.
+// The core for few output channels: both operands are vectors of positions, and the lanes are added
+// up at the end. A tile of A x B sums shares its A + B loads.
 
 template <class T>
 struct DotProducts {

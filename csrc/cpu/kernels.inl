@@ -1,6 +1,7 @@
-// All kernels of one instruction set. The including file sets CONVLM_ISA, its name as a namespace, and
-// CONVLM_VECTOR_BYTES, and compiles this under the matching target pragma. Nothing here may instantiate
-// library templates: their code would be shared with translation units for lesser processors.
+// All kernels of one instruction set. The including file sets CONVLM_ISA, its name as a namespace,
+// and CONVLM_VECTOR_BYTES, and compiles this under the matching target pragma. Nothing here may
+// instantiate library templates: their code would be shared with translation units for lesser
+// processors.
 
 namespace convlm::cpu {
 namespace CONVLM_ISA {
@@ -18,6 +19,8 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
       &body);
 }
 
+// Each builds on the ones above it.
+// clang-format off
 #include "cpu/activation.inl"
 #include "cpu/transpose.inl"
 #include "cpu/staging.inl"
@@ -31,6 +34,7 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/grad_weight_positions.inl"
 #include "cpu/select.inl"
 #include "cpu/functions.inl"
+// clang-format on
 
 }  // namespace
 

@@ -38,7 +38,9 @@ Activation activation_of(const std::string& name) {
   if (name == "silu") return Activation::silu;
   if (name == "gelu") return Activation::gelu;
   if (name == "sigmoid") return Activation::sigmoid;
-  STD_TORCH_CHECK(false, "forward: activation must be none, tanh, relu, silu, gelu or sigmoid, got '", name, "'");
+  STD_TORCH_CHECK(false,
+                  "forward: activation must be none, tanh, relu, silu, gelu or sigmoid, got '",
+                  name, "'");
 }
 
 ConstTensor operand(const Tensor& t) {
@@ -47,16 +49,17 @@ ConstTensor operand(const Tensor& t) {
   return result;
 }
 
-Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride,
-               int64_t pad_left, int64_t pad_right, int64_t dilation, int64_t groups,
-               const std::string& activation) {
+Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+               int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
+               int64_t groups, const std::string& activation) {
   const Tensor* b = bias ? &*bias : nullptr;
   ForwardArguments a{};
   a.geometry = check_forward(x, weight, b, stride, pad_left, pad_right, dilation, groups);
   a.dtype = dtype_of(x);
   a.activation = activation_of(activation);
   const Kernels& kernel = kernels();
-  Tensor y = torch::stable::new_empty(x, {a.geometry.batch, a.geometry.out_channels, a.geometry.out_length});
+  Tensor y = torch::stable::new_empty(
+      x, {a.geometry.batch, a.geometry.out_channels, a.geometry.out_length});
   a.x = operand(x);
   a.weight = operand(weight);
   if (b != nullptr) a.bias = operand(*b);
@@ -68,10 +71,12 @@ Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor
 Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t length, int64_t stride,
                   int64_t pad_left, int64_t pad_right, int64_t dilation, int64_t groups) {
   GradInputArguments a{};
-  a.geometry = check_grad_input(grad_output, weight, length, stride, pad_left, pad_right, dilation, groups);
+  a.geometry =
+      check_grad_input(grad_output, weight, length, stride, pad_left, pad_right, dilation, groups);
   a.dtype = dtype_of(grad_output);
   const Kernels& kernel = kernels();
-  Tensor result = torch::stable::new_empty(grad_output, {a.geometry.batch, a.geometry.in_channels, length});
+  Tensor result =
+      torch::stable::new_empty(grad_output, {a.geometry.batch, a.geometry.in_channels, length});
   a.grad_output = operand(grad_output);
   a.weight = operand(weight);
   a.grad_input = result.mutable_data_ptr();
@@ -79,11 +84,13 @@ Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t lengt
   return result;
 }
 
-std::tuple<Tensor, Tensor> grad_weight(const Tensor& grad_output, const Tensor& x, int64_t kernel_size,
-                                       int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
-                                       int64_t groups, bool with_bias) {
+std::tuple<Tensor, Tensor> grad_weight(const Tensor& grad_output, const Tensor& x,
+                                       int64_t kernel_size, int64_t stride, int64_t pad_left,
+                                       int64_t pad_right, int64_t dilation, int64_t groups,
+                                       bool with_bias) {
   GradWeightArguments a{};
-  a.geometry = check_grad_weight(grad_output, x, kernel_size, stride, pad_left, pad_right, dilation, groups);
+  a.geometry =
+      check_grad_weight(grad_output, x, kernel_size, stride, pad_left, pad_right, dilation, groups);
   a.dtype = dtype_of(x);
   const Kernels& kernel = kernels();
   Tensor weight = torch::stable::new_empty(

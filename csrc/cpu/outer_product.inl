@@ -1,11 +1,13 @@
-// The register-blocked core that all three functions share: a tile of ROWS x VECTORS vectors gathers
+// The register-blocked core that all three functions share: a tile of ROWS x VECTORS vectors
+// gathers
 //   tile[i][:] += sum over steps of row_i[step] * vector[step][:]
 // in registers. Forward reads weights as rows and positions as vectors, or the other way round;
 // grad_weight reads input positions as rows and output channels as vectors.
 
 template <class T>
 struct Product {
-  const T* const* rows;  // where each row's scalars start (with contiguous rows only rows[0] counts)
+  const T* const*
+      rows;  // where each row's scalars start (with contiguous rows only rows[0] counts)
   const T* vectors;
   // The reduction is a list of `outer` starts, each followed by `inner` regular steps.
   const int64_t* row_start;

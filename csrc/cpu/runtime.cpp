@@ -23,7 +23,8 @@ struct Buffer {
 
 void parallel(int64_t jobs, int64_t multiply_adds_per_job,
               void (*body)(const void*, int64_t, int64_t), const void* context) {
-  const int64_t grain = std::max<int64_t>(1, kMultiplyAddsPerPiece / std::max<int64_t>(1, multiply_adds_per_job));
+  const int64_t grain =
+      std::max<int64_t>(1, kMultiplyAddsPerPiece / std::max<int64_t>(1, multiply_adds_per_job));
   if (jobs <= grain) {
     if (jobs > 0) body(context, 0, jobs);
     return;

@@ -11,11 +11,13 @@ namespace convlm::cpu {
 void parallel(int64_t jobs, int64_t multiply_adds_per_job,
               void (*body)(const void* context, int64_t begin, int64_t end), const void* context);
 
-// How many threads parallel() may use. Work may be cut by it only where the cut does not show in the bits.
+// How many threads parallel() may use. Work may be cut by it only where the cut does not show in
+// the bits.
 int64_t threads();
 
 // A buffer of this thread, aligned to a cache line, valid until the same slot is asked for again.
-// Its contents are left from earlier calls. Kept between calls: fresh pages cost more than the work.
+// Its contents are left from earlier calls. Kept between calls: fresh pages cost more than the
+// work.
 enum class Slot { taps, plan, weight, staged, panel, tile, partial, count };
 void* scratch(Slot slot, size_t bytes);
 

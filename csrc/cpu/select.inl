@@ -18,12 +18,14 @@ template <class S>
 void weight_gradient(const WeightGradient<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
   if (p.batch == 0) {
-    for (int64_t i = 0; i < p.groups * p.rows * p.products(); ++i) from_compute(Compute<S>(0), p.grad_weight[i]);
+    for (int64_t i = 0; i < p.groups * p.rows * p.products(); ++i)
+      from_compute(Compute<S>(0), p.grad_weight[i]);
     if (p.grad_bias != nullptr)
       for (int64_t i = 0; i < p.groups * p.rows; ++i) from_compute(Compute<S>(0), p.grad_bias[i]);
     return;
   }
-  // A vector of positions loads twice for what a scalar loads once, so it must save half of the lanes.
+  // A vector of positions loads twice for what a scalar loads once, so it must save half of the
+  // lanes.
   if (divide_up(p.outputs, W) * p.rows * 2 < divide_up(p.rows, W) * p.outputs)
     grad_weight_vectors_of_positions(p);
   else

@@ -19,15 +19,13 @@ struct VectorOf;
 template <>
 struct VectorOf<float> {
   typedef float type __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
-  typedef float unaligned
-      __attribute__((vector_size(CONVLM_VECTOR_BYTES), aligned(4), may_alias));
+  typedef float unaligned __attribute__((vector_size(CONVLM_VECTOR_BYTES), aligned(4), may_alias));
   typedef int32_t integer __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
 };
 template <>
 struct VectorOf<double> {
   typedef double type __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
-  typedef double unaligned
-      __attribute__((vector_size(CONVLM_VECTOR_BYTES), aligned(8), may_alias));
+  typedef double unaligned __attribute__((vector_size(CONVLM_VECTOR_BYTES), aligned(8), may_alias));
   typedef int64_t integer __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
 };
 template <class T>
@@ -105,8 +103,8 @@ CONVLM_INLINE void from_compute(float v, float16& out) {
     __builtin_memcpy(&bits, &magnitude, 4);
     out.bits = static_cast<uint16_t>(sign | (bits - 0x3f000000u));
   } else {
-    out.bits = static_cast<uint16_t>(
-        sign | ((bits - 0x38000000u + 0xfffu + ((bits >> 13) & 1u)) >> 13));
+    out.bits =
+        static_cast<uint16_t>(sign | ((bits - 0x38000000u + 0xfffu + ((bits >> 13) & 1u)) >> 13));
   }
 }
 #endif
@@ -131,7 +129,8 @@ CONVLM_INLINE Vector<float> load_elements(const S* p) {
   return v;
 }
 CONVLM_INLINE Vector<float> load(const bfloat16* p) {
-  typedef uint16_t Half __attribute__((vector_size(CONVLM_VECTOR_BYTES / 2), aligned(2), may_alias));
+  typedef uint16_t Half
+      __attribute__((vector_size(CONVLM_VECTOR_BYTES / 2), aligned(2), may_alias));
   typedef uint32_t Word __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
   const Word bits = __builtin_convertvector(*reinterpret_cast<const Half*>(p), Word) << 16;
   return (Vector<float>)bits;  // same size: the bits, not the values

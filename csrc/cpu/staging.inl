@@ -1,5 +1,6 @@
-// Copies of the input into small tiles of the compute type: the only place that knows about padding,
-// storage types and strides of the input. The tiles stay in cache; nothing of the input's size is made.
+// Copies of the input into small tiles of the compute type: the only place that knows about
+// padding, storage types and strides of the input. The tiles stay in cache; nothing of the input's
+// size is made.
 
 // Every STEP-th element, from STEP vectors that lie next to each other.
 template <int STEP, class S, int... L>
@@ -8,15 +9,17 @@ CONVLM_INLINE Vector<Compute<S>> load_every(const S* p, std::integer_sequence<in
   if constexpr (STEP == 1) {
     return load(p);
   } else if constexpr (STEP == 3) {
-    const Vector<Compute<S>> two = __builtin_shufflevector(load(p), load(p + W), (3 * L < 2 * W ? 3 * L : 0)...);
+    const Vector<Compute<S>> two =
+        __builtin_shufflevector(load(p), load(p + W), (3 * L < 2 * W ? 3 * L : 0)...);
     return __builtin_shufflevector(two, load(p + 2 * W), (3 * L < 2 * W ? L : 3 * L - W)...);
   } else {
-    return __builtin_shufflevector(load_every<STEP / 2>(p, lanes), load_every<STEP / 2>(p + STEP / 2 * W, lanes),
-                                   (2 * L)...);
+    return __builtin_shufflevector(load_every<STEP / 2>(p, lanes),
+                                   load_every<STEP / 2>(p + STEP / 2 * W, lanes), (2 * L)...);
   }
 }
 
-// As many whole vectors as can be filled without reading past the last element; returns their length.
+// As many whole vectors as can be filled without reading past the last element; returns their
+// length.
 template <int STEP, class S>
 CONVLM_INLINE int64_t stage_vectors(const S* in, int64_t count, Compute<S>* out) {
   constexpr int W = kLanes<Compute<S>>;
@@ -34,7 +37,8 @@ template <class S>
 void stage_row(const S* in, int64_t stride, int64_t length, int64_t start, int64_t step,
                Compute<S>* out, int64_t width) {
   const int64_t begin = smaller(width, start < 0 ? divide_up(-start, step) : 0);
-  const int64_t end = larger(begin, smaller(width, start < length ? divide_up(length - start, step) : 0));
+  const int64_t end =
+      larger(begin, smaller(width, start < length ? divide_up(length - start, step) : 0));
   int64_t i = 0;
   for (; i < begin; ++i) out[i] = 0;
   const S* source = in + (start + begin * step) * stride;
@@ -71,8 +75,8 @@ CONVLM_INLINE int64_t staged_pitch(int64_t width, int lanes) {
 }
 
 // Each tap has a stream of its own: right for any taps, and least where dilation dwarfs the tile.
-inline void plan_separate(Staging& plan, int64_t outputs, int64_t in_step, const int64_t* tap_offset,
-                          int64_t taps, int lanes) {
+inline void plan_separate(Staging& plan, int64_t outputs, int64_t in_step,
+                          const int64_t* tap_offset, int64_t taps, int lanes) {
   plan.streams = taps;
   plan.width = outputs;
   plan.pitch = staged_pitch(plan.width, lanes);

@@ -1,5 +1,6 @@
 // Transposes between "a row per position" and "a row per channel", one square of lanes at a time.
-// Fold expressions instead of loops: the square must stay in registers, so every index must be a constant.
+// Fold expressions instead of loops: the square must stay in registers, so every index must be a
+// constant.
 
 // Swaps the off-diagonal blocks of size Half of two rows that are Half apart.
 template <class T, int Half, int... L>
@@ -30,13 +31,15 @@ CONVLM_INLINE void transpose_square(const In* in, int64_t in_pitch, Out* out, in
 
 // A square of which only `rows` x `columns` exist.
 template <class In, class Out, int... R>
-CONVLM_INLINE void transpose_part(const In* in, int64_t in_pitch, int64_t rows, int64_t columns, Out* out,
-                                  int64_t out_pitch, int64_t stored, std::integer_sequence<int, R...>) {
+CONVLM_INLINE void transpose_part(const In* in, int64_t in_pitch, int64_t rows, int64_t columns,
+                                  Out* out, int64_t out_pitch, int64_t stored,
+                                  std::integer_sequence<int, R...>) {
   using T = Compute<In>;
   const int width = static_cast<int>(columns);
   Vector<T> square[] = {(R < rows ? load_partial(in + R * in_pitch, width) : Vector<T>{})...};
   transpose_step<T, 1>(square, std::make_integer_sequence<int, kLanes<T> / 2>{});
-  (void)((R < columns && (store_partial(out + R * out_pitch, square[R], static_cast<int>(stored)), true)) &&
+  (void)((R < columns &&
+          (store_partial(out + R * out_pitch, square[R], static_cast<int>(stored)), true)) &&
          ...);
 }
 
@@ -56,13 +59,14 @@ void transpose_strip(const In* in, int64_t in_pitch, int64_t rows, int64_t colum
     return;
   }
   for (int64_t c = 0; c < columns; c += W)
-    transpose_part(in + c, in_pitch, rows, smaller(W, columns - c), out + c * out_pitch, out_pitch, stored,
-                   indices);
+    transpose_part(in + c, in_pitch, rows, smaller(W, columns - c), out + c * out_pitch, out_pitch,
+                   stored, indices);
 }
 
 // The same for any number of rows.
 template <class In, class Out>
-void transpose(const In* in, int64_t in_pitch, int64_t rows, int64_t columns, Out* out, int64_t out_pitch) {
+void transpose(const In* in, int64_t in_pitch, int64_t rows, int64_t columns, Out* out,
+               int64_t out_pitch) {
   constexpr int W = kLanes<Compute<In>>;
   for (int64_t r = 0; r < rows; r += W) {
     const int64_t start = larger(0, smaller(r, rows - W));

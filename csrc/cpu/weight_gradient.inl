@@ -1,7 +1,8 @@
 // grad_weight[o][c][k] = sum over n, t of grad_output[n][o][t] * x[n][c][input_position(t, k)], and
 // grad_bias[o] = sum over n, t of grad_output[n][o][t].
-// The sum over samples and positions is cut into units, and the units into pieces. How many pieces is a
-// matter of geometry alone, and their sums are added in order: any number of threads gives the same bits.
+// The sum over samples and positions is cut into units, and the units into pieces. How many pieces
+// is a matter of geometry alone, and their sums are added in order: any number of threads gives the
+// same bits.
 
 template <class S>
 struct WeightGradient {
@@ -23,10 +24,12 @@ struct Units {
   int64_t blocks, positions, samples, count, pieces;
 };
 
-// `length` bounds the products that one unit adds up, `sums` is the number of elements of one piece.
+// `length` bounds the products that one unit adds up, `sums` is the number of elements of one
+// piece.
 inline Units plan_units(int64_t batch, int64_t outputs, int64_t length, int64_t sums) {
   constexpr int64_t kMaxPieces = 32;
-  constexpr int64_t kMaxSums = 256 * 1024;  // of all pieces together, or adding them up costs too much
+  constexpr int64_t kMaxSums =
+      256 * 1024;  // of all pieces together, or adding them up costs too much
   Units u;
   u.blocks = divide_up(outputs, length);
   u.positions = divide_up(outputs, u.blocks);
@@ -44,5 +47,6 @@ template <class S>
 CONVLM_INLINE Unit unit_at(const WeightGradient<S>& p, const Units& u, int64_t index) {
   const int64_t block = index % u.blocks, sample = index / u.blocks * u.samples;
   const int64_t first = p.outputs * block / u.blocks;
-  return {sample, smaller(u.samples, p.batch - sample), first, p.outputs * (block + 1) / u.blocks - first};
+  return {sample, smaller(u.samples, p.batch - sample), first,
+          p.outputs * (block + 1) / u.blocks - first};
 }

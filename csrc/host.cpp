@@ -1,0 +1,45 @@
+// The pybind11 module convlm_kernels._host: everything of the library that takes no tensor.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "cpu/dispatch.h"
+#include "geometry.h"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+namespace {
+
+#if defined(__clang__)
+constexpr const char* compiler = "clang " __clang_version__;
+#else
+constexpr const char* compiler = "gcc " __VERSION__;
+#endif
+
+py::dict build_info() {
+  const std::string cuda_archs = CONVLM_CUDA_ARCHS;
+  return py::dict("torch"_a = CONVLM_TORCH_VERSION, "cuda"_a = !cuda_archs.empty(),
+                  "cuda_archs"_a = cuda_archs, "compiler"_a = compiler);
+}
+
+int64_t output_length(int64_t length, int64_t kernel_size, int64_t stride, int64_t dilation,
+                      int64_t pad_left, int64_t pad_right) {
+  // Divided by below, and a division by zero would end the process.
+  if (stride < 1)
+    throw py::value_error("stride must be at least 1, but it is " + std::to_string(stride));
+  return convlm::output_length(length, kernel_size, stride, dilation, pad_left, pad_right);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_host, m) {
+  m.def("build_info", &build_info);
+  m.def("cpu_isa", &convlm::cpu::isa_name);
+  m.def("cpu_isas", &convlm::cpu::supported_isas);
+  m.def("output_length", &output_length, "length"_a, "kernel_size"_a, "stride"_a, "dilation"_a,
+        "pad_left"_a, "pad_right"_a);
+  m.def("input_position", &convlm::input_position, "out"_a, "tap"_a, "stride"_a, "dilation"_a,
+        "pad_left"_a);
+}
