@@ -24,9 +24,11 @@ void weight_gradient(const WeightGradient<S>& p) {
       for (int64_t i = 0; i < p.groups * p.rows; ++i) from_compute(Compute<S>(0), p.grad_bias[i]);
     return;
   }
-  // A vector of positions loads twice for what a scalar loads once, so it must save half of the
-  // lanes.
-  if (divide_up(p.outputs, W) * p.rows * 2 < divide_up(p.rows, W) * p.outputs)
+  // A vector of positions loads twice for what a scalar loads once, and at the end of each sample
+  // its lanes must be added up.
+  const int64_t by_positions = p.rows * (2 * divide_up(p.outputs, W) + W);
+  const int64_t by_rows = divide_up(p.rows, W) * p.outputs;
+  if (by_positions < by_rows)
     grad_weight_vectors_of_positions(p);
   else
     grad_weight_vectors_of_rows(p);
