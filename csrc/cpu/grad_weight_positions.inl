@@ -1,5 +1,22 @@
 // grad_weight with vectors of positions: for groups of few output channels, depthwise above all.
 
+// The row itself where it holds the compute type already.
+inline const float* in_place(const float* row) { return row; }
+inline const double* in_place(const double* row) { return row; }
+inline const float* in_place(const void*) { return nullptr; }
+
+template <class T>
+T sum_of(const T* row, int64_t count) {
+  constexpr int W = kLanes<T>;
+  Vector<T> sum{};
+  int64_t t = 0;
+  for (; t + W <= count; t += W) sum += load(row + t);
+  if (t < count) sum += load_partial(row + t, static_cast<int>(count - t));
+  T total = 0;
+  for (int l = 0; l < W; ++l) total += sum[l];
+  return total;
+}
+
 template <class S>
 void grad_weight_vectors_of_positions(const WeightGradient<S>& p) {
   using T = Compute<S>;
@@ -23,7 +40,8 @@ void grad_weight_vectors_of_positions(const WeightGradient<S>& p) {
         const int64_t grad_pitch = staged_pitch(units.positions, W);
         T* staged = static_cast<T*>(
             scratch(Slot::staged, sizeof(T) * p.channels * staging.channel_pitch()));
-        T* grad = static_cast<T*>(scratch(Slot::panel, sizeof(T) * p.rows * grad_pitch));
+        T* copies = static_cast<T*>(scratch(Slot::panel, sizeof(T) * p.rows * grad_pitch));
+        const T** grad = static_cast<const T**>(scratch(Slot::tile, sizeof(T*) * p.rows));
         for (int64_t job = begin; job < end; ++job) {
           const int64_t group = job % p.groups, piece = job / p.groups;
           T* sums = partial + piece * piece_size + group * p.rows * row_size;
@@ -33,33 +51,33 @@ void grad_weight_vectors_of_positions(const WeightGradient<S>& p) {
             for (int64_t n = unit.first_sample; n < unit.first_sample + unit.samples; ++n) {
               stage(staging, p.x + n * p.x_batch + group * p.channels * p.x_channel, p.channels,
                     p.x_channel, p.x_position, p.length, unit.first_position * p.stride, staged);
-              for (int64_t m = 0; m < p.rows; ++m)
-                stage_row(p.grad_output + n * p.grad_batch + (group * p.rows + m) * p.grad_row,
-                          p.grad_position, p.outputs, unit.first_position, 1, grad + m * grad_pitch,
-                          unit.positions);
+              for (int64_t m = 0; m < p.rows; ++m) {
+                const S* source = p.grad_output + n * p.grad_batch +
+                                  (group * p.rows + m) * p.grad_row +
+                                  unit.first_position * p.grad_position;
+                grad[m] = p.grad_position == 1 ? in_place(source) : nullptr;
+                if (grad[m] != nullptr) continue;
+                T* copy = copies + m * grad_pitch;
+                stage_row(source, p.grad_position, unit.positions, 0, 1, copy, unit.positions);
+                grad[m] = copy;
+              }
               for (int64_t m = 0; m < p.rows; m += kDotRows) {
                 const int rows = static_cast<int>(smaller(kDotRows, p.rows - m));
-                const T* a[kDotRows];
-                for (int i = 0; i < rows; ++i) a[i] = grad + (m + i) * grad_pitch;
                 for (int64_t r = 0; r < p.products(); r += kDotColumns) {
                   const int columns = static_cast<int>(smaller(kDotColumns, p.products() - r));
                   const T* b[kDotColumns];
                   for (int j = 0; j < columns; ++j)
                     b[j] = staged + (r + j) / p.taps * staging.channel_pitch() +
                            staging.tap_start[(r + j) % p.taps];
-                  select_dot_products(
-                      DotProducts<T>{a, b, unit.positions, sums + m * row_size + r, row_size}, rows,
-                      columns, std::make_integer_sequence<int, kDotRows * kDotColumns>{});
+                  select_dot_products(DotProducts<T>{grad + m, b, unit.positions,
+                                                     sums + m * row_size + r, row_size},
+                                      rows, columns,
+                                      std::make_integer_sequence<int, kDotRows * kDotColumns>{});
                 }
               }
               if (p.grad_bias != nullptr)
-                for (int64_t m = 0; m < p.rows; ++m) {
-                  Vector<T> total{};
-                  for (int64_t t = 0; t < unit.positions; t += W)
-                    total += load_partial(grad + m * grad_pitch + t,
-                                          static_cast<int>(smaller(W, unit.positions - t)));
-                  for (int l = 0; l < W; ++l) sums[m * row_size + p.products()] += total[l];
-                }
+                for (int64_t m = 0; m < p.rows; ++m)
+                  sums[m * row_size + p.products()] += sum_of(grad[m], unit.positions);
             }
           }
         }

@@ -29,6 +29,7 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/correlation.inl"
 #include "cpu/correlate_positions.inl"
 #include "cpu/correlate_rows.inl"
+#include "cpu/depthwise.inl"
 #include "cpu/weight_gradient.inl"
 #include "cpu/grad_weight_rows.inl"
 #include "cpu/grad_weight_positions.inl"

@@ -6,6 +6,10 @@ template <class S>
 void correlate(const Correlation<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
   if (p.batch == 0 || p.outputs <= 0) return;
+  // Few rows per channel leave nothing to block over. Past one chain the sums need their tile.
+  if (p.channels == 1 && p.rows <= 2 && p.taps <= kChain && p.in_step == 1 && p.in_position == 1 &&
+      p.out_step == 1)
+    return correlate_depthwise(p);
   const int64_t by_positions = divide_up(p.outputs, W) * p.rows;
   const int64_t by_rows = divide_up(p.rows, W) * p.outputs;
   if (by_positions * 8 <= by_rows * 9)
