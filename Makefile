@@ -1,0 +1,68 @@
+# Everything from a fresh checkout: `make train`, `make test`. Nothing to configure.
+#
+# A set-up step is repeated only where what it depends on is newer than its stamp in .venv.
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+WORDS  ?=
+ARGS   ?=
+
+VENV     := .venv
+BIN      := $(VENV)/bin
+PIP      := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES  := setup.py pyproject.toml $(shell find csrc -type f)
+CPP_CODE := $(foreach kind,cpp h inl cu cuh,$(shell find csrc tests -name '*.$(kind)'))
+# Read from pyproject.toml, so that the list stands in one place.
+REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help build train test lint format bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo 'Variables: WORDS=file|names (train), ARGS="..." (train, test, bench), PYTHON, TORCH.'
+
+build: $(VENV)/.built  ## .venv with torch and the package, compiled in place
+
+train: $(VENV)/.built  ## train the dilated language model, invent words, draw the loss curve
+	$(BIN)/convlm train --model dilated $(if $(WORDS),--words '$(WORDS)') $(ARGS)
+
+test: $(VENV)/.built $(VENV)/.test  ## the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.built $(VENV)/.dev  ## ruff, clang-format and mypy, changing nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(CPP_CODE)
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## let ruff and clang-format rewrite the sources
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP_CODE)
+
+bench: $(VENV)/.built  ## time our kernels against torch's on the seed's shapes
+	$(BIN)/python benchmarks/bench_seed.py $(ARGS)
+
+clean:  ## remove everything that was built, .venv included
+	rm -rf $(VENV) build dist *.egg-info convlm_kernels/*.so
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- Set-up ---------------------------------------------------------------------------------------
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) $(TORCH)
+	$(PIP) $$($(BIN)/python -c '$(REQUIRES)')
+	@touch $@
+
+$(VENV)/.built: $(SOURCES) | $(VENV)/.torch
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.%: pyproject.toml | $(VENV)/.built
+	$(PIP) --no-build-isolation --editable '.[$*]'
+	@touch $@

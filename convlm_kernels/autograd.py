@@ -1,0 +1,233 @@
+"""Differentiation of the convolution, written once for every backend.
+
+With T(x, weight, g) = sum(g * conv(x, weight)), linear in each of its three arguments, the three
+operators are the gradients of T:
+
+    forward(x, weight) = dT/dg      grad_input(g, weight) = dT/dx      grad_weight(g, x) = dT/dweight
+
+So the derivatives of each one are the two others, to any order, and that is all this file says.
+
+``window`` stands for the settings (stride, pad_left, pad_right, dilation, groups) throughout.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from . import ops
+
+Window = tuple[int, int, int, int, int]
+
+_aten = torch.ops.aten
+_functorch_active = torch._C._are_functorch_transforms_active
+_grad_enabled = torch.is_grad_enabled
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "sigmoid": torch.sigmoid,
+}
+
+# Derivatives that need only the output, which is kept anyway. The other activations are fused
+# only where no gradient is wanted: theirs need the convolution's own result, so that must be
+# written out in any case. Elementwise, so one formula serves both directions.
+_FROM_OUTPUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "tanh": _aten.tanh_backward.default,
+    "sigmoid": _aten.sigmoid_backward.default,
+    "relu": lambda gradient, y: _aten.threshold_backward.default(gradient, y, 0),
+}
+
+
+class _Forward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return ops.forward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, weight, _, *ctx.window, ctx.activation = inputs
+        x_needed, weight_needed = ctx.needs_input_grad[:2]
+        ctx.length, ctx.kernel_size = x.size(2), weight.size(2)
+        y = None if ctx.activation == "none" else output
+        ctx.save_for_backward(x if weight_needed else None, weight if x_needed else None, y)
+        ctx.save_for_forward(x, weight, y)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        x, weight, y = ctx.saved_tensors
+        x_needed, weight_needed, bias_needed = ctx.needs_input_grad[:3]
+        if y is not None:
+            grad_output = _FROM_OUTPUT[ctx.activation](grad_output, y)
+        grad_x = grad_w = grad_b = None
+        if x_needed:
+            grad_x = grad_input(grad_output, weight, ctx.length, ctx.window)
+        if weight_needed:
+            grad_w, grad_b = grad_weight(
+                grad_output, x, ctx.kernel_size, ctx.window, bias_needed
+            )
+        elif bias_needed:
+            grad_b = grad_output.sum((0, 2))
+        return grad_x, grad_w, grad_b if bias_needed else None, *[None] * 6
+
+    @staticmethod
+    def jvp(ctx: Any, x_tangent: Any, weight_tangent: Any, bias_tangent: Any, *_: None) -> Tensor:
+        x, weight, y = ctx.saved_tensors
+        if weight_tangent is None:
+            weight_tangent = torch.zeros_like(weight)
+        tangent = forward(x, weight_tangent, bias_tangent, ctx.window)
+        if x_tangent is not None:
+            tangent = tangent + forward(x_tangent, weight, None, ctx.window)
+        return tangent if y is None else _FROM_OUTPUT[ctx.activation](tangent, y)
+
+
+class _GradInput(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return ops.grad_input(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        grad_output, weight, ctx.length, *ctx.window = inputs
+        ctx.save_for_backward(grad_output, weight)
+        ctx.save_for_forward(grad_output, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad_x: Tensor) -> Any:
+        grad_output, weight = ctx.saved_tensors
+        grad_grad_output = grad_w = None
+        if ctx.needs_input_grad[0]:
+            grad_grad_output = forward(grad_x, weight, None, ctx.window)
+        if ctx.needs_input_grad[1]:
+            grad_w, _ = grad_weight(grad_output, grad_x, weight.size(2), ctx.window, False)
+        return grad_grad_output, grad_w, *[None] * 6
+
+    @staticmethod
+    def jvp(ctx: Any, grad_output_tangent: Any, weight_tangent: Any, *_: None) -> Tensor:
+        grad_output, weight = ctx.saved_tensors
+        if weight_tangent is None:
+            weight_tangent = torch.zeros_like(weight)
+        tangent = grad_input(grad_output, weight_tangent, ctx.length, ctx.window)
+        if grad_output_tangent is not None:
+            tangent = tangent + grad_input(grad_output_tangent, weight, ctx.length, ctx.window)
+        return tangent
+
+
+class _GradWeight(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return ops.grad_weight(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        grad_output, x, ctx.kernel_size, *ctx.window, ctx.with_bias = inputs
+        ctx.save_for_backward(grad_output, x)
+        ctx.save_for_forward(grad_output, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad_w: Tensor, grad_b: Tensor) -> Any:
+        grad_output, x = ctx.saved_tensors
+        grad_grad_output = grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_grad_output = forward(x, grad_w, grad_b if ctx.with_bias else None, ctx.window)
+        if ctx.needs_input_grad[1]:
+            grad_x = grad_input(grad_output, grad_w, x.size(2), ctx.window)
+        return grad_grad_output, grad_x, *[None] * 7
+
+    @staticmethod
+    def jvp(ctx: Any, grad_output_tangent: Any, x_tangent: Any, *_: None) -> tuple[Tensor, Tensor]:
+        grad_output, x = ctx.saved_tensors
+        settings = ctx.kernel_size, ctx.window
+        if grad_output_tangent is None:
+            grad_output_tangent = torch.zeros_like(grad_output)
+        w_tangent, b_tangent = grad_weight(grad_output_tangent, x, *settings, ctx.with_bias)
+        if x_tangent is not None:
+            w_tangent = w_tangent + grad_weight(grad_output, x_tangent, *settings, False)[0]
+        return w_tangent, b_tangent
+
+
+def _direct(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """The same function without ``setup_context``: functorch needs it, and it costs 27 us a call."""
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    return type(f"{function.__name__}Direct", (torch.autograd.Function,), members)
+
+
+_ForwardDirect, _GradInputDirect, _GradWeightDirect = map(
+    _direct, (_Forward, _GradInput, _GradWeight)
+)
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation looks on."""
+    return _functorch_active() or forward_ad._current_level >= 0
+
+
+# torch.compile of a torch.func transform would trace an autograd.Function as a constant and lose
+# its gradient in silence. This way it runs the transform uncompiled, or, with fullgraph, says why.
+@torch.compiler.disable(reason="an autograd.Function inside a torch.func transform")
+def _apply_transformed(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    return function.apply(*inputs)
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, activation: str = "none"
+) -> Tensor:
+    """activation(conv(x, weight) + bias), differentiable to any order.
+
+    Shapes: x (batch, in_channels, length), weight (out_channels, in_channels / groups,
+    kernel_size), bias (out_channels), result (batch, out_channels, out_length); one dtype.
+
+    Raises:
+        RuntimeError: an impossible geometry; names the argument and its value.
+    """
+    if _transformed():
+        apply = functools.partial(_apply_transformed, _Forward)
+    elif _grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        apply = _ForwardDirect.apply
+    else:
+        return ops.forward(x, weight, bias, *window, activation)
+    if activation == "none" or activation in _FROM_OUTPUT:
+        return apply(x, weight, bias, *window, activation)
+    return ACTIVATIONS[activation](apply(x, weight, bias, *window, "none"))
+
+
+def grad_input(grad_output: Tensor, weight: Tensor, length: int, window: Window) -> Tensor:
+    """Gradient of x, (batch, in_channels, length), differentiable to any order."""
+    if _transformed():
+        return _apply_transformed(_GradInput, grad_output, weight, length, *window)
+    if _grad_enabled() and (grad_output.requires_grad or weight.requires_grad):
+        return _GradInputDirect.apply(grad_output, weight, length, *window)
+    return ops.grad_input(grad_output, weight, length, *window)
+
+
+def grad_weight(
+    grad_output: Tensor, x: Tensor, kernel_size: int, window: Window, with_bias: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and of bias (empty unless ``with_bias``), differentiable to any order."""
+    if _transformed():
+        return _apply_transformed(_GradWeight, grad_output, x, kernel_size, *window, with_bias)
+    if _grad_enabled() and (grad_output.requires_grad or x.requires_grad):
+        return _GradWeightDirect.apply(grad_output, x, kernel_size, *window, with_bias)
+    return ops.grad_weight(grad_output, x, kernel_size, *window, with_bias)

@@ -1,0 +1,131 @@
+"""Which backend runs what.
+
+Each ``can_run_<backend>(geometry, dtype, device)`` returns None, or the reason why not. Dispatch,
+test skips, benchmarks and the command line all ask these predicates, so there is one truth.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from .geometry import Conv1dGeometry
+
+BACKENDS = ("cpp", "cuda", "triton", "torch")
+
+KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+
+Predicate = Callable[[Conv1dGeometry, torch.dtype, torch.device], str | None]
+
+
+def _dtype_reason(dtype: torch.dtype) -> str | None:
+    if dtype in KERNEL_DTYPES:
+        return None
+    allowed = ", ".join(sorted(str(d).removeprefix("torch.") for d in KERNEL_DTYPES))
+    return f"dtype {str(dtype).removeprefix('torch.')} is not one of {allowed}"
+
+
+def can_run_cpp(
+    geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """C++ kernels: every geometry. A meta tensor has a shape only, which the operators know."""
+    if device.type not in ("cpu", "meta"):
+        return f"the C++ kernels run on the CPU, not on {device.type}"
+    return _dtype_reason(dtype)
+
+
+def can_run_cuda(
+    geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """CUDA kernels."""
+    return "this build has no CUDA kernels"
+
+
+def can_run_triton(
+    geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """Triton kernels."""
+    return "the Triton kernels are not part of this version"
+
+
+def can_run_torch(
+    geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """ATen, the yardstick: whatever torch itself runs."""
+    return None
+
+
+PREDICATES: dict[str, Predicate] = {
+    "cpp": can_run_cpp,
+    "cuda": can_run_cuda,
+    "triton": can_run_triton,
+    "torch": can_run_torch,
+}
+
+
+class Rule(NamedTuple):
+    """``auto`` takes the first rule whose backend can run the problem."""
+
+    name: str
+    backend: str
+    reason: str
+
+
+AUTO_RULES = (
+    Rule("own kernel on the CPU", "cpp", "as fast as ATen or faster, activation fused"),
+    Rule("no own kernel", "torch", "correct everywhere; says so once for each device"),
+)
+
+
+
+def check_name(backend: str) -> None:
+    """ValueError unless ``backend`` is "auto" or one of BACKENDS."""
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend must be 'auto' or one of {BACKENDS}, got {backend!r}")
+
+
+_devices_warned: set[str] = set()
+
+
+def select(
+    backend: str, geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device
+) -> str:
+    """The backend that runs this problem: ``backend`` itself, or the choice of "auto".
+
+    Raises:
+        ValueError: an unknown backend.
+        TypeError: "auto" with a dtype that is not one of float32, float64, bfloat16, float16.
+        RuntimeError: an explicit backend that cannot run the problem, with its reason.
+    """
+    if backend == "auto":
+        return _select_auto(geometry, dtype, device)
+    check_name(backend)
+    reason = PREDICATES[backend](geometry, dtype, device)
+    if reason is not None:
+        raise RuntimeError(f"backend={backend!r} cannot run this convolution: {reason}")
+    return backend
+
+
+def _select_auto(
+    geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device
+) -> str:
+    dtype_reason = _dtype_reason(dtype)
+    if dtype_reason is not None:
+        raise TypeError(f"{dtype_reason} (backend='torch' runs whatever torch does)")
+    chosen = next(
+        rule.backend
+        for rule in AUTO_RULES
+        if PREDICATES[rule.backend](geometry, dtype, device) is None
+    )
+    if chosen == "torch" and device.type not in _devices_warned:
+        _devices_warned.add(device.type)
+        warnings.warn(
+            f"convlm_kernels has no kernel for device {device.type!r} in this build; "
+            "convolutions there are torch's own (backend='torch' says so without this warning)",
+            UserWarning,
+            stacklevel=4,
+        )
+    return chosen

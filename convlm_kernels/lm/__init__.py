@@ -1,0 +1,28 @@
+"""Character language models on `convlm_kernels.Conv1d`: data, models, training, generation."""
+
+from .checkpoint import Checkpoint, load_checkpoint
+from .data import Alphabet, Data, Split, contexts, make_data
+from .generation import sample
+from .models import CNN, MLP, DilatedCNN
+from .training import Losses, Progress, Schedule, evaluate, train
+from .words import load_words
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "Alphabet",
+    "Checkpoint",
+    "Data",
+    "DilatedCNN",
+    "Losses",
+    "Progress",
+    "Schedule",
+    "Split",
+    "contexts",
+    "evaluate",
+    "load_checkpoint",
+    "load_words",
+    "make_data",
+    "sample",
+    "train",
+]

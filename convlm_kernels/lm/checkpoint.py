@@ -1,0 +1,91 @@
+"""Checkpoints: one safetensors file, replaced as a whole, from which training goes on exactly.
+
+Weights are under their own names, the generator and the losses under "training/...", and all
+settings as JSON in the header. One file, since weights and generator must be of the same step.
+Nothing is ever unpickled.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .data import Alphabet
+from .files import write_whole
+from .models import CharModel, build_model
+from .training import Progress
+
+FILE = "checkpoint.safetensors"
+FORMAT = "convlm checkpoint 1"
+HEADER = "convlm"
+TRAINING = "training/"
+
+
+@dataclass
+class Checkpoint:
+    """A model, what its tokens mean, how it was trained (`settings`, plain JSON), how far it is."""
+
+    kind: str
+    model: CharModel
+    alphabet: Alphabet
+    settings: dict[str, Any]
+    progress: Progress
+
+    def save(self, path: Path) -> None:
+        """Writes the file at `path`, or leaves what is there as it is."""
+        header = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "sizes": self.model.sizes(),
+            "alphabet": self.alphabet.symbols,
+            "settings": self.settings,
+            "evaluations": self.progress.evaluations,
+        }
+        tensors = dict(self.model.state_dict())
+        tensors[TRAINING + "generator"] = self.progress.generator.get_state()
+        tensors[TRAINING + "losses"] = torch.tensor(self.progress.losses, dtype=torch.float64)
+        write_whole(path, save(tensors, {HEADER: json.dumps(header)}))
+
+
+def load_checkpoint(path: str | os.PathLike[str], backend: str = "auto") -> Checkpoint:
+    """The checkpoint at `path`, a file or the folder of a training; the model is on the CPU.
+
+    Raises ValueError where there is none, or where the file is truncated or not one of ours.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ValueError(f"no checkpoint at {path}") from None
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is not a whole checkpoint: {error}") from None
+    if HEADER not in metadata:
+        raise ValueError(f"{path} is a safetensors file, but not a {FORMAT}")
+    try:
+        return _restore(json.loads(metadata[HEADER]), tensors, backend)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold what its header says: {error}") from error
+
+
+def _restore(header: dict[str, Any], tensors: dict[str, Tensor], backend: str) -> Checkpoint:
+    if header["format"] != FORMAT:
+        raise ValueError(f"it is a {header['format']}, and this version reads {FORMAT}")
+    generator = torch.Generator()
+    generator.set_state(tensors.pop(TRAINING + "generator"))
+    losses = tensors.pop(TRAINING + "losses").tolist()
+    model = build_model(header["kind"], header["sizes"], backend)
+    model.to(tensors["embedding.weight"].dtype).load_state_dict(tensors)
+    evaluations = [(step, loss) for step, loss in header["evaluations"]]
+    progress = Progress(generator, losses, evaluations)
+    alphabet = Alphabet(header["alphabet"])
+    return Checkpoint(header["kind"], model, alphabet, header["settings"], progress)

@@ -1,0 +1,190 @@
+"""The command line: `convlm train | sample | eval | info`, also `python -m convlm_kernels`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+
+from ..backends import BACKENDS
+from .checkpoint import load_checkpoint
+from .data import make_data
+from .generation import sample
+from .info import print_info
+from .models import MODELS
+from .options import DTYPES, device, number, rate, step_or_fraction, whole
+from .runs import (
+    DEFAULTS,
+    PACKAGED_STEPS,
+    evaluate_all,
+    prepare,
+    print_losses,
+    run_training,
+    to_device,
+)
+from .training import TrainingError
+from .words import load_words
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line, the same as those of bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"convlm: error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, 2 for bad usage or input, 130 when interrupted."""
+    args = make_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (ValueError, OSError, TrainingError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"convlm: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="convlm", description="Character language models on our own Conv1d.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (add_train, add_sample, add_eval):
+        add_machine_options(add(commands))
+    info = commands.add_parser("info", help="versions, and which backends run here")
+    info.set_defaults(run=lambda args: print_info())
+    return parser
+
+
+def add_train(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "train",
+        help="train a model and write checkpoint, loss curve and figures",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="The defaults are those of the notebook that this project starts from.",
+    )
+
+    def option(name: str, help: str, **keywords: Any) -> None:
+        default = DEFAULTS[name.removeprefix("--").replace("-", "_")]
+        parser.add_argument(name, help=f"{help} (default {default})", **keywords)
+
+    option("--model", "which model", choices=MODELS)
+    parser.add_argument(
+        "--words",
+        help='a file with one word a line, or "names" for the public list, which is downloaded '
+        "once (default: a small list of English words that comes with the package)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=whole(1),
+        help=f"steps of SGD in all (default {DEFAULTS['steps']}; {PACKAGED_STEPS} on the packaged "
+        "list, which is so small that the model would learn it by heart)",
+    )
+    option("--batch-size", "words in a batch, drawn with replacement", type=whole(1))
+    option("--lr", "learning rate", type=rate)
+    option("--final-lr", "learning rate from --lr-drop on", type=rate)
+    option("--lr-drop", "a step, or with a point a fraction of the steps", type=step_or_fraction)
+    option("--seed", "of the weights and the batches", type=whole(0))
+    option("--dtype", "of the weights", choices=DTYPES)
+    option("--context", "characters that a prediction sees", type=whole(1))
+    option("--embedding", "size of a character's embedding", type=whole(1))
+    option("--hidden", "channels of the dilated model", type=whole(1))
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder to write; an earlier training there is replaced (default runs/MODEL)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint in the folder"
+    )
+    parser.add_argument(
+        "--save-every", type=whole(1), default=1_000, metavar="STEPS", help="(default 1000)"
+    )
+    parser.add_argument(
+        "--eval-every",
+        type=whole(0),
+        default=1_000,
+        metavar="STEPS",
+        help="measure the val loss for the curve, 0 never (default 1000)",
+    )
+    parser.add_argument(
+        "--samples", type=whole(0), default=10, help="words to invent at the end (default 10)"
+    )
+    parser.set_defaults(run=run_training)
+    return parser
+
+
+def add_sample(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = commands.add_parser("sample", help="words that a trained model invents")
+    add_checkpoint(parser)
+    parser.add_argument("--count", type=whole(1), default=20, help="how many (default 20)")
+    parser.add_argument("--prefix", default="", help="what each word begins with")
+    parser.add_argument(
+        "--temperature", type=number, default=1.0, help="0 takes the likeliest (default 1)"
+    )
+    parser.add_argument("--top-k", type=whole(1), help="draw among the k likeliest characters")
+    parser.add_argument(
+        "--max-length", type=whole(1), default=64, help="cut longer words (default 64)"
+    )
+    parser.add_argument("--seed", type=whole(0), help="for the same words again")
+    parser.set_defaults(run=run_sample)
+    return parser
+
+
+def add_eval(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = commands.add_parser("eval", help="losses of a trained model on train, val and test")
+    add_checkpoint(parser)
+    parser.add_argument("--words", help="other words than those it was trained on")
+    parser.set_defaults(run=run_eval)
+    return parser
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        default="runs/dilated",
+        help="folder of a training, or the file in it (default runs/dilated)",
+    )
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", type=device, default=device("cpu"), help="(default cpu)")
+    parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
+    parser.add_argument(
+        "--threads", type=whole(1), help="CPU threads (default 1; torch's choice for large models)"
+    )
+
+
+def run_sample(args: argparse.Namespace) -> int:
+    run = load_checkpoint(args.checkpoint, args.backend)
+    generator = torch.Generator()
+    if args.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(args.seed)
+    words = sample(
+        prepare(run.model, args),
+        run.alphabet,
+        args.count,
+        prefix=args.prefix,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        max_length=args.max_length,
+        generator=generator,
+    )
+    print("\n".join(words), flush=True)
+    return 0
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    run = load_checkpoint(args.checkpoint, args.backend)
+    words = load_words(args.words or run.settings["words"])
+    data = make_data(words, run.model.context, alphabet=run.alphabet)
+    print(f"{run.kind} model at step {run.progress.step:,}, {len(words):,} words")
+    print_losses(evaluate_all(prepare(run.model, args), to_device(data, args.device)))
+    return 0

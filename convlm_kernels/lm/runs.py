@@ -1,0 +1,203 @@
+"""One training as a folder: checkpoint, loss curve and figures."""
+
+import hashlib
+import json
+import signal
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import FILE, Checkpoint, load_checkpoint
+from .data import Alphabet, Data, Split, contexts, make_data
+from .files import write_whole
+from .generation import sample
+from .models import MLP, CharModel, build_model
+from .options import DTYPES
+from .plots import plot_losses
+from .training import Losses, Progress, Schedule, evaluate, train
+from .words import load_words
+
+# What a training is made of. It is kept in the checkpoint, and a resumed training keeps to it.
+DEFAULTS: dict[str, Any] = {
+    "model": "dilated",
+    "words": None,
+    "steps": 20_000,
+    "batch_size": 32,
+    "lr": 0.1,
+    "final_lr": 0.01,
+    "lr_drop": 0.75,
+    "seed": 42,
+    "dtype": "float32",
+    "context": 8,
+    "embedding": 10,
+    "hidden": 100,
+}
+MAY_CHANGE = ("steps", "words")  # on resuming; the words may be elsewhere, if they are the same
+PACKAGED_STEPS = 4_000  # the val loss of the dilated model is lowest there on the packaged list
+
+# Below this many parameters one thread is the default. A step of the seed's dilated model takes
+# about 2 ms: a second thread gained 1.4x on two idle cores, but where another program kept a core
+# busy, the threads waited for each other and a step took 20 times as long.
+SMALL_MODEL = 1_000_000
+
+
+def run_training(args: Namespace) -> int:
+    """`convlm train`: trains or resumes, writes the folder, returns the exit code."""
+    given = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
+    folder = Path(args.out or f"runs/{given.get('model', DEFAULTS['model'])}")
+    run, words = resume(folder, given, args.backend) if args.resume else start(given, args.backend)
+    data = to_device(make_data(words, run.model.context, alphabet=run.alphabet), args.device)
+    prepare(run.model, args)
+    folder.mkdir(parents=True, exist_ok=True)
+    run.save(folder / FILE)  # before any work, to see that it can be written
+    print(f"{run.kind} model, {count_parameters(run.model):,} parameters, {len(words):,} words")
+
+    def after_step(progress: Progress) -> None:
+        if args.eval_every and progress.step % args.eval_every == 0:
+            loss = evaluate(run.model, data.val, run.alphabet.stop).all_positions
+            progress.evaluations.append((progress.step, loss))
+        if progress.step % args.save_every == 0:
+            run.save(folder / FILE)
+
+    examples = data.train
+    if isinstance(run.model, MLP):
+        examples = contexts(data.train, data.context)
+    with stop_on_interrupt(run.progress):
+        train(run.model, examples, schedule_of(run.settings), run.progress, after_step)
+    run.save(folder / FILE)
+    if run.progress.stop:
+        print(f"stopped at step {run.progress.step:,}; --resume goes on from there")
+        return 130
+    report(run, data, words, folder, args.samples)
+    return 0
+
+
+def start(given: dict[str, Any], backend: str) -> tuple[Checkpoint, list[str]]:
+    """A new training and its words."""
+    settings = DEFAULTS | given
+    if settings["words"] is None and "steps" not in given:
+        settings["steps"] = PACKAGED_STEPS
+    kind = settings["model"]
+    if kind != "dilated" and "hidden" in given:
+        raise ValueError(f"--hidden is for the dilated model; the {kind} has no hidden layer")
+    words = load_words(settings["words"])
+    settings["words_sha256"] = fingerprint(words)
+    alphabet = Alphabet.of(words)
+    sizes = {"vocab": len(alphabet), **{key: settings[key] for key in ("context", "embedding")}}
+    if kind == "dilated":
+        sizes["hidden"] = settings["hidden"]
+    torch.manual_seed(settings["seed"])
+    model = build_model(kind, sizes, backend).to(DTYPES[settings["dtype"]])
+    return Checkpoint(kind, model, alphabet, settings, Progress.start(settings["seed"])), words
+
+
+def resume(folder: Path, given: dict[str, Any], backend: str) -> tuple[Checkpoint, list[str]]:
+    """The training in `folder` and its words; what is `given` may not contradict it."""
+    run = load_checkpoint(folder, backend)
+    for name, value in given.items():
+        if name not in MAY_CHANGE and value != run.settings[name]:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{option} {value} contradicts {folder}, which was begun with {run.settings[name]}"
+            )
+    run.settings |= given
+    words = load_words(run.settings["words"])
+    if fingerprint(words) != run.settings["words_sha256"]:
+        raise ValueError(f"the words are not those that {folder} was begun with")
+    if run.progress.step > run.settings["steps"]:
+        raise ValueError(f"{folder} is at step {run.progress.step} already")
+    return run, words
+
+
+def schedule_of(settings: dict[str, Any]) -> Schedule:
+    drop = settings["lr_drop"]
+    if isinstance(drop, float):
+        drop = int(drop * settings["steps"])
+    return Schedule(
+        settings["steps"], settings["batch_size"], settings["lr"], settings["final_lr"], drop
+    )
+
+
+def report(run: Checkpoint, data: Data, words: Sequence[str], folder: Path, samples: int) -> None:
+    """Prints and writes losses, invented words and the loss curve."""
+    losses = evaluate_all(run.model, data)
+    print_losses(losses)
+    invented = []
+    if samples:
+        generator = torch.Generator().manual_seed(run.settings["seed"])
+        invented = sample(run.model, run.alphabet, samples, generator=generator)
+        known = set(words)
+        print("\nnew words (* is in the list):")
+        print("\n".join(f"  {word}{' *' * (word in known)}" for word in invented))
+    plot_losses(run.progress, folder / "loss.png", f"{run.kind} model")
+    metrics = {
+        "model": run.kind,
+        "sizes": run.model.sizes(),
+        "settings": run.settings,
+        "step": run.progress.step,
+        "losses": {name: asdict(loss) for name, loss in losses.items()},
+        "evaluations": run.progress.evaluations,
+        "samples": invented,
+    }
+    write_whole(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
+    print(f"\nwrote {FILE}, loss.png and metrics.json in {folder}")
+
+
+def evaluate_all(model: CharModel, data: Data) -> dict[str, Losses]:
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    return {name: evaluate(model, split, data.alphabet.stop) for name, split in splits.items()}
+
+
+def print_losses(losses: dict[str, Losses]) -> None:
+    """A table, one column a split."""
+    print(f"\n{'loss (nats)':<18}" + "".join(f"{name:>9}" for name in losses))
+    for title, attribute in (
+        ("all positions", "all_positions"),
+        ("real predictions", "real_predictions"),
+    ):
+        values = (getattr(loss, attribute) for loss in losses.values())
+        print(f"{title:<18}" + "".join(f"{value:>9.4f}" for value in values))
+
+
+def prepare(model: CharModel, args: Namespace) -> CharModel:
+    """Sets the threads and moves `model` to the device; ValueError if it cannot run there."""
+    if args.threads or count_parameters(model) < SMALL_MODEL:
+        torch.set_num_threads(args.threads or 1)
+    try:
+        model.to(args.device)(torch.zeros(1, model.context, dtype=torch.int64, device=args.device))
+    except RuntimeError as error:
+        raise ValueError(f"the model cannot run on {args.device}: {error}") from error
+    return model
+
+
+def to_device(data: Data, device: torch.device) -> Data:
+    moved = (Split(*(t.to(device) for t in split)) for split in (data.train, data.val, data.test))
+    return Data(data.alphabet, data.context, *moved)
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def fingerprint(words: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+@contextmanager
+def stop_on_interrupt(progress: Progress) -> Iterator[None]:
+    """The first Ctrl-C ends the training after its current step, a second one at once."""
+
+    def stop(signum: int, frame: object) -> None:
+        progress.stop = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

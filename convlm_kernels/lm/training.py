@@ -1,0 +1,129 @@
+"""The training loop of the language models, and their losses."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .data import Split, real_predictions
+
+PRINT_EVERY = 1_000  # steps
+BAR_EVERY = 20  # steps; formatting the loss costs more than some models' step does
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the loss is not finite."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """SGD with batches drawn with replacement; `final_lr` from step `lr_drop` on."""
+
+    steps: int = 20_000
+    batch_size: int = 32
+    lr: float = 0.1
+    final_lr: float = 0.01
+    lr_drop: int = 15_000
+
+    def lr_at(self, step: int) -> float:
+        return self.lr if step < self.lr_drop else self.final_lr
+
+
+@dataclass
+class Progress:
+    """How far a training has come; with the weights, all that is needed to continue it."""
+
+    generator: torch.Generator  # draws the batches; on the CPU, so they are the same everywhere
+    losses: list[float] = field(default_factory=list)  # one a step done
+    evaluations: list[tuple[int, float]] = field(default_factory=list)  # step, val loss
+    stop: bool = False  # set from outside to end after the current step
+
+    @classmethod
+    def start(cls, seed: int) -> "Progress":
+        return cls(torch.Generator().manual_seed(seed))
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+
+def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of logits (batch, vocab, length) and y (batch, length), in float32 at least."""
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    return F.cross_entropy(logits, y, reduction=reduction)
+
+
+def train(
+    model: nn.Module,
+    split: Split,
+    schedule: Schedule,
+    progress: Progress,
+    after_step: Callable[[Progress], None] | None = None,
+) -> None:
+    """Trains `model` on `split` (on the model's device) until `schedule.steps` or `progress.stop`.
+
+    Raises TrainingError, with the weights as they were, at the first loss that is not finite.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr=schedule.lr)
+    model.train()
+    first, begin = progress.step, perf_counter()
+    with tqdm(total=schedule.steps, initial=first, disable=None) as bar:
+        while progress.step < schedule.steps and not progress.stop:
+            rows = torch.randint(
+                len(split.x), (schedule.batch_size,), generator=progress.generator
+            ).to(split.x.device)
+            loss = loss_of(model(split.x[rows]), split.y[rows])
+            if not math.isfinite(loss.item()):
+                raise TrainingError(
+                    f"the loss became {loss.item()} at step {progress.step}; "
+                    "a lower learning rate or another dtype may help"
+                )
+            optimizer.param_groups[0]["lr"] = schedule.lr_at(progress.step)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+            progress.losses.append(loss.item())
+            bar.update()
+            if progress.step % BAR_EVERY == 0:
+                bar.set_postfix(loss=f"{mean(progress.losses[-BAR_EVERY:]):.4f}", refresh=False)
+            if progress.step % PRINT_EVERY == 0:
+                speed = (progress.step - first) / (perf_counter() - begin)
+                recent = mean(progress.losses[-PRINT_EVERY:])
+                bar.write(f"step {progress.step:>6,}  loss {recent:.4f}  {speed:,.0f} it/s")
+            if after_step:
+                after_step(progress)
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean cross-entropy in nats a prediction."""
+
+    all_positions: float
+    real_predictions: float  # each letter and the first stop
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split, stop: int, chunk: int = 1024) -> Losses:
+    """The losses over all rows of `split`, `chunk` rows at a time; `stop` is the stop token."""
+    was_training = model.training
+    model.eval()
+    total = real_total = real_count = 0.0
+    for x, y in zip(split.x.split(chunk), split.y.split(chunk), strict=True):
+        losses = loss_of(model(x), y, reduction="none").double()
+        real = real_predictions(y, stop)
+        total += losses.sum().item()
+        real_total += losses[real].sum().item()
+        real_count += real.sum().item()
+    model.train(was_training)
+    return Losses(total / split.y.numel(), real_total / real_count)

@@ -1,0 +1,244 @@
+"""The three operators, bound once, and what torch must know about them besides their kernels.
+
+They are private: nothing here is differentiable, ``autograd`` is. (Torch itself warns when a
+backward pass reaches one of them.) Shapes and errors are described in ``csrc/library.cpp`` and
+``csrc/checks.h``; the fake versions below repeat both without touching data, for any mix of
+concrete and symbolic sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _library  # noqa: F401  (importing it loads the operators)
+from .geometry import output_length
+
+forward = torch.ops.convlm.forward.default
+grad_input = torch.ops.convlm.grad_input.default
+grad_weight = torch.ops.convlm.grad_weight.default
+
+
+class _Checks:
+    """The checks of ``csrc/checks.h``, in its order and words, on sizes that may be symbolic."""
+
+    def __init__(
+        self, function: str, stride: int, pad_left: int, pad_right: int, dilation: int, groups: int
+    ) -> None:
+        self.function = function
+        self.at_least("stride", stride, 1)
+        self.at_least("pad_left", pad_left, 0)
+        self.at_least("pad_right", pad_right, 0)
+        self.at_least("dilation", dilation, 1)
+        self.at_least("groups", groups, 1)
+        self.stride, self.dilation, self.groups = stride, dilation, groups
+        self.pad_left, self.pad_right = pad_left, pad_right
+
+    def require(self, condition: Any, message: str) -> None:
+        torch._check(condition, lambda: f"{self.function}: {message}")
+
+    def at_least(self, argument: str, value: int, least: int) -> None:
+        self.require(value >= least, f"{argument} must be at least {least}, got {value}")
+
+    def three_dimensional(self, argument: str, tensor: Tensor, dimensions: str) -> None:
+        self.require(
+            tensor.dim() == 3,
+            f"{argument} must have the three dimensions {dimensions}, got shape {_text(tensor)}",
+        )
+
+    def same_kind(self, argument: str, tensor: Tensor, other_argument: str, other: Tensor) -> None:
+        self.require(
+            tensor.dtype == other.dtype,
+            f"{argument} and {other_argument} must have one dtype, "
+            f"got {tensor.dtype} and {other.dtype}",
+        )
+
+    def x(self, x: Tensor) -> None:
+        self.three_dimensional("x", x, "(batch, in_channels, length)")
+
+    def channels(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        self.at_least("in_channels", in_channels, 1)
+        self.at_least("out_channels", out_channels, 1)
+        self.at_least("kernel_size", kernel_size, 1)
+        for argument, count in (("in_channels", in_channels), ("out_channels", out_channels)):
+            self.require(
+                count % self.groups == 0,
+                f"{argument} ({count}) must be divisible by groups ({self.groups})",
+            )
+
+    def weight(self, weight: Tensor) -> int:
+        """Checks ``weight``; returns in_channels."""
+        dimensions = "(out_channels, in_channels / groups, kernel_size)"
+        self.three_dimensional("weight", weight, dimensions)
+        in_channels = weight.shape[1] * self.groups
+        self.channels(in_channels, weight.shape[0], weight.shape[2])
+        return in_channels
+
+    def out_length(self, length: int, kernel_size: int) -> int:
+        self.at_least("length", length, 0)
+        out_length = output_length(
+            length, kernel_size, self.stride, self.dilation, self.pad_left, self.pad_right
+        )
+        self.require(
+            out_length >= 1,
+            f"the kernel spans {self.dilation * (kernel_size - 1) + 1} positions, which is greater "
+            f"than the padded input's {length + self.pad_left + self.pad_right}",
+        )
+        return out_length
+
+    def grad_output(
+        self, grad_output: Tensor, batch: int, out_channels: int, out_length: int
+    ) -> None:
+        for axis, size in enumerate((batch, out_channels, out_length)):
+            self.require(
+                grad_output.shape[axis] == size,
+                f"grad_output must have the shape ({batch}, {out_channels}, {out_length}), "
+                f"got {_text(grad_output)}",
+            )
+
+    def bias(self, bias: Tensor, out_channels: int) -> None:
+        self.require(
+            bias.dim() == 1 and bias.shape[0] == out_channels,
+            f"bias must have the shape ({out_channels}), got {_text(bias)}",
+        )
+
+
+def _text(tensor: Tensor) -> str:
+    return f"({', '.join(map(str, tensor.shape))})"
+
+
+_Y_DIMENSIONS = "(batch, out_channels, out_length)"
+
+
+@torch.library.register_fake("convlm::forward")
+def _forward_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
+) -> Tensor:
+    *window, _activation = settings
+    checks = _Checks("forward", *window)
+    checks.same_kind("weight", weight, "x", x)
+    checks.x(x)
+    in_channels = checks.weight(weight)
+    checks.require(
+        x.shape[1] == in_channels,
+        f"x has {x.shape[1]} channels, but weight with groups = {checks.groups} takes "
+        f"{in_channels}",
+    )
+    if bias is not None:
+        checks.same_kind("bias", bias, "x", x)
+        checks.bias(bias, weight.shape[0])
+    out_length = checks.out_length(x.shape[2], weight.shape[2])
+    return x.new_empty((x.shape[0], weight.shape[0], out_length))
+
+
+@torch.library.register_fake("convlm::grad_input")
+def _grad_input_fake(grad_output: Tensor, weight: Tensor, length: int, *window: int) -> Tensor:
+    checks = _Checks("grad_input", *window)
+    checks.same_kind("weight", weight, "grad_output", grad_output)
+    in_channels = checks.weight(weight)
+    checks.three_dimensional("grad_output", grad_output, _Y_DIMENSIONS)
+    out_length = checks.out_length(length, weight.shape[2])
+    checks.grad_output(grad_output, grad_output.shape[0], weight.shape[0], out_length)
+    return grad_output.new_empty((grad_output.shape[0], in_channels, length))
+
+
+@torch.library.register_fake("convlm::grad_weight")
+def _grad_weight_fake(
+    grad_output: Tensor, x: Tensor, kernel_size: int, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    *window, with_bias = settings
+    checks = _Checks("grad_weight", *window)
+    checks.same_kind("x", x, "grad_output", grad_output)
+    checks.x(x)
+    checks.three_dimensional("grad_output", grad_output, _Y_DIMENSIONS)
+    in_channels, out_channels = x.shape[1], grad_output.shape[1]
+    checks.channels(in_channels, out_channels, kernel_size)
+    out_length = checks.out_length(x.shape[2], kernel_size)
+    checks.grad_output(grad_output, x.shape[0], out_channels, out_length)
+    grad_w = x.new_empty((out_channels, in_channels // checks.groups, kernel_size))
+    return grad_w, x.new_empty(out_channels if with_bias else 0)
+
+
+# vmap. A batched x alone is a longer batch. A batched weight makes every example a convolution of
+# its own, side by side: that is what groups are, so the examples become groups.
+
+
+def _front(tensor: Tensor, batch_dim: int | None, size: int) -> Tensor:
+    if batch_dim is None:
+        return tensor.expand(size, *tensor.shape)
+    return tensor.movedim(batch_dim, 0)
+
+
+def _into_batch(tensor: Tensor, batch_dim: int) -> Tensor:
+    return tensor.movedim(batch_dim, 0).flatten(0, 1)
+
+
+def _into_channels(tensor: Tensor, batch_dim: int | None, size: int) -> Tensor:
+    return _front(tensor, batch_dim, size).movedim(0, 1).flatten(1, 2)
+
+
+def _into_out_channels(tensor: Tensor, batch_dim: int | None, size: int) -> Tensor:
+    return _front(tensor, batch_dim, size).flatten(0, 1)
+
+
+@torch.library.register_vmap("convlm::forward")
+def _forward_vmap(
+    info: Any, in_dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
+) -> tuple[Tensor, int]:
+    x_dim, weight_dim, bias_dim, *_ = in_dims
+    size = info.batch_size
+    if weight_dim is None and bias_dim is None:
+        y = forward(_into_batch(x, x_dim), weight, bias, *settings)
+        return y.unflatten(0, (size, -1)), 0
+    *window, groups, activation = settings
+    y = forward(
+        _into_channels(x, x_dim, size),
+        _into_out_channels(weight, weight_dim, size),
+        None if bias is None else _into_out_channels(bias, bias_dim, size),
+        *window,
+        groups * size,
+        activation,
+    )
+    return y.unflatten(1, (size, -1)), 1
+
+
+@torch.library.register_vmap("convlm::grad_input")
+def _grad_input_vmap(
+    info: Any, in_dims: Any, grad_output: Tensor, weight: Tensor, *settings: Any
+) -> tuple[Tensor, int]:
+    grad_dim, weight_dim, *_ = in_dims
+    size = info.batch_size
+    if weight_dim is None:
+        grad_x = grad_input(_into_batch(grad_output, grad_dim), weight, *settings)
+        return grad_x.unflatten(0, (size, -1)), 0
+    *window, groups = settings
+    grad_x = grad_input(
+        _into_channels(grad_output, grad_dim, size),
+        _into_out_channels(weight, weight_dim, size),
+        *window,
+        groups * size,
+    )
+    return grad_x.unflatten(1, (size, -1)), 1
+
+
+@torch.library.register_vmap("convlm::grad_weight")
+def _grad_weight_vmap(
+    info: Any, in_dims: Any, grad_output: Tensor, x: Tensor, *settings: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
+    grad_dim, x_dim, *_ = in_dims
+    size = info.batch_size
+    *window, groups, with_bias = settings
+    grad_w, grad_b = grad_weight(
+        _into_channels(grad_output, grad_dim, size),
+        _into_channels(x, x_dim, size),
+        *window,
+        groups * size,
+        with_bias,
+    )
+    grad_w = grad_w.unflatten(0, (size, -1))
+    return (grad_w, grad_b.unflatten(0, (size, -1)) if with_bias else grad_b), (
+        0,
+        0 if with_bias else None,
+    )

@@ -1,0 +1,250 @@
+"""The command line, mostly in this process; in another where a signal is the point."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import convlm_kernels
+from convlm_kernels.lm import load_checkpoint
+from convlm_kernels.lm.cli import main
+
+SMALL = ["--context=4", "--hidden=6", "--batch-size=4"]
+
+
+@pytest.fixture
+def convlm(words_file, tmp_path, monkeypatch, capsys):
+    """Runs a command in an empty folder and returns its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_train_then_eval_and_sample(convlm, words_file, tmp_path):
+    train = ["train", "--words", words_file, "--steps=40", "--eval-every=20", *SMALL]
+    code, trained, _ = convlm(*train)
+    assert code == 0
+    folder = tmp_path / "runs" / "dilated"
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"checkpoint.safetensors", "loss.png", "metrics.json"}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["step"] == 40
+    assert [step for step, _ in metrics["evaluations"]] == [20, 40]
+    assert len(metrics["samples"]) == 10
+    assert set(metrics["losses"]) == {"train", "val", "test"}
+    losses = [line for line in trained.splitlines() if line.startswith(("all pos", "real pred"))]
+    assert len(losses) == 2
+
+    code, evaluated, _ = convlm("eval")
+    assert code == 0
+    assert all(line in evaluated for line in losses)
+
+    code, words, _ = convlm("sample", folder, "--count=5", "--seed=1", "--prefix=ab")
+    assert code == 0
+    assert words == convlm("sample", "--count=5", "--seed=1", "--prefix=ab")[1]
+    assert all(word.startswith("ab") for word in words.splitlines())
+    assert len(words.splitlines()) == 5
+
+
+@pytest.mark.parametrize("model", ["cnn", "mlp"])
+def test_other_models(convlm, words_file, tmp_path, model):
+    code, out, _ = convlm("train", "--model", model, "--words", words_file, "--steps=5")
+    assert code == 0
+    assert f"wrote checkpoint.safetensors, loss.png and metrics.json in runs/{model}" in out
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_other_dtypes(convlm, words_file, dtype):
+    code, _, error = convlm("train", "--words", words_file, "--steps=3", "--dtype", dtype, *SMALL)
+    assert (code, error) == (0, "")
+
+
+def test_packaged_words_are_the_default(convlm):
+    code, out, _ = convlm("train", "--steps=2", *SMALL)
+    assert code == 0
+    assert "words" in out
+    assert convlm("eval")[0] == 0
+
+
+def test_resume(convlm, words_file, tmp_path):
+    """Stopped half way and resumed, the weights and losses are those of one go."""
+    train = ["train", "--words", words_file, *SMALL, "--lr-drop=30", "--seed=5"]
+    assert convlm(*train, "--steps=40", "--out=whole")[0] == 0
+    assert convlm(*train, "--steps=17", "--out=parts")[0] == 0
+    assert convlm("train", "--out=parts", "--resume", "--steps=40")[0] == 0
+    whole, parts = (tmp_path / name / "checkpoint.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_resume_refuses_contradictions(convlm, words_file, tmp_path):
+    train = ["train", "--out=run", "--words", words_file, "--steps=5", *SMALL]
+    assert convlm("train", "--out=run", "--resume")[2].startswith("convlm: error: no checkpoint")
+    assert convlm(*train)[0] == 0
+    code, _, error = convlm("train", "--out=run", "--resume", "--lr=0.5")
+    assert code == 2
+    assert error == "convlm: error: --lr 0.5 contradicts run, which was begun with 0.1\n"
+    assert "is at step 5 already" in convlm("train", "--out=run", "--resume", "--steps=4")[2]
+    words_file.write_text(words_file.read_text() + "bad\n")
+    assert "not those that run was begun with" in convlm("train", "--out=run", "--resume")[2]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--steps=0", "'0' is not a whole number from 1 on"),
+        ("--steps=1e3", "'1e3' is not a whole number"),
+        ("--batch-size=-4", "'-4' is not a whole number"),
+        ("--lr=0", "'0' is not above 0"),
+        ("--lr=nan", "'nan' is not a finite number"),
+        ("--final-lr=inf", "'inf' is not a finite number"),
+        ("--lr-drop=1.5", "'1.5' is neither a step (15000) nor a fraction"),
+        ("--lr-drop=-1", "'-1' is neither"),
+        ("--seed=x", "'x' is not a whole number"),
+        ("--threads=0", "'0' is not a whole number"),
+        ("--context=6", "context must be a power of two from 2 on, got 6"),
+        ("--dtype=int8", "invalid choice: 'int8'"),
+        ("--model=rnn", "invalid choice: 'rnn'"),
+        ("--backend=fast", "invalid choice: 'fast'"),
+        ("--device=tpu", "'tpu' is not cpu, cuda or cuda:N"),
+        ("--device=cuda:99", "'cuda:99' is not available"),
+        ("--words=absent.txt", "words file absent.txt cannot be read: No such file or directory"),
+        ("--out=words.txt", "File exists"),
+        ("--out=/proc/convlm", "/proc/convlm"),
+    ],
+)
+def test_bad_options(convlm, option, message):
+    """One line that says what is wrong, exit code 2."""
+    code, _, error = convlm("train", "--steps=1", option)
+    assert code == 2
+    assert error.startswith("convlm: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"ann\n\nbob\n", "line 2: a blank line"),
+        (b"zo\xeb\n", "not UTF-8"),
+        (b"st.ann\nbob\n", "contains '.', which is the start symbol"),
+        (b"ann\n", "1 word(s) cannot be split"),
+    ],
+)
+def test_bad_words(convlm, words_file, content, message):
+    words_file.write_bytes(content)
+    code, _, error = convlm("train", "--steps=1", "--words", words_file)
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_bad_requests_of_a_trained_model(convlm, words_file, tmp_path):
+    convlm("train", "--words", words_file, "--steps=2", "--out=run", *SMALL)
+    assert "'x', which is not among" in convlm("sample", "run", "--prefix=x")[2]
+    assert "not a whole checkpoint" in convlm("sample", words_file)[2]
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(["xyz"] * 9))
+    code, _, error = convlm("eval", "run", "--words", other)
+    assert code == 2
+    assert "which is not among 'abcde'" in error
+
+
+def test_hidden_is_for_the_dilated_model(convlm):
+    assert "--hidden is for the dilated model" in convlm("train", "--model=cnn", "--hidden=5")[2]
+
+
+def test_a_loss_that_is_not_finite(convlm, words_file):
+    code, _, error = convlm("train", "--words", words_file, "--lr=1e38", *SMALL)
+    assert code == 2
+    assert "convlm: error: the loss became" in error
+
+
+def test_info(convlm):
+    code, out, _ = convlm("info")
+    assert code == 0
+    assert "torch" in out
+    for backend in ("cpp", "cuda", "triton", "torch"):
+        assert backend in out
+
+
+def test_usage(convlm):
+    assert convlm()[0] == 2
+    assert convlm("--help")[0] == 0
+    assert "--lr-drop" in convlm("train", "--help")[1]
+
+
+@pytest.fixture
+def endless(words_file, tmp_path):
+    """A training in another process, in mid-course, and its folder."""
+    folder = tmp_path / "run"
+    options = ["--steps=1000000", "--lr-drop=750000", "--save-every=10", "--threads=1", *SMALL]
+    command = [sys.executable, "-m", "convlm_kernels", "train"]
+    process = subprocess.Popen(
+        [*command, f"--words={words_file}", f"--out={folder}", *options],
+        cwd=Path(convlm_kernels.__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoint, saved = folder / "checkpoint.safetensors", set()
+    while process.poll() is None and len(saved) < 3:
+        time.sleep(0.01)
+        if checkpoint.exists():
+            saved.add(checkpoint.stat().st_mtime_ns)
+    yield process, folder
+    process.kill()
+    process.communicate()
+
+
+def test_killed_training_resumes(endless, convlm, words_file):
+    """What is left is a whole checkpoint, and it leads where an uninterrupted run does."""
+    process, folder = endless
+    process.kill()
+    _, error = process.communicate()
+    assert process.returncode == -signal.SIGKILL, error
+    step = load_checkpoint(folder).progress.step
+    assert step > 0
+    assert step % 10 == 0
+    steps = f"--steps={step + 7}"
+    train = ["train", "--words", words_file, "--lr-drop=750000", *SMALL, steps]
+    assert convlm(*train, "--out=whole")[0] == 0
+    losses = load_checkpoint("whole").progress.losses
+    assert convlm("train", "--resume", "--out", folder, steps, "--threads=1")[0] == 0
+    assert load_checkpoint(folder).progress.losses == losses
+
+
+def test_interrupted_training_saves(endless):
+    process, folder = endless
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "--resume goes on from there" in out
+    assert "Traceback" not in error
+    step = load_checkpoint(folder).progress.step
+    assert f"stopped at step {step:,}" in out
+
+
+def test_sample_into_a_closed_pipe(convlm, words_file, tmp_path):
+    convlm("train", "--words", words_file, "--steps=2", "--out=run", *SMALL)
+    command = f"{sys.executable} -m convlm_kernels sample {tmp_path / 'run'} | true"
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=Path(convlm_kernels.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
