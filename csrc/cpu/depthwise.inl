@@ -58,21 +58,28 @@ void correlate_depthwise(const Correlation<S>& p) {
   const int64_t begin = smaller(p.outputs, larger(0, -first_tap));
   const int64_t end = larger(begin, smaller(p.outputs, p.length - last_tap));
   const int64_t rows = p.groups * p.rows;
-  parallel_jobs(p.batch * rows, p.taps * p.outputs, [&](int64_t job_begin, int64_t job_end) {
-    T* weight = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.taps));
-    for (int64_t job = job_begin; job < job_end; ++job) {
-      const int64_t n = job / rows, group = job % rows / p.rows, m = job % p.rows;
-      const S* source = p.weight + group * p.weight_group + m * p.weight_row;
-      for (int64_t j = 0; j < p.taps; ++j)
-        weight[j] = to_compute(source[p.tap_index[j] * p.weight_tap]);
-      const T bias = bias_of(p, group * p.rows + m);
-      const S* in = p.in + n * p.in_batch + group * p.in_channel;
-      S* out = p.out + n * p.out_batch + group * p.out_group + m * p.out_row;
-      const int64_t spread = last_tap - first_tap;
-      correlate_edge(p, in, weight, first_tap, spread, bias, 0, begin, out);
-      correlate_row(in + begin, weight, p.tap_offset, p.taps, bias, p.activation, end - begin,
-                    out + begin);
-      correlate_edge(p, in, weight, first_tap, spread, bias, end, p.outputs, out);
-    }
-  });
+  const int64_t blocks = divide_up(p.outputs, 16 * 1024);  // of a row, for threads to share
+  const int64_t jobs = p.batch * rows * blocks;
+  parallel_jobs(
+      jobs, p.taps * divide_up(p.outputs, blocks), [&](int64_t job_begin, int64_t job_end) {
+        T* weight = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.taps));
+        for (int64_t job = job_begin; job < job_end; ++job) {
+          const int64_t block = job % blocks, row = job / blocks % rows, n = job / blocks / rows;
+          const int64_t group = row / p.rows, m = row % p.rows;
+          const int64_t first = p.outputs * block / blocks, last = p.outputs * (block + 1) / blocks;
+          const int64_t inner = smaller(last, larger(first, begin));
+          const int64_t outer = larger(inner, smaller(last, end));
+          const S* source = p.weight + group * p.weight_group + m * p.weight_row;
+          for (int64_t j = 0; j < p.taps; ++j)
+            weight[j] = to_compute(source[p.tap_index[j] * p.weight_tap]);
+          const T bias = bias_of(p, group * p.rows + m);
+          const S* in = p.in + n * p.in_batch + group * p.in_channel;
+          S* out = p.out + n * p.out_batch + group * p.out_group + m * p.out_row;
+          const int64_t spread = last_tap - first_tap;
+          correlate_edge(p, in, weight, first_tap, spread, bias, first, inner, out);
+          correlate_row(in + inner, weight, p.tap_offset, p.taps, bias, p.activation, outer - inner,
+                        out + inner);
+          correlate_edge(p, in, weight, first_tap, spread, bias, outer, last, out);
+        }
+      });
 }

@@ -1,5 +1,7 @@
 // Vectors of the compute type (float or double) and conversions from and to the storage types.
-// CONVLM_VECTOR_BYTES is set by the file that includes kernels.inl.
+// CONVLM_VECTOR_BYTES, set by the file that includes kernels.inl, stands for the instruction set:
+// 64 for AVX-512, 32 for AVX2 with F16C, 16 for anything. The compiler's own macros do not: GCC
+// before 13 reads the whole file before a target pragma takes effect.
 
 #define CONVLM_INLINE inline __attribute__((always_inline))
 
@@ -63,7 +65,7 @@ CONVLM_INLINE void from_compute(float v, bfloat16& out) {
                                        : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-#if defined(__F16C__)
+#if CONVLM_VECTOR_BYTES >= 32
 CONVLM_INLINE float to_compute(float16 v) { return _cvtsh_ss(v.bits); }
 CONVLM_INLINE void from_compute(float v, float16& out) {
   out.bits = _cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT);
@@ -111,6 +113,11 @@ CONVLM_INLINE void from_compute(float v, float16& out) {
 
 // ---- one vector ----
 
+#if CONVLM_VECTOR_BYTES == 64
+// The unmasked conversions of GCC 12's header warn of an uninitialised operand.
+constexpr __mmask16 kAll = 0xffff;
+#endif
+
 template <class T>
 CONVLM_INLINE Vector<T> broadcast(T v) {
   return Vector<T>{} + v;
@@ -136,9 +143,9 @@ CONVLM_INLINE Vector<float> load(const bfloat16* p) {
   return (Vector<float>)bits;  // same size: the bits, not the values
 }
 CONVLM_INLINE Vector<float> load(const float16* p) {
-#if defined(__F16C__) && CONVLM_VECTOR_BYTES == 64
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(__F16C__) && CONVLM_VECTOR_BYTES == 32
+#if CONVLM_VECTOR_BYTES == 64
+  return _mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif CONVLM_VECTOR_BYTES == 32
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
   return load_elements(p);
@@ -155,11 +162,22 @@ CONVLM_INLINE void store(float* p, Vector<float> v) {
 CONVLM_INLINE void store(double* p, Vector<double> v) {
   *reinterpret_cast<VectorOf<double>::unaligned*>(p) = v;
 }
-CONVLM_INLINE void store(bfloat16* p, Vector<float> v) { store_elements(p, v, kLanes<float>); }
+CONVLM_INLINE void store(bfloat16* p, Vector<float> v) {
+  typedef uint16_t Half
+      __attribute__((vector_size(CONVLM_VECTOR_BYTES / 2), aligned(2), may_alias));
+  typedef uint32_t Word __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
+  const Word bits = (Word)v;
+  const Word is_nan = (Word)((bits & 0x7fffffffu) > 0x7f800000u);
+  const Word rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Word quiet = (bits >> 16) | 0x40u;
+  *reinterpret_cast<Half*>(p) =
+      __builtin_convertvector((quiet & is_nan) | (rounded & ~is_nan), Half);
+}
 CONVLM_INLINE void store(float16* p, Vector<float> v) {
-#if defined(__F16C__) && CONVLM_VECTOR_BYTES == 64
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
-#elif defined(__F16C__) && CONVLM_VECTOR_BYTES == 32
+#if CONVLM_VECTOR_BYTES == 64
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_maskz_cvtps_ph(kAll, v, _MM_FROUND_TO_NEAREST_INT));
+#elif CONVLM_VECTOR_BYTES == 32
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 #else
   store_elements(p, v, kLanes<float>);
@@ -177,14 +195,14 @@ template <class S>
 CONVLM_INLINE void store_partial(S* p, Vector<Compute<S>> v, int count) {
   store_elements(p, v, count);
 }
-#if defined(__AVX512F__)
+#if CONVLM_VECTOR_BYTES == 64
 CONVLM_INLINE Vector<float> load_partial(const float* p, int count) {
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p);
 }
 CONVLM_INLINE void store_partial(float* p, Vector<float> v, int count) {
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), v);
 }
-#elif defined(__AVX2__)
+#elif CONVLM_VECTOR_BYTES == 32
 CONVLM_INLINE __m256i first_lanes(int count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
