@@ -36,7 +36,7 @@ LAYERS: dict[str, tuple[int, int, int, int, int, str | None, int]] = {
 def on_torch_layers(module: nn.Module) -> nn.Module:
     """A copy on `torch.nn.Conv1d` and `torch.nn.Tanh`, with the same parameters."""
     if isinstance(module, Conv1d):
-        window = (module.kernel_size, module.stride, module.padding, module.dilation)
+        window: Any = (module.kernel_size, module.stride, module.padding, module.dilation)
         plain = nn.Conv1d(module.in_channels, module.out_channels, *window)
         plain.load_state_dict(module.state_dict())
         return nn.Sequential(plain, nn.Tanh()) if module.activation == "tanh" else plain
