@@ -3,7 +3,9 @@
 With T(x, weight, g) = sum(g * conv(x, weight)), linear in each of its three arguments, the three
 operators are the gradients of T:
 
-    forward(x, weight) = dT/dg      grad_input(g, weight) = dT/dx      grad_weight(g, x) = dT/dweight
+    forward(x, weight)     = dT/dg
+    grad_input(g, weight)  = dT/dx
+    grad_weight(g, x)      = dT/dweight
 
 So the derivatives of each one are the two others, to any order, and that is all this file says.
 
@@ -12,7 +14,6 @@ So the derivatives of each one are the two others, to any order, and that is all
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,10 @@ _FROM_OUTPUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+# For the window and one more setting; every function has them last.
+_NO_GRADIENTS = (None,) * 6
+
+
 class _Forward(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -56,39 +61,39 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, weight, _, *ctx.window, ctx.activation = inputs
-        x_needed, weight_needed = ctx.needs_input_grad[:2]
-        ctx.length, ctx.kernel_size = x.size(2), weight.size(2)
-        y = None if ctx.activation == "none" else output
+        x, weight, _, *window, activation = inputs
+        x_needed, weight_needed, *_ = ctx.needs_input_grad
+        y = None if activation == "none" else output
+        ctx.settings = x.shape[2], weight.shape[2], window, activation
         ctx.save_for_backward(x if weight_needed else None, weight if x_needed else None, y)
         ctx.save_for_forward(x, weight, y)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         x, weight, y = ctx.saved_tensors
-        x_needed, weight_needed, bias_needed = ctx.needs_input_grad[:3]
-        if y is not None:
-            grad_output = _FROM_OUTPUT[ctx.activation](grad_output, y)
+        length, kernel_size, window, activation = ctx.settings
+        x_needed, weight_needed, bias_needed, *_ = ctx.needs_input_grad
         grad_x = grad_w = grad_b = None
+        if y is not None:
+            grad_output = _FROM_OUTPUT[activation](grad_output, y)
         if x_needed:
-            grad_x = grad_input(grad_output, weight, ctx.length, ctx.window)
+            grad_x = grad_input(grad_output, weight, length, window)
         if weight_needed:
-            grad_w, grad_b = grad_weight(
-                grad_output, x, ctx.kernel_size, ctx.window, bias_needed
-            )
+            grad_w, grad_b = grad_weight(grad_output, x, kernel_size, window, bias_needed)
         elif bias_needed:
             grad_b = grad_output.sum((0, 2))
-        return grad_x, grad_w, grad_b if bias_needed else None, *[None] * 6
+        return grad_x, grad_w, grad_b if bias_needed else None, *_NO_GRADIENTS
 
     @staticmethod
     def jvp(ctx: Any, x_tangent: Any, weight_tangent: Any, bias_tangent: Any, *_: None) -> Tensor:
         x, weight, y = ctx.saved_tensors
+        _, _, window, activation = ctx.settings
         if weight_tangent is None:
             weight_tangent = torch.zeros_like(weight)
-        tangent = forward(x, weight_tangent, bias_tangent, ctx.window)
+        tangent = forward(x, weight_tangent, bias_tangent, window)
         if x_tangent is not None:
-            tangent = tangent + forward(x_tangent, weight, None, ctx.window)
-        return tangent if y is None else _FROM_OUTPUT[ctx.activation](tangent, y)
+            tangent = tangent + forward(x_tangent, weight, None, window)
+        return tangent if y is None else _FROM_OUTPUT[activation](tangent, y)
 
 
 class _GradInput(torch.autograd.Function):
@@ -100,28 +105,30 @@ class _GradInput(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        grad_output, weight, ctx.length, *ctx.window = inputs
+        grad_output, weight, length, *window = inputs
+        ctx.settings = length, window
         ctx.save_for_backward(grad_output, weight)
         ctx.save_for_forward(grad_output, weight)
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor) -> Any:
         grad_output, weight = ctx.saved_tensors
+        _, window = ctx.settings
         grad_grad_output = grad_w = None
         if ctx.needs_input_grad[0]:
-            grad_grad_output = forward(grad_x, weight, None, ctx.window)
+            grad_grad_output = forward(grad_x, weight, None, window)
         if ctx.needs_input_grad[1]:
-            grad_w, _ = grad_weight(grad_output, grad_x, weight.size(2), ctx.window, False)
-        return grad_grad_output, grad_w, *[None] * 6
+            grad_w, _ = grad_weight(grad_output, grad_x, weight.shape[2], window, False)
+        return grad_grad_output, grad_w, *_NO_GRADIENTS
 
     @staticmethod
     def jvp(ctx: Any, grad_output_tangent: Any, weight_tangent: Any, *_: None) -> Tensor:
         grad_output, weight = ctx.saved_tensors
         if weight_tangent is None:
             weight_tangent = torch.zeros_like(weight)
-        tangent = grad_input(grad_output, weight_tangent, ctx.length, ctx.window)
+        tangent = grad_input(grad_output, weight_tangent, *ctx.settings)
         if grad_output_tangent is not None:
-            tangent = tangent + grad_input(grad_output_tangent, weight, ctx.length, ctx.window)
+            tangent = tangent + grad_input(grad_output_tangent, weight, *ctx.settings)
         return tangent
 
 
@@ -134,37 +141,43 @@ class _GradWeight(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        grad_output, x, ctx.kernel_size, *ctx.window, ctx.with_bias = inputs
+        grad_output, x, kernel_size, *window, with_bias = inputs
+        ctx.settings = kernel_size, window, with_bias
         ctx.save_for_backward(grad_output, x)
         ctx.save_for_forward(grad_output, x)
 
     @staticmethod
     def backward(ctx: Any, grad_w: Tensor, grad_b: Tensor) -> Any:
         grad_output, x = ctx.saved_tensors
+        _, window, with_bias = ctx.settings
         grad_grad_output = grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_grad_output = forward(x, grad_w, grad_b if ctx.with_bias else None, ctx.window)
+            grad_grad_output = forward(x, grad_w, grad_b if with_bias else None, window)
         if ctx.needs_input_grad[1]:
-            grad_x = grad_input(grad_output, grad_w, x.size(2), ctx.window)
-        return grad_grad_output, grad_x, *[None] * 7
+            grad_x = grad_input(grad_output, grad_w, x.shape[2], window)
+        return grad_grad_output, grad_x, None, *_NO_GRADIENTS
 
     @staticmethod
     def jvp(ctx: Any, grad_output_tangent: Any, x_tangent: Any, *_: None) -> tuple[Tensor, Tensor]:
         grad_output, x = ctx.saved_tensors
-        settings = ctx.kernel_size, ctx.window
         if grad_output_tangent is None:
             grad_output_tangent = torch.zeros_like(grad_output)
-        w_tangent, b_tangent = grad_weight(grad_output_tangent, x, *settings, ctx.with_bias)
+        w_tangent, b_tangent = grad_weight(grad_output_tangent, x, *ctx.settings)
         if x_tangent is not None:
-            w_tangent = w_tangent + grad_weight(grad_output, x_tangent, *settings, False)[0]
+            w_tangent = w_tangent + grad_weight(grad_output, x_tangent, *ctx.settings)[0]
         return w_tangent, b_tangent
 
 
-def _direct(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """The same function without ``setup_context``: functorch needs it, and it costs 27 us a call."""
+def _direct(
+    function: type[torch.autograd.Function], operator: Callable[..., Any]
+) -> type[torch.autograd.Function]:
+    """``function`` without its ``setup_context``, which costs more than the rest of the call.
+
+    Transforms like torch.func.grad need it; while none is active, this does the same.
+    """
 
     def forward(ctx: Any, *inputs: Any) -> Any:
-        output = function.forward(*inputs)
+        output = operator(*inputs)
         function.setup_context(ctx, inputs, output)
         return output
 
@@ -172,13 +185,13 @@ def _direct(function: type[torch.autograd.Function]) -> type[torch.autograd.Func
     return type(f"{function.__name__}Direct", (torch.autograd.Function,), members)
 
 
-_ForwardDirect, _GradInputDirect, _GradWeightDirect = map(
-    _direct, (_Forward, _GradInput, _GradWeight)
-)
+_ForwardDirect = _direct(_Forward, ops.forward)
+_GradInputDirect = _direct(_GradInput, ops.grad_input)
+_GradWeightDirect = _direct(_GradWeight, ops.grad_weight)
 
 
 def _transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation looks on."""
+    """Whether a torch.func transform or forward-mode differentiation is active."""
     return _functorch_active() or forward_ad._current_level >= 0
 
 
@@ -200,17 +213,17 @@ def forward(
     Raises:
         RuntimeError: an impossible geometry; names the argument and its value.
     """
+    fused = activation == "none" or activation in _FROM_OUTPUT
+    settings = *window, activation if fused else "none"
     if _transformed():
-        apply = functools.partial(_apply_transformed, _Forward)
+        y = _apply_transformed(_Forward, x, weight, bias, *settings)
     elif _grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
-        apply = _ForwardDirect.apply
+        y = _ForwardDirect.apply(x, weight, bias, *settings)
     else:
         return ops.forward(x, weight, bias, *window, activation)
-    if activation == "none" or activation in _FROM_OUTPUT:
-        return apply(x, weight, bias, *window, activation)
-    return ACTIVATIONS[activation](apply(x, weight, bias, *window, "none"))
+    return y if fused else ACTIVATIONS[activation](y)
 
 
 def grad_input(grad_output: Tensor, weight: Tensor, length: int, window: Window) -> Tensor:

@@ -170,7 +170,7 @@ def swap_conv1d(model: nn.Module, backend: str = "auto") -> list[str]:
             replaced.append(name)
             if not isinstance(module, Conv1d):
                 _become_conv1d(module)
-                module.backend = backend  # type: ignore[assignment]
+                module.backend = backend
         elif isinstance(module, nn.Conv1d) and not isinstance(module, Conv1d):
             left.append(name)
     if left:

@@ -24,9 +24,11 @@ def plot_losses(progress: Progress, path: Path, title: str) -> None:
         moving_average(losses, window),
         label=f"mean of {window} batches",
     )
-    if progress.evaluations:
-        steps, values = zip(*progress.evaluations, strict=True)
-        axes.plot(steps, values, "o", markersize=4, label="val")
+    val = [loss for _, loss in progress.evaluations]
+    if val:
+        axes.plot([step for step, _ in progress.evaluations], val, "o", markersize=4, label="val")
+    if len(losses) > window:  # without the first steps, which would dwarf all others
+        axes.set_ylim(top=1.02 * max(losses[window:] + val))
     axes.set(xlabel="step", ylabel="loss over all positions (nats)", title=title)
     axes.legend()
     axes.grid(alpha=0.3)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import convlm_kernels
 from convlm_kernels.lm import load_checkpoint
@@ -70,6 +71,22 @@ def test_other_dtypes(convlm, words_file, dtype):
     assert (code, error) == (0, "")
 
 
+def test_threads(convlm, words_file):
+    """One by default, since the default model is small."""
+    train = ["train", "--words", words_file, "--steps=1", *SMALL]
+    for option, threads in (["--threads=2"], 2), ([], 1):
+        assert convlm(*train, *option)[0] == 0
+        assert torch.get_num_threads() == threads
+
+
+def test_backends_agree(convlm, words_file, tmp_path):
+    for backend in ("cpp", "torch"):
+        train = ["train", "--words", words_file, "--steps=20", "--backend", backend]
+        assert convlm(*train, "--dtype=float64", "--out", backend, *SMALL)[0] == 0
+    ours, aten = (load_checkpoint(backend).progress.losses for backend in ("cpp", "torch"))
+    assert ours == pytest.approx(aten, rel=1e-10)
+
+
 def test_packaged_words_are_the_default(convlm):
     code, out, _ = convlm("train", "--steps=2", *SMALL)
     assert code == 0
@@ -116,6 +133,7 @@ def test_resume_refuses_contradictions(convlm, words_file, tmp_path):
         ("--dtype=int8", "invalid choice: 'int8'"),
         ("--model=rnn", "invalid choice: 'rnn'"),
         ("--backend=fast", "invalid choice: 'fast'"),
+        ("--backend=cuda", "the model cannot run on cpu: "),
         ("--device=tpu", "'tpu' is not cpu, cuda or cuda:N"),
         ("--device=cuda:99", "'cuda:99' is not available"),
         ("--words=absent.txt", "words file absent.txt cannot be read: No such file or directory"),

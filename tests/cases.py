@@ -1,0 +1,183 @@
+"""The problems that every kernel is tested on, each with the reason why it is there."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from convlm_kernels.geometry import output_length
+
+
+class Case(NamedTuple):
+    why: str
+    batch: int
+    in_channels: int
+    out_channels: int
+    length: int
+    kernel_size: int
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    pads: tuple[int, int] = (0, 0)
+
+    def __str__(self) -> str:
+        shape = f"b{self.batch}_i{self.in_channels}_o{self.out_channels}_l{self.length}"
+        settings = f"k{self.kernel_size}_s{self.stride}_d{self.dilation}_g{self.groups}"
+        return f"{shape}_{settings}_p{self.pads[0]}+{self.pads[1]}"
+
+    @property
+    def out_length(self) -> int:
+        return output_length(
+            self.length, self.kernel_size, self.stride, self.dilation, *self.pads
+        )
+
+    @property
+    def window(self) -> tuple[int, int, int, int, int]:
+        """The settings in the order of the operators."""
+        return self.stride, *self.pads, self.dilation, self.groups
+
+    @property
+    def x_shape(self) -> tuple[int, int, int]:
+        return self.batch, self.in_channels, self.length
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int]:
+        return self.out_channels, self.in_channels // self.groups, self.kernel_size
+
+    @property
+    def products(self) -> int:
+        """The most products that one element of a result is the sum of."""
+        channels = max(self.in_channels, self.out_channels) // self.groups
+        return max(channels * self.kernel_size, self.batch * self.out_length)
+
+    @property
+    def y_shape(self) -> tuple[int, int, int]:
+        return self.batch, self.out_channels, self.out_length
+
+
+BY_HAND = Case("part 1 of the seed, the layer written by hand", 32, 3, 6, 10, 3, 4, 2, 1, (1, 1))
+
+SEED = [
+    BY_HAND,
+    Case("part 2: characters to logits in one step", 4, 1, 28, 230, 80, 10),
+    Case("part 3: pairs, one input channel, stride 10", 4, 1, 100, 230, 20, 10),
+    Case("part 3: fours, most of the work", 4, 100, 100, 22, 2, 1, 2),
+    Case("part 3: eights, fewer output channels than a register block", 4, 100, 28, 20, 2, 1, 4),
+]
+
+LENGTHS = [
+    Case("one position: each output reads it with another tap", 2, 3, 5, 1, 3, 1, 1, 1, (2, 2)),
+    Case("two positions, even kernel", 3, 3, 4, 2, 2, 1, 1, 1, (1, 0)),
+    Case("three positions, padded longer than the input", 2, 2, 3, 3, 4, 2, 2, 1, (5, 4)),
+    Case("out_length 1: kernel as long as the input", 3, 5, 7, 9, 9),
+    Case("out_length 1 with stride: the tail of the input is unread", 2, 4, 3, 12, 3, 16, 2),
+    Case("one below a vector multiple", 2, 3, 28, 127, 3, 1, 2, 1, (2, 2)),
+    Case("a vector multiple", 2, 3, 28, 128, 5, 1, 1, 1, (2, 2)),
+    Case("one above a vector multiple", 2, 28, 3, 129, 4, 1, 3, 1, (9, 0)),
+    Case("prime, so that no tile divides it", 2, 28, 29, 151, 3, 2, 3, 1, (1, 4)),
+    Case("a little over a power of two", 2, 3, 5, 1026, 5, 3, 2, 1, (3, 1)),
+    Case("several cache tiles and a remainder", 1, 3, 5, 4099, 7, 1, 4, 1, (24, 0)),
+]
+
+CHANNELS = [
+    Case("one channel in and out, strided", 2, 1, 1, 40, 4, 3, 2, 1, (1, 2)),
+    Case("one channel in", 2, 1, 17, 33, 3, 2, 2, 1, (0, 3)),
+    Case("one channel out", 2, 17, 1, 33, 3, 2, 2, 1, (3, 0)),
+    Case("one above a power of two, both sides", 2, 129, 129, 19, 3, 2, 2, 1, (2, 1)),
+    Case("pointwise", 3, 28, 100, 37, 1),
+    Case("pointwise, strided: a gather", 3, 28, 10, 37, 1, 5),
+    Case("many channels, short rows", 5, 100, 100, 3, 2, 1, 2, 1, (2, 0)),
+]
+
+SETTINGS = [
+    Case("stride longer than the kernel: inputs that nothing reads", 3, 4, 5, 50, 2, 7, 3),
+    Case("stride equal to the kernel: inputs read once, the last three never", 2, 10, 12, 63, 5, 5),
+    Case("stride and dilation with a common factor", 3, 4, 6, 41, 3, 4, 6, 1, (5, 2)),
+    Case("dilation longer than the input: one tap at a time hits it", 2, 3, 4, 5, 3, 1, 7, 1, (7, 7)),
+    Case("taps that read only padding", 2, 3, 4, 6, 5, 2, 4, 1, (16, 1)),
+    Case("padding on the right alone", 2, 6, 6, 23, 4, 2, 1, 1, (0, 9)),
+    Case("kernel 80 at stride 1", 2, 2, 9, 130, 80, 1, 1, 1, (0, 7)),
+    Case("causal", 3, 8, 8, 31, 4, 1, 8, 1, (24, 0)),
+]
+
+GROUPS = [
+    Case("groups, uneven channels in them", 3, 6, 9, 25, 3, 2, 2, 3, (2, 1)),
+    Case("groups wider than a vector", 2, 40, 68, 29, 3, 1, 2, 2, (1, 3)),
+    Case("depthwise", 3, 29, 29, 65, 4, 1, 1, 29, (3, 0)),
+    Case("depthwise, strided and dilated", 3, 7, 7, 130, 5, 3, 2, 7, (4, 4)),
+    Case("depthwise with a multiplier", 2, 5, 15, 33, 3, 2, 3, 5, (3, 2)),
+    Case("many channels into one in each group", 2, 24, 4, 30, 3, 1, 1, 4, (1, 1)),
+]
+
+CASES = SEED + LENGTHS + CHANNELS + SETTINGS + GROUPS
+
+# One of each kind, where a test is about something else than the shape.
+FEW = [BY_HAND, LENGTHS[8], CHANNELS[3], SETTINGS[2], GROUPS[0], GROUPS[4]]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def name_of(value: object) -> str | None:
+    """Test ids that spell the problem."""
+    if isinstance(value, Case):
+        return str(value)
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return None
+
+
+def parametrize(argument: str, values: object) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(argument, values, ids=name_of)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Standard normal numbers, the same for every dtype but for their rounding."""
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+class Problem(NamedTuple):
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    grad_output: Tensor
+
+
+def problem(case: Case, dtype: torch.dtype) -> Problem:
+    return Problem(
+        random(*case.x_shape, dtype=dtype, seed=1),
+        random(*case.weight_shape, dtype=dtype, seed=2),
+        random(case.out_channels, dtype=dtype, seed=3),
+        random(*case.y_shape, dtype=dtype, seed=4),
+    )
+
+
+def _sliced(tensor: Tensor) -> Tensor:
+    room = torch.full([2 * size + 1 for size in tensor.shape], torch.nan, dtype=tensor.dtype)
+    view = room[tuple(slice(1, None, 2) for _ in tensor.shape)]
+    return view.copy_(tensor)
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    order = tuple(range(tensor.dim()))[::-1]
+    return tensor.permute(order).contiguous().permute(order)
+
+
+def _offset(tensor: Tensor) -> Tensor:
+    room = torch.full((tensor.numel() + 1,), torch.nan, dtype=tensor.dtype)
+    return room[1:].view(tensor.shape).copy_(tensor)
+
+
+# What a user's tensor may look like in memory; the values stay, except that the expanded ones
+# repeat the first (stride 0).
+LAYOUTS = {
+    "sliced": _sliced,
+    "transposed": _transposed,
+    "unaligned": _offset,
+    "expanded_first": lambda t: t[:1].expand(t.shape),
+    "expanded_last": lambda t: t[..., :1].expand(t.shape),
+    "expanded_all": lambda t: t[(slice(1),) * t.dim()].expand(t.shape),
+}

@@ -1,0 +1,356 @@
+"""The three operators against the oracle, in every dtype, and what torch must know about them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import (
+    BY_HAND,
+    CASES,
+    DTYPES,
+    FEW,
+    LAYOUTS,
+    SEED,
+    Case,
+    Problem,
+    parametrize,
+    problem,
+    random,
+)
+from tolerances import (
+    ACTIVATION_SLOPE,
+    ACTIVATION_ULPS,
+    TABLE,
+    assert_close,
+    bound,
+    exact_forward,
+    exact_gradients,
+    torch_conv1d,
+)
+from torch import Tensor
+
+from convlm_kernels import _host, ops
+from convlm_kernels.autograd import ACTIVATIONS
+
+pytestmark = pytest.mark.usefixtures("nan_in_empty")
+
+
+@parametrize("dtype", DTYPES)
+@parametrize("case", CASES)
+def test_forward(case: Case, dtype: torch.dtype) -> None:
+    p = problem(case, dtype)
+    for bias in (p.bias, None):
+        y = ops.forward(p.x, p.weight, bias, *case.window, "none")
+        assert y.dtype == dtype
+        assert y.is_contiguous()
+        exact_forward(p.x, p.weight, bias, case.window).allows(y)
+
+
+@parametrize("dtype", DTYPES)
+@parametrize("case", CASES)
+def test_grad_input(case: Case, dtype: torch.dtype) -> None:
+    p = problem(case, dtype)
+    grad_x = ops.grad_input(p.grad_output, p.weight, case.length, *case.window)
+    assert grad_x.dtype == dtype
+    assert grad_x.is_contiguous()
+    exact_gradients(p.x, p.weight, p.grad_output, case.window)[0].allows(grad_x)
+
+
+@parametrize("dtype", DTYPES)
+@parametrize("case", CASES)
+def test_grad_weight(case: Case, dtype: torch.dtype) -> None:
+    p = problem(case, dtype)
+    settings = case.kernel_size, *case.window
+    grad_w, grad_b = ops.grad_weight(p.grad_output, p.x, *settings, True)
+    assert grad_w.dtype == grad_b.dtype == dtype
+    assert grad_w.is_contiguous()
+    _, exact_weight, exact_bias = exact_gradients(p.x, p.weight, p.grad_output, case.window)
+    exact_weight.allows(grad_w)
+    exact_bias.allows(grad_b)
+    without, empty = ops.grad_weight(p.grad_output, p.x, *settings, False)
+    assert torch.equal(without, grad_w)
+    assert empty.shape == (0,)
+
+
+@parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@parametrize("case", FEW)
+def test_any_strides(case: Case, layout: str, dtype: torch.dtype) -> None:
+    contiguous = problem(case, dtype)
+    variants = [
+        Problem(*(LAYOUTS[layout](t) if i in which else t for i, t in enumerate(contiguous)))
+        for which in ({0}, {1}, {2}, {3}, {0, 1, 2, 3})
+    ]
+    additions = case.products if "expanded" in layout else 0
+    for p in variants:
+        y = ops.forward(p.x, p.weight, p.bias, *case.window, "none")
+        grad_x = ops.grad_input(p.grad_output, p.weight, case.length, *case.window)
+        grads_w = ops.grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True)
+        exact_forward(p.x, p.weight, p.bias, case.window).allows(y, additions)
+        exact = exact_gradients(p.x, p.weight, p.grad_output, case.window)
+        for own, right in zip((grad_x, *grads_w), exact, strict=True):
+            right.allows(own, additions)
+
+
+@parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@parametrize("case", FEW)
+def test_fused_activation(case: Case, activation: str, dtype: torch.dtype) -> None:
+    p = problem(case, dtype)
+    x = 3 * p.x  # into the flat parts of tanh and sigmoid
+    exact = exact_forward(x, p.weight, p.bias, case.window)
+    y = ops.forward(x, p.weight, p.bias, *case.window, activation)
+    value = ACTIVATIONS[activation](exact.value)
+    sum_error = bound(TABLE[dtype].accumulated, exact.value, exact.magnitude)
+    own_error = ACTIVATION_ULPS * torch.finfo(TABLE[dtype].accumulated).eps
+    before_rounding = ACTIVATION_SLOPE * sum_error + own_error * value.abs().clamp(min=1e-3)
+    assert_close(y, value, before_rounding + bound(dtype, value, torch.zeros_like(value)))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@parametrize("dtype", DTYPES)
+def test_activation_of_extreme_values(activation: str, dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    values = [0.0, -0.0, 1e-7, -1e-4, 20.0, -20.0, 88.0, -88.0, 1e4, -1e4, largest, -largest]
+    x = torch.tensor([*values, torch.inf, -torch.inf, torch.nan]).to(dtype).view(1, 1, -1)
+    y = ops.forward(x, torch.ones(1, 1, 1, dtype=dtype), None, 1, 0, 0, 1, 1, activation)
+    expected = ACTIVATIONS[activation](x.double()).to(dtype)
+    ulp = torch.finfo(dtype).eps
+    own_error = ACTIVATION_ULPS * torch.finfo(TABLE[dtype].accumulated).eps
+    # What is below the smallest normal float32 may be flushed to zero.
+    torch.testing.assert_close(y, expected, equal_nan=True, rtol=max(ulp, own_error), atol=1.2e-38)
+
+
+@parametrize("case", CASES)
+def test_no_worse_than_twice_torch(case: Case) -> None:
+    p = problem(case, torch.float32)
+    leaves = [t.clone().requires_grad_() for t in p[:3]]
+    y = torch_conv1d(*leaves, case.window)
+    grad_x, grad_w, grad_b = torch.autograd.grad(y, leaves, p.grad_output)
+    own_w, own_b = ops.grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True)
+    results = [
+        (ops.forward(*p[:3], *case.window, "none"), y.detach()),
+        (ops.grad_input(p.grad_output, p.weight, case.length, *case.window), grad_x),
+        (own_w, grad_w),
+        (own_b, grad_b),
+    ]
+    exact = exact_forward(*p[:3], case.window), *exact_gradients(
+        p.x, p.weight, p.grad_output, case.window
+    )
+    for (own, theirs), (value, magnitude) in zip(results, exact, strict=True):
+        # The last rounding is luck for both; it must not decide where torch's sums are exact.
+        luck = torch.finfo(torch.float32).eps * magnitude.max()
+        assert (own - value).abs().max() <= 2 * (theirs - value).abs().max() + luck
+
+
+def bits(*tensors: Tensor) -> list[bytes]:
+    return [t.contiguous().view(torch.uint8).numpy().tobytes() for t in tensors]
+
+
+def run_all(case: Case, p: Problem) -> list[bytes]:
+    return bits(
+        ops.forward(p.x, p.weight, p.bias, *case.window, "tanh"),
+        ops.grad_input(p.grad_output, p.weight, case.length, *case.window),
+        *ops.grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True),
+    )
+
+
+LARGE = Case("long enough for every thread to get a share", 4, 24, 40, 3001, 3, 1, 2, 2, (4, 0))
+
+
+@parametrize("dtype", DTYPES)
+@parametrize("case", [*FEW, *SEED, LARGE])
+def test_same_bits_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> None:
+    p = problem(case, dtype)
+    torch.set_num_threads(1)
+    expected = run_all(case, p)
+    assert run_all(case, p) == expected, "repeated"
+    for count in (2, 3):
+        torch.set_num_threads(count)
+        assert run_all(case, p) == expected, f"{count} threads"
+
+
+@parametrize("dtype", DTYPES)
+@parametrize("case", [*FEW, *SEED, LARGE])
+def test_same_bits_in_any_batch(case: Case, dtype: torch.dtype) -> None:
+    p = problem(case, dtype)
+    y = ops.forward(p.x, p.weight, p.bias, *case.window, "none")
+    grad_x = ops.grad_input(p.grad_output, p.weight, case.length, *case.window)
+    for size in (1, 2):
+        part = slice(0, size)
+        y_part = ops.forward(p.x[part], p.weight, p.bias, *case.window, "none")
+        grad_part = ops.grad_input(p.grad_output[part], p.weight, case.length, *case.window)
+        assert bits(y_part, grad_part) == bits(y[part], grad_x[part])
+
+
+@parametrize("dtype", DTYPES)
+def test_empty_batch(dtype: torch.dtype) -> None:
+    case = BY_HAND._replace(batch=0)
+    p = problem(case, dtype)
+    assert ops.forward(p.x, p.weight, p.bias, *case.window, "none").shape == case.y_shape
+    grad_x = ops.grad_input(p.grad_output, p.weight, case.length, *case.window)
+    assert grad_x.shape == case.x_shape
+    grad_w, grad_b = ops.grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True)
+    assert torch.equal(grad_w, torch.zeros(case.weight_shape, dtype=dtype))
+    assert torch.equal(grad_b, torch.zeros(case.out_channels, dtype=dtype))
+
+
+def test_an_input_of_length_zero_is_all_padding() -> None:
+    case = Case("", 2, 3, 4, 0, 3, 1, 1, 1, (2, 3))
+    p = problem(case, torch.float32)
+    y = ops.forward(p.x, p.weight, p.bias, *case.window, "none")
+    assert torch.equal(y, p.bias[:, None].expand(case.y_shape))
+    grad_w, _ = ops.grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True)
+    assert torch.equal(grad_w, torch.zeros(case.weight_shape))
+
+
+# x (2, 4, 10), weight (6, 2, 3), bias (6), stride 1, pads 0, dilation 1, groups 2, with one change.
+IMPOSSIBLE = {
+    "stride": dict(stride=0),
+    "pad_left": dict(pad_left=-1),
+    "pad_right": dict(pad_right=-2),
+    "dilation": dict(dilation=0),
+    "groups": dict(groups=0),
+    "groups_and_out_channels": dict(weight=random(5, 2, 3)),
+    "in_channels": dict(x=random(2, 5, 10)),
+    "too_short": dict(x=random(2, 4, 2)),
+    "too_dilated": dict(dilation=5),
+    "no_taps": dict(weight=random(6, 2, 0)),
+    "no_out_channels": dict(weight=random(0, 2, 3)),
+    "x_dimensions": dict(x=random(4, 10)),
+    "weight_dimensions": dict(weight=random(6, 2)),
+    "bias_shape": dict(bias=random(5)),
+    "bias_dimensions": dict(bias=random(6, 1)),
+    "x_dtype": dict(x=random(2, 4, 10, dtype=torch.float64)),
+    "bias_dtype": dict(bias=random(6, dtype=torch.bfloat16)),
+}
+POSSIBLE = dict(
+    x=random(2, 4, 10),
+    weight=random(6, 2, 3),
+    bias=random(6),
+    stride=1,
+    pad_left=0,
+    pad_right=0,
+    dilation=1,
+    groups=2,
+    activation="none",
+)
+
+
+def _message(function: object, arguments: dict) -> str:
+    with pytest.raises(RuntimeError) as raised:
+        function(*arguments.values())  # type: ignore[operator]
+    return str(raised.value)
+
+
+def _on_meta(arguments: dict) -> dict:
+    return {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_impossible_problems_raise_alike_with_and_without_data(what: str) -> None:
+    arguments = POSSIBLE | IMPOSSIBLE[what]
+    native = _message(ops.forward, arguments)
+    fake = _message(ops.forward, _on_meta(arguments))
+    if "dtype" in what:  # dtypes have other names in C++
+        native, fake = (m.partition(", got")[0] for m in (native, fake))
+    assert fake in native
+
+
+IMPOSSIBLE_GRAD_INPUT = {
+    "length": dict(length=9),
+    "negative_length": dict(length=-1),
+    "grad_output_channels": dict(grad_output=random(2, 5, 8)),
+    "grad_output_dimensions": dict(grad_output=random(6, 8)),
+    "stride": dict(stride=-1),
+}
+IMPOSSIBLE_GRAD_WEIGHT = {
+    "kernel_size": dict(kernel_size=4),
+    "no_taps": dict(kernel_size=0),
+    "batch": dict(x=random(3, 4, 10)),
+    "in_channels": dict(x=random(2, 5, 10)),
+    "grad_output_dimensions": dict(grad_output=random(6, 8)),
+    "dilation": dict(dilation=0),
+}
+WINDOW = dict(stride=1, pad_left=0, pad_right=0, dilation=1, groups=2)
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE_GRAD_INPUT)
+def test_impossible_grad_input(what: str) -> None:
+    possible = dict(grad_output=random(2, 6, 8), weight=random(6, 2, 3), length=10, **WINDOW)
+    arguments = possible | IMPOSSIBLE_GRAD_INPUT[what]
+    native = _message(ops.grad_input, arguments)
+    assert _message(ops.grad_input, _on_meta(arguments)) in native
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE_GRAD_WEIGHT)
+def test_impossible_grad_weight(what: str) -> None:
+    possible = dict(grad_output=random(2, 6, 8), x=random(2, 4, 10), kernel_size=3, **WINDOW)
+    arguments = possible | IMPOSSIBLE_GRAD_WEIGHT[what] | dict(with_bias=True)
+    native = _message(ops.grad_weight, arguments)
+    assert _message(ops.grad_weight, _on_meta(arguments)) in native
+
+
+@parametrize("case", FEW)
+def test_opcheck(case: Case) -> None:
+    p = problem(case, torch.float32)
+    samples = [
+        (ops.forward, (p.x, p.weight, p.bias, *case.window, "tanh")),
+        (ops.forward, (p.x, p.weight, None, *case.window, "none")),
+        (ops.grad_input, (p.grad_output, p.weight, case.length, *case.window)),
+        (ops.grad_weight, (p.grad_output, p.x, case.kernel_size, *case.window, True)),
+        (ops.grad_weight, (p.grad_output, p.x, case.kernel_size, *case.window, False)),
+    ]
+    for operator, arguments in samples:
+        torch.library.opcheck(operator, arguments)
+
+
+def test_a_raw_operator_does_not_lose_a_gradient_in_silence() -> None:
+    weight = random(5, 3, 2).requires_grad_()
+    y = ops.forward(random(2, 3, 9), weight, None, 1, 0, 0, 1, 1, "none")
+    with pytest.warns(UserWarning, match="convlm::forward.*autograd kernel was not registered"):
+        y.sum().backward()
+
+
+def test_isa_is_the_one_asked_for() -> None:
+    supported = _host.cpu_isas()
+    assert supported[-1] == "generic"
+    assert _host.cpu_isa() == (os.environ.get("CONVLM_CPU_ISA") or supported[0])
+
+
+def _python(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    environment = os.environ | {"CONVLM_CPU_ISA": isa}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in _host.cpu_isas() if isa != _host.cpu_isa()])
+def test_every_other_isa_of_this_cpu(isa: str) -> None:
+    values = "(test_forward or test_grad_ or extreme_values) and (float32 or bfloat16)"
+    names = f"isa_is_the_one or ({values})"
+    run = _python(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", names)
+    assert run.returncode == 0, run.stdout
+
+
+def test_an_unknown_isa_is_an_error() -> None:
+    script = """
+import torch, convlm_kernels
+from convlm_kernels import _host, ops
+def message(function, *arguments):
+    try:
+        return function(*arguments), "no error"
+    except RuntimeError as error:
+        return str(error)
+print(message(_host.cpu_isa))
+print(message(ops.forward, torch.ones(1, 1, 1), torch.ones(1, 1, 1), None, 1, 0, 0, 1, 1, "none"))
+"""
+    run = _python("abacus", "-c", script)
+    assert run.returncode == 0, run.stderr
+    first, *_, second = run.stdout.splitlines()
+    for line in (first, second):
+        assert "abacus" in line
+        assert "generic" in line
