@@ -39,6 +39,9 @@ class GeometryChecks {
   void at_least(const char* argument, int64_t value, int64_t least) const {
     STD_TORCH_CHECK(value >= least, function_, ": ", argument, " must be at least ", least,
                     ", got ", value);
+    // Sums and products of a few such numbers stay far from overflow.
+    STD_TORCH_CHECK(value <= kLargest, function_, ": ", argument, " must be at most ", kLargest,
+                    ", got ", value);
   }
 
   void three_dimensional(const char* argument, const Tensor& t, const char* dimensions) const {
@@ -84,6 +87,12 @@ class GeometryChecks {
   // `length` and the rest must be known; finds out_length.
   void outputs() {
     at_least("length", geometry_.length, 0);
+    int64_t span = 0;
+    STD_TORCH_CHECK(
+        !__builtin_mul_overflow(geometry_.dilation, geometry_.kernel_size - 1, &span) &&
+            span <= kLargest,
+        function_, ": the kernel's span, dilation * (kernel_size - 1), must be at most ", kLargest,
+        ", got dilation ", geometry_.dilation, " and kernel_size ", geometry_.kernel_size);
     geometry_.out_length =
         output_length(geometry_.length, geometry_.kernel_size, geometry_.stride, geometry_.dilation,
                       geometry_.pad_left, geometry_.pad_right);
@@ -117,6 +126,7 @@ class GeometryChecks {
   Conv1dGeometry geometry_{};
 
  private:
+  static constexpr int64_t kLargest = int64_t{1} << 40;
   const char* function_;
 };
 

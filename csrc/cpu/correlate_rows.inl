@@ -40,16 +40,23 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
       for (int64_t m = 0; m < padded; ++m)
         biases[group * padded + m] = m < p.rows ? bias_of(p, group * p.rows + m) : 0;
 
+  // A range of panels is a job of its own where there are fewer tiles than threads; it stages
+  // again.
+  const int64_t tiles = batches * p.groups * blocks;
+  const int64_t ranges = smaller(panels, divide_up(threads(), tiles));
   const int64_t sample_size = p.channels * plan.staging.channel_pitch();
   parallel_jobs(
-      batches * p.groups * blocks, p.rows * p.products() * block_positions * samples,
+      tiles * ranges, p.rows * p.products() * block_positions * samples / ranges,
       [&](int64_t begin, int64_t end) {
         T* staged = static_cast<T*>(scratch(Slot::staged, sizeof(T) * samples * sample_size));
         T* tile =
             static_cast<T*>(scratch(Slot::tile, sizeof(T) * samples * block_positions * padded));
         for (int64_t job = begin; job < end; ++job) {
-          const int64_t block = job % blocks, group = job / blocks % p.groups,
-                        n0 = job / blocks / p.groups * samples;
+          const int64_t range = job % ranges, block = job / ranges % blocks;
+          const int64_t group = job / ranges / blocks % p.groups;
+          const int64_t n0 = job / ranges / blocks / p.groups * samples;
+          const int64_t first_panel = panels * range / ranges;
+          const int64_t last_panel = panels * (range + 1) / ranges;
           const int64_t q0 = p.outputs * block / blocks;
           const int64_t positions = p.outputs * (block + 1) / blocks - q0;
           const int64_t count = smaller(samples, p.batch - n0);
@@ -63,7 +70,7 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
           }
           const int64_t tile_rows = count * positions;
           const int64_t strips = divide_up(tile_rows, kMaxRows);
-          for (int64_t panel = 0; panel < panels; ++panel) {
+          for (int64_t panel = first_panel; panel < last_panel; ++panel) {
             const int64_t first = vectors * panel / panels;
             const int width = static_cast<int>(vectors * (panel + 1) / panels - first);
             for (int64_t strip = 0; strip < strips; ++strip) {
@@ -83,10 +90,13 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
                                  width);
             }
           }
+          const int64_t m = vectors * first_panel / panels * W;
+          const int64_t rows = smaller(vectors * last_panel / panels * W, p.rows) - m;
           for (int64_t i = 0; i < count; ++i)
-            finish_columns(p, tile + i * positions * padded, padded,
-                           p.bias ? biases + group * padded : nullptr, positions,
-                           p.out + (n0 + i) * p.out_batch + group * p.out_group + q0 * p.out_step);
+            finish_columns(p, tile + i * positions * padded + m, padded,
+                           p.bias ? biases + group * padded + m : nullptr, positions, rows,
+                           p.out + (n0 + i) * p.out_batch + group * p.out_group + m * p.out_row +
+                               q0 * p.out_step);
         }
       });
 }

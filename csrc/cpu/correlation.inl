@@ -133,17 +133,17 @@ void finish_row(const Correlation<S>& p, Compute<S>* tile, Compute<S> bias, int6
 // A tile of `positions` x rows, turned on its way out.
 template <class S>
 void finish_columns(const Correlation<S>& p, Compute<S>* tile, int64_t pitch,
-                    const Compute<S>* bias, int64_t positions, S* out) {
+                    const Compute<S>* bias, int64_t positions, int64_t rows, S* out) {
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
   if (bias != nullptr || p.activation != Activation::none)
     for (int64_t q = 0; q < positions; ++q)
-      for (int64_t m = 0; m < pitch; m += W) {
+      for (int64_t m = 0; m < rows; m += W) {
         T* v = tile + q * pitch + m;
         store(v, activate(bias ? load(v) + load(bias + m) : load(v), p.activation));
       }
-  if (p.out_step == 1) return transpose(tile, pitch, positions, p.rows, out, p.out_row);
-  for (int64_t m = 0; m < p.rows; ++m)
+  if (p.out_step == 1) return transpose(tile, pitch, positions, rows, out, p.out_row);
+  for (int64_t m = 0; m < rows; ++m)
     for (int64_t q = 0; q < positions; ++q)
       from_compute(tile[q * pitch + m], out[m * p.out_row + q * p.out_step]);
 }

@@ -56,34 +56,31 @@ struct Forward {
 };
 
 // Position p of the input was read by output t through tap k where p + pad_left = t * stride + k *
-// dilation. Positions with the same residue of p + pad_left by the stride share their taps, and
-// neighbours among them read neighbouring outputs: each residue is a correlation of stride 1 of its
-// own.
-struct Residue {
+// dilation. Positions that are a multiple of the stride apart share their taps, and neighbours
+// among them read neighbouring outputs: each such class is a correlation of stride 1 of its own.
+// Where a tap's output does not exist a staged zero stands for it, so an infinite weight gives NaN
+// there.
+struct PositionClass {
   int64_t start;    // t for the first position, before the taps' shift
-  int64_t first;    // the first position
   int64_t outputs;  // how many positions there are
   int64_t taps;
 
-  bool like(const Residue& other) const {
+  bool like(const PositionClass& other) const {
     return start == other.start && outputs == other.outputs && taps == other.taps;
   }
 };
 
-inline Residue residue_of(const Conv1dGeometry& g, int64_t residue, int64_t* tap_index,
-                          int64_t* tap_offset) {
-  Residue r;
-  r.start = divide_up(larger(0, g.pad_left - residue), g.stride);
-  r.first = r.start * g.stride + residue - g.pad_left;
-  r.outputs = larger(0, divide_up(g.length - r.first, g.stride));
-  r.taps = 0;
+inline PositionClass class_of(const Conv1dGeometry& g, int64_t position, int64_t* tap_index,
+                              int64_t* tap_offset) {
+  const int64_t residue = (position + g.pad_left) % g.stride;
+  PositionClass c{(position + g.pad_left) / g.stride, divide_up(g.length - position, g.stride), 0};
   for (int64_t k = 0; k < g.kernel_size; ++k)
     if (k * g.dilation % g.stride == residue) {
-      tap_index[r.taps] = k;
-      tap_offset[r.taps] = r.start - k * g.dilation / g.stride;
-      ++r.taps;
+      tap_index[c.taps] = k;
+      tap_offset[c.taps] = c.start - k * g.dilation / g.stride;
+      ++c.taps;
     }
-  return r;
+  return c;
 }
 
 template <class S>
@@ -111,19 +108,20 @@ struct GradInput {
     p.out_batch = g.in_channels * g.length;
     p.out_group = g.in_channels_per_group() * g.length;
     p.out_step = g.stride;
-    // With one channel per group and no dilation, residues that are alike differ only by which tap
+    // With one channel per group and no dilation, classes that are alike differ only by which tap
     // they start with: they are rows of one product, as if the input had been cut into patches.
     const bool patches = g.in_channels_per_group() == 1 && g.dilation == 1;
-    for (int64_t residue = 0, alike; residue < g.stride; residue += alike) {
-      const Residue r = residue_of(g, residue, taps, tap_offset);
-      for (alike = 1; patches && residue + alike < g.stride; ++alike)
-        if (!r.like(residue_of(g, residue + alike, other_taps, other_taps + g.kernel_size))) break;
+    const int64_t classes = smaller(g.stride, g.length);
+    for (int64_t first = 0, alike; first < classes; first += alike) {
+      const PositionClass c = class_of(g, first, taps, tap_offset);
+      for (alike = 1; patches && first + alike < classes; ++alike)
+        if (!c.like(class_of(g, first + alike, other_taps, other_taps + g.kernel_size))) break;
       p.rows = patches ? alike : g.in_channels_per_group();
       p.weight_row = patches ? a.weight.stride[2] : a.weight.stride[1];
       p.out_row = patches ? 1 : g.length;
-      p.out = static_cast<S*>(a.grad_input) + r.first;
-      p.outputs = r.outputs;
-      p.taps = r.taps;
+      p.out = static_cast<S*>(a.grad_input) + first;
+      p.outputs = c.outputs;
+      p.taps = c.taps;
       if (p.taps > 0)
         correlate(p);
       else
@@ -133,13 +131,14 @@ struct GradInput {
 
   // No output has read these positions.
   static void clear(const Correlation<S>& p) {
-    for (int64_t n = 0; n < p.batch; ++n)
-      for (int64_t group = 0; group < p.groups; ++group)
-        for (int64_t m = 0; m < p.rows; ++m)
-          for (int64_t q = 0; q < p.outputs; ++q)
-            from_compute(
-                Compute<S>(0),
-                p.out[n * p.out_batch + group * p.out_group + m * p.out_row + q * p.out_step]);
+    const int64_t rows = p.groups * p.rows;
+    parallel_jobs(p.batch * rows, p.outputs, [&](int64_t begin, int64_t end) {
+      for (int64_t job = begin; job < end; ++job) {
+        S* out = p.out + job / rows * p.out_batch + job % rows / p.rows * p.out_group +
+                 job % p.rows * p.out_row;
+        for (int64_t q = 0; q < p.outputs; ++q) from_compute(Compute<S>(0), out[q * p.out_step]);
+      }
+    });
   }
 };
 

@@ -6,9 +6,11 @@ template <class S>
 void correlate(const Correlation<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
   if (p.batch == 0 || p.outputs <= 0) return;
-  // Few rows per channel leave nothing to block over. Past one chain the sums need their tile.
-  if (p.channels == 1 && p.rows <= 2 && p.taps <= kChain && p.in_step == 1 && p.in_position == 1 &&
-      p.out_step == 1)
+  // Few rows per channel leave nothing to block over. Past one chain the sums need their tile, and
+  // taps too far apart would stage more than they read at the edges.
+  const int64_t spread = p.tap_offset[p.taps - 1] - p.tap_offset[0];
+  if (p.channels == 1 && p.rows <= 2 && p.in_step == 1 && p.in_position == 1 && p.out_step == 1 &&
+      p.taps <= kChain && larger(spread, -spread) <= 1024 * p.taps)
     return correlate_depthwise(p);
   const int64_t by_positions = divide_up(p.outputs, W) * p.rows;
   const int64_t by_rows = divide_up(p.rows, W) * p.outputs;

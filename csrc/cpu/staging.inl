@@ -40,7 +40,8 @@ void stage_row(const S* in, int64_t stride, int64_t length, int64_t start, int64
   const int64_t end =
       larger(begin, smaller(width, start < length ? divide_up(length - start, step) : 0));
   int64_t i = 0;
-  for (; i < begin; ++i) out[i] = 0;
+  for (; i < (begin < end ? begin : width); ++i) out[i] = 0;
+  if (begin >= end) return;  // nothing but padding
   const S* source = in + (start + begin * step) * stride;
   const int64_t source_step = step * stride;
   int64_t vectors = 0;
@@ -88,36 +89,32 @@ inline void plan_separate(Staging& plan, int64_t outputs, int64_t in_step,
   }
 }
 
-// Outputs next to each other are next to each other in the tile, as vectors of outputs need it:
-// one stream per phase of the stride that any tap reads.
+constexpr int64_t greatest_common_divisor(int64_t a, int64_t b) {
+  return b == 0 ? a : greatest_common_divisor(b, a % b);
+}
+
+// Outputs next to each other are next to each other in the tile, as vectors of outputs need it: one
+// stream per phase of the stride that any tap reads. Taps are evenly spaced, so the phases come
+// round in turn.
 inline void plan_for_vectors(Staging& plan, int64_t outputs, int64_t in_step,
                              const int64_t* tap_offset, int64_t taps, int lanes) {
-  plan.streams = 0;
-  int64_t spread = 0;
-  for (int64_t j = 0; j < taps; ++j) {
-    const int64_t phase = tap_offset[j] - divide_down(tap_offset[j], in_step) * in_step;
-    int64_t s = 0, first = tap_offset[j], last = tap_offset[j];
-    while (s < plan.streams && plan.tap_start[s] != phase) ++s;
-    if (s < plan.streams) continue;
-    for (int64_t i = j + 1; i < taps; ++i)
-      if (tap_offset[i] - divide_down(tap_offset[i], in_step) * in_step == phase) {
-        first = smaller(first, tap_offset[i]);
-        last = larger(last, tap_offset[i]);
-      }
-    plan.tap_start[s] = phase;  // only until the streams are known
-    plan.stream_start[s] = first;
-    plan.streams = s + 1;
-    spread = larger(spread, (last - first) / in_step);
-  }
+  const int64_t spacing = taps > 1 ? tap_offset[1] - tap_offset[0] : 0;
+  const int64_t distance = spacing < 0 ? -spacing : spacing;
+  plan.streams = smaller(taps, in_step / greatest_common_divisor(in_step, distance));
+  const int64_t between = plan.streams * distance / in_step;  // taps of one stream, in elements
+  const int64_t spread = (divide_up(taps, plan.streams) - 1) * between;
   if (plan.streams * (outputs + spread) > taps * outputs)
     return plan_separate(plan, outputs, in_step, tap_offset, taps, lanes);
   plan.width = outputs + spread;
   plan.pitch = staged_pitch(plan.width, lanes);
   plan.element_step = in_step;
   plan.advance = 1;
+  for (int64_t s = 0; s < plan.streams; ++s) {
+    const int64_t last = s + (taps - 1 - s) / plan.streams * plan.streams;
+    plan.stream_start[s] = spacing < 0 ? tap_offset[last] : tap_offset[s];
+  }
   for (int64_t j = 0; j < taps; ++j) {
-    int64_t s = 0;
-    while ((tap_offset[j] - plan.stream_start[s]) % in_step != 0) ++s;
+    const int64_t s = j % plan.streams;
     plan.tap_start[j] = s * plan.pitch + (tap_offset[j] - plan.stream_start[s]) / in_step;
   }
 }
@@ -141,7 +138,8 @@ inline void plan_for_scalars(Staging& plan, int64_t outputs, int64_t in_step,
   for (int64_t j = 0; j < taps; ++j) plan.tap_start[j] = tap_offset[j] - first;
 }
 
-// Stages `channels` rows for the outputs from `first_output` on.
+// Stages `channels` rows for the outputs that begin at `first_position` of the input, less the
+// taps' offsets.
 template <class S>
 void stage(const Staging& plan, const S* in, int64_t channels, int64_t channel_stride,
            int64_t position_stride, int64_t length, int64_t first_position, Compute<S>* out) {
