@@ -62,11 +62,10 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, weight, _, *window, activation = inputs
-        x_needed, weight_needed, *_ = ctx.needs_input_grad
-        y = None if activation == "none" else output
         ctx.settings = x.shape[2], weight.shape[2], window, activation
-        ctx.save_for_backward(x if weight_needed else None, weight if x_needed else None, y)
-        ctx.save_for_forward(x, weight, y)
+        # Needed or not: torch.vmap wants both lists alike and without None.
+        ctx.save_for_backward(x, weight, output)
+        ctx.save_for_forward(x, weight, output)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
@@ -74,7 +73,7 @@ class _Forward(torch.autograd.Function):
         length, kernel_size, window, activation = ctx.settings
         x_needed, weight_needed, bias_needed, *_ = ctx.needs_input_grad
         grad_x = grad_w = grad_b = None
-        if y is not None:
+        if activation != "none":
             grad_output = _FROM_OUTPUT[activation](grad_output, y)
         if x_needed:
             grad_x = grad_input(grad_output, weight, length, window)
@@ -93,7 +92,7 @@ class _Forward(torch.autograd.Function):
         tangent = forward(x, weight_tangent, bias_tangent, window)
         if x_tangent is not None:
             tangent = tangent + forward(x_tangent, weight, None, window)
-        return tangent if y is None else _FROM_OUTPUT[activation](tangent, y)
+        return tangent if activation == "none" else _FROM_OUTPUT[activation](tangent, y)
 
 
 class _GradInput(torch.autograd.Function):
@@ -168,8 +167,18 @@ class _GradWeight(torch.autograd.Function):
         return w_tangent, b_tangent
 
 
+def _save_what_is_needed(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weight, _, *window, activation = inputs
+    x_needed, weight_needed, *_ = ctx.needs_input_grad
+    ctx.settings = x.shape[2], weight.shape[2], window, activation
+    y = None if activation == "none" else output
+    ctx.save_for_backward(x if weight_needed else None, weight if x_needed else None, y)
+
+
 def _direct(
-    function: type[torch.autograd.Function], operator: Callable[..., Any]
+    function: type[torch.autograd.Function],
+    operator: Callable[..., Any],
+    save: Callable[[Any, Any, Any], None],
 ) -> type[torch.autograd.Function]:
     """``function`` without its ``setup_context``, which costs more than the rest of the call.
 
@@ -178,16 +187,16 @@ def _direct(
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         output = operator(*inputs)
-        function.setup_context(ctx, inputs, output)
+        save(ctx, inputs, output)
         return output
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
     return type(f"{function.__name__}Direct", (torch.autograd.Function,), members)
 
 
-_ForwardDirect = _direct(_Forward, ops.forward)
-_GradInputDirect = _direct(_GradInput, ops.grad_input)
-_GradWeightDirect = _direct(_GradWeight, ops.grad_weight)
+_ForwardDirect = _direct(_Forward, ops.forward, _save_what_is_needed)
+_GradInputDirect = _direct(_GradInput, ops.grad_input, _GradInput.setup_context)
+_GradWeightDirect = _direct(_GradWeight, ops.grad_weight, _GradWeight.setup_context)
 
 
 def _transformed() -> bool:
@@ -195,10 +204,11 @@ def _transformed() -> bool:
     return _functorch_active() or forward_ad._current_level >= 0
 
 
-# torch.compile of a torch.func transform would trace an autograd.Function as a constant and lose
-# its gradient in silence. This way it runs the transform uncompiled, or, with fullgraph, says why.
-@torch.compiler.disable(reason="an autograd.Function inside a torch.func transform")
 def _apply_transformed(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    if torch.compiler.is_dynamo_compiling():
+        # Compiled, the transform would take this function for a constant and lose its gradient in
+        # silence. This way it runs uncompiled, or, with fullgraph=True, says why it cannot.
+        torch._dynamo.graph_break("an autograd.Function inside a torch.func transform")
     return function.apply(*inputs)
 
 

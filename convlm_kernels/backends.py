@@ -28,18 +28,14 @@ def _dtype_reason(dtype: torch.dtype) -> str | None:
     return f"dtype {str(dtype).removeprefix('torch.')} is not one of {allowed}"
 
 
-def can_run_cpp(
-    geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device
-) -> str | None:
+def can_run_cpp(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device) -> str | None:
     """C++ kernels: every geometry. A meta tensor has a shape only, which the operators know."""
     if device.type not in ("cpu", "meta"):
         return f"the C++ kernels run on the CPU, not on {device.type}"
     return _dtype_reason(dtype)
 
 
-def can_run_cuda(
-    geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device
-) -> str | None:
+def can_run_cuda(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device) -> str | None:
     """CUDA kernels."""
     return "this build has no CUDA kernels"
 
@@ -51,9 +47,7 @@ def can_run_triton(
     return "the Triton kernels are not part of this version"
 
 
-def can_run_torch(
-    geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device
-) -> str | None:
+def can_run_torch(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device) -> str | None:
     """ATen, the yardstick: whatever torch itself runs."""
     return None
 
@@ -80,19 +74,13 @@ AUTO_RULES = (
 )
 
 
-
 def check_name(backend: str) -> None:
     """ValueError unless ``backend`` is "auto" or one of BACKENDS."""
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"backend must be 'auto' or one of {BACKENDS}, got {backend!r}")
 
 
-_devices_warned: set[str] = set()
-
-
-def select(
-    backend: str, geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device
-) -> str:
+def select(backend: str, geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device) -> str:
     """The backend that runs this problem: ``backend`` itself, or the choice of "auto".
 
     Raises:
@@ -109,9 +97,7 @@ def select(
     return backend
 
 
-def _select_auto(
-    geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device
-) -> str:
+def _select_auto(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device) -> str:
     dtype_reason = _dtype_reason(dtype)
     if dtype_reason is not None:
         raise TypeError(f"{dtype_reason} (backend='torch' runs whatever torch does)")
@@ -120,12 +106,26 @@ def _select_auto(
         for rule in AUTO_RULES
         if PREDICATES[rule.backend](geometry, dtype, device) is None
     )
-    if chosen == "torch" and device.type not in _devices_warned:
-        _devices_warned.add(device.type)
-        warnings.warn(
-            f"convlm_kernels has no kernel for device {device.type!r} in this build; "
-            "convolutions there are torch's own (backend='torch' says so without this warning)",
-            UserWarning,
-            stacklevel=4,
-        )
+    if chosen == "torch":
+        _say_once_that_there_is_no_kernel(device.type)
     return chosen
+
+
+_devices_warned: set[str] = set()
+
+
+def _say_once_that_there_is_no_kernel(device_type: str) -> None:
+    if device_type in _devices_warned:
+        return
+    _devices_warned.add(device_type)
+    warnings.warn(
+        f"convlm_kernels has no kernel for device {device_type!r} in this build; "
+        "convolutions there are torch's own (backend='torch' says so without this warning)",
+        UserWarning,
+        stacklevel=6,
+    )
+
+
+# torch.compile then calls it while it traces, instead of failing on the warning. The same as
+# torch.compiler.assume_constant_result, which takes a second to import.
+_say_once_that_there_is_no_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -113,9 +113,7 @@ _Y_DIMENSIONS = "(batch, out_channels, out_length)"
 
 
 @torch.library.register_fake("convlm::forward")
-def _forward_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
-) -> Tensor:
+def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
     *window, _activation = settings
     checks = _Checks("forward", *window)
     checks.same_kind("weight", weight, "x", x)

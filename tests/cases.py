@@ -30,9 +30,7 @@ class Case(NamedTuple):
 
     @property
     def out_length(self) -> int:
-        return output_length(
-            self.length, self.kernel_size, self.stride, self.dilation, *self.pads
-        )
+        return output_length(self.length, self.kernel_size, self.stride, self.dilation, *self.pads)
 
     @property
     def window(self) -> tuple[int, int, int, int, int]:
@@ -46,12 +44,6 @@ class Case(NamedTuple):
     @property
     def weight_shape(self) -> tuple[int, int, int]:
         return self.out_channels, self.in_channels // self.groups, self.kernel_size
-
-    @property
-    def products(self) -> int:
-        """The most products that one element of a result is the sum of."""
-        channels = max(self.in_channels, self.out_channels) // self.groups
-        return max(channels * self.kernel_size, self.batch * self.out_length)
 
     @property
     def y_shape(self) -> tuple[int, int, int]:
@@ -96,7 +88,9 @@ SETTINGS = [
     Case("stride longer than the kernel: inputs that nothing reads", 3, 4, 5, 50, 2, 7, 3),
     Case("stride equal to the kernel: inputs read once, the last three never", 2, 10, 12, 63, 5, 5),
     Case("stride and dilation with a common factor", 3, 4, 6, 41, 3, 4, 6, 1, (5, 2)),
-    Case("dilation longer than the input: one tap at a time hits it", 2, 3, 4, 5, 3, 1, 7, 1, (7, 7)),
+    Case(
+        "dilation longer than the input: one tap at a time hits it", 2, 3, 4, 5, 3, 1, 7, 1, (7, 7)
+    ),
     Case("taps that read only padding", 2, 3, 4, 6, 5, 2, 4, 1, (16, 1)),
     Case("padding on the right alone", 2, 6, 6, 23, 4, 2, 1, 1, (0, 9)),
     Case("kernel 80 at stride 1", 2, 2, 9, 130, 80, 1, 1, 1, (0, 7)),

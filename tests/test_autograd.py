@@ -203,7 +203,14 @@ def test_func_transforms(case: Case, activation: str) -> None:
 @parametrize("case", TINY)
 @pytest.mark.parametrize(
     "in_dims",
-    [(0, None, None), (2, None, None), (None, 0, None), (None, 1, None), (None, None, 1), (1, 3, 0)],
+    [
+        (0, None, None),
+        (2, None, None),
+        (None, 0, None),
+        (None, 1, None),
+        (None, None, 1),
+        (1, 3, 0),
+    ],
     ids=str,
 )
 def test_vmap(case: Case, in_dims: tuple[int | None, ...]) -> None:
@@ -238,8 +245,11 @@ def test_vmap_inside_vmap_and_under_grad() -> None:
 
         return every_pair
 
-    own, right = (func.grad(total(f))(weights) for f in (run(case), by_torch(case)))
-    torch.testing.assert_close(own, right)
+    for activation in ("none", "tanh"):
+        ours, theirs = total(run(case, activation)), total(by_torch(case, activation))
+        for transform in (func.grad, func.hessian):
+            torch.testing.assert_close(transform(ours)(weights), transform(theirs)(weights))
+    right = func.grad(total(by_torch(case)))(weights)
     leaf = weights.clone().requires_grad_()
     total(run(case))(leaf).backward()
     torch.testing.assert_close(leaf.grad, right)

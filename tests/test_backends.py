@@ -9,7 +9,7 @@ import torch
 from cases import DTYPES, FEW, Case, parametrize, problem
 from tolerances import exact_forward, exact_gradients
 
-from convlm_kernels import backends, conv1d
+from convlm_kernels import backends, conv1d, functional
 from convlm_kernels.geometry import Conv1dGeometry
 
 GEOMETRY = Conv1dGeometry(2, 3, 5, 1, 10, 3, 1, 1, 0, 0)
@@ -22,9 +22,7 @@ def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def conv1d_of(case: Case) -> dict:
-    return dict(
-        stride=case.stride, padding=case.pads, dilation=case.dilation, groups=case.groups
-    )
+    return dict(stride=case.stride, padding=case.pads, dilation=case.dilation, groups=case.groups)
 
 
 def test_every_backend_has_a_predicate() -> None:
@@ -46,9 +44,9 @@ def test_predicates(dtype: torch.dtype) -> None:
 def test_a_dtype_without_kernels() -> None:
     reason = backends.can_run_cpp(GEOMETRY, torch.complex64, CPU)
     assert reason == "dtype complex64 is not one of bfloat16, float16, float32, float64"
-    with pytest.raises(TypeError, match="complex64 is not one of bfloat16.*backend='torch'"):
+    with pytest.raises(TypeError, match=r"complex64 is not one of bfloat16.*backend='torch'"):
         backends.select("auto", GEOMETRY, torch.complex64, CPU)
-    with pytest.raises(RuntimeError, match="backend='cpp' cannot run.*complex64"):
+    with pytest.raises(RuntimeError, match=r"backend='cpp' cannot run.*complex64"):
         backends.select("cpp", GEOMETRY, torch.complex64, CPU)
     assert backends.select("torch", GEOMETRY, torch.complex64, CPU) == "torch"
 
@@ -88,7 +86,24 @@ def test_auto_says_once_for_each_device_that_it_has_no_kernel() -> None:
         backends.select("auto", GEOMETRY, torch.float32, torch.device("xpu"))
 
 
-def test_auto_and_the_shortcut_for_the_cpu_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_says_so_when_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends.PREDICATES, "cpp", lambda *_: "as on another device")
+    x, weight = torch.ones(1, 1, 3), torch.ones(1, 1, 1)
+
+    def function(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        window = (1, 0, 0, 1, 1)
+        return functional._run(x, weight, None, window, "none", "auto")
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    with pytest.warns(UserWarning, match="no kernel for device 'cpu'"):
+        assert torch.equal(compiled(x, weight), x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert torch.equal(compiled(x, weight), x)
+
+
+def test_auto_and_the_shortcut_for_the_cpu_agree() -> None:
     """conv1d does not ask select() on its way to the CPU kernels; the two must not drift apart."""
     for dtype in (torch.float32, torch.bfloat16, torch.complex64, torch.int32):
         x, weight = torch.ones(1, 1, 3, dtype=dtype), torch.ones(1, 1, 1, dtype=dtype)
@@ -103,9 +118,7 @@ def test_auto_and_the_shortcut_for_the_cpu_agree(monkeypatch: pytest.MonkeyPatch
 @parametrize("dtype", DTYPES)
 @parametrize("case", FEW)
 @pytest.mark.parametrize("backend", backends.BACKENDS)
-def test_every_backend_gives_the_same_values(
-    backend: str, case: Case, dtype: torch.dtype
-) -> None:
+def test_every_backend_gives_the_same_values(backend: str, case: Case, dtype: torch.dtype) -> None:
     device = torch.device("cpu" if backend in ("cpp", "torch") else "cuda")
     if backend != "torch" or dtype in (torch.float32, torch.float64):  # torch's own 16 bits: no
         reason = backends.PREDICATES[backend](GEOMETRY, dtype, device)

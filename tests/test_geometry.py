@@ -77,6 +77,7 @@ def test_resolve_padding(padding: object, expected: tuple[int, int]) -> None:
     assert resolve_padding(padding, kernel_size=4, stride=1, dilation=3) == expected
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("kernel_size", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("dilation", [1, 2, 3])
 def test_same_pads_as_torch(kernel_size: int, dilation: int) -> None:

@@ -3,10 +3,10 @@
 The oracle is torch's convolution in float64, on the same numbers: torch's own bfloat16 on the CPU
 is wrong in places.
 
-An output is a sum of products. Whatever their order, each addition errs by half a unit in the last
-place of the partial sum, so the error scales with the sum of the products' absolute values, which
-``magnitude`` holds (the same convolution of absolute values): it grows with the number of products,
-and no bound on the result alone would do, because the sum may cancel.
+An output is a sum of products. Whatever their order, each addition errs by up to half a unit in the
+last place of the partial sum. So an error is measured against the sum of the products' absolute
+values, here called magnitude (the same convolution of absolute values): a bound on the result alone
+would not do, because the sum may cancel. And it grows with the number of products.
 """
 
 from __future__ import annotations
@@ -22,22 +22,15 @@ Window = tuple[int, int, int, int, int]
 
 class Tolerance(NamedTuple):
     accumulated: torch.dtype  # dtype of the partial sums
-    additions: float  # errors of additions, in units of roundoff x magnitude
+    times: int  # the allowance for one sum
     reason: str
 
 
-# Of random numbers: a random walk of n roundings stays well under n times the largest, and a sum of
-# at most 4 terms cannot err by more than this at all. Equal numbers round alike: for those a sum of
-# n products may err by n, and the tests say so with ``additions``.
-ADDITIONS = 4.0
-
 TABLE = {
-    torch.float64: Tolerance(
-        torch.float64, 2 * ADDITIONS, "the oracle is float64 itself and errs as much"
-    ),
-    torch.float32: Tolerance(torch.float32, ADDITIONS, "sums in float32"),
-    torch.bfloat16: Tolerance(torch.float32, ADDITIONS, "sums in float32, rounded once"),
-    torch.float16: Tolerance(torch.float32, ADDITIONS, "sums in float32, rounded once"),
+    torch.float64: Tolerance(torch.float64, 2, "the oracle is float64 itself and errs as much"),
+    torch.float32: Tolerance(torch.float32, 1, "sums in float32"),
+    torch.bfloat16: Tolerance(torch.float32, 1, "sums in float32, rounded once"),
+    torch.float16: Tolerance(torch.float32, 1, "sums in float32, rounded once"),
 }
 
 # Activations are vectorised approximations: a few units in the last place of float32 or float64.
@@ -47,23 +40,42 @@ ACTIVATION_ULPS = 8.0
 ACTIVATION_SLOPE = 1.13
 
 
-def _roundoff(dtype: torch.dtype) -> float:
+def roundings(products: int, alike: bool) -> float:
+    """How many half units of the magnitude the additions of a sum may come to.
+
+    No sum errs by more than one for each product, and one of numbers that are all ``alike`` may:
+    they round alike. Roundings of random numbers are a random walk.
+    """
+    return products if alike else min(products, 4 + products**0.5)
+
+
+def roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def bound(
-    dtype: torch.dtype, exact: Tensor, magnitude: Tensor, additions: float = 0
-) -> Tensor:
-    """Largest error allowed in each element of a convolution's result of ``dtype``."""
-    tolerance = TABLE[dtype]
-    summed = max(additions, tolerance.additions) * _roundoff(tolerance.accumulated) * magnitude
-    subnormal = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-    return summed + _roundoff(dtype) * (exact.abs() + summed) + subnormal
+class Exact(NamedTuple):
+    """A result of the oracle, and what is needed to say how near another one must be."""
+
+    value: Tensor
+    magnitude: Tensor
+    products: int
+
+    def sum_error(self, dtype: torch.dtype, alike: bool = False) -> Tensor:
+        """Largest error of the sums behind a result of ``dtype``, before it is rounded to that."""
+        tolerance = TABLE[dtype]
+        count = tolerance.times * (1 + roundings(self.products, alike))  # 1: the bias
+        return count * roundoff(tolerance.accumulated) * self.magnitude
+
+    def allows(self, actual: Tensor, alike: bool = False) -> None:
+        assert_close(actual, self.value, self.sum_error(actual.dtype, alike))
 
 
-def assert_close(actual: Tensor, exact: Tensor, allowed: Tensor) -> None:
+def assert_close(actual: Tensor, exact: Tensor, error_before_rounding: Tensor) -> None:
     """``actual`` of any dtype against the float64 ``exact``; NaN is never close."""
     assert actual.shape == exact.shape
+    limits = torch.finfo(actual.dtype)
+    rounding = roundoff(actual.dtype) * (exact.abs() + error_before_rounding)
+    allowed = error_before_rounding + rounding + limits.smallest_normal * limits.eps
     error = (actual.double() - exact).abs()
     wrong = ~(error <= allowed)
     if wrong.any():
@@ -75,17 +87,6 @@ def assert_close(actual: Tensor, exact: Tensor, allowed: Tensor) -> None:
         )
 
 
-class Exact(NamedTuple):
-    """A result of the oracle and its magnitude, see above."""
-
-    value: Tensor
-    magnitude: Tensor
-
-    def allows(self, actual: Tensor, additions: float = 0) -> None:
-        allowed = bound(actual.dtype, self.value, self.magnitude, additions)
-        assert_close(actual, self.value, allowed)
-
-
 def torch_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     stride, pad_left, pad_right, dilation, groups = window
     return F.conv1d(F.pad(x, (pad_left, pad_right)), weight, bias, stride, 0, dilation, groups)
@@ -94,7 +95,8 @@ def torch_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window)
 def exact_forward(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Exact:
     operands = [t if t is None else t.detach().double() for t in (x, weight, bias)]
     value = torch_conv1d(*operands, window)
-    return Exact(value, torch_conv1d(*(t if t is None else t.abs() for t in operands), window))
+    magnitude = torch_conv1d(*(t if t is None else t.abs() for t in operands), window)
+    return Exact(value, magnitude, weight[0].numel())
 
 
 def _gradients(x: Tensor, weight: Tensor, grad_output: Tensor, window: Window) -> list[Tensor]:
@@ -110,4 +112,6 @@ def exact_gradients(
     operands = [t.detach().double() for t in (x, weight, grad_output)]
     values = _gradients(*operands, window)
     magnitudes = _gradients(*(t.abs() for t in operands), window)
-    return tuple(map(Exact, values, magnitudes))  # type: ignore[return-value]
+    positions = grad_output[:, 0].numel()
+    products = weight[:, 0].numel() // window[-1], positions, positions
+    return tuple(map(Exact, values, magnitudes, products))  # type: ignore[return-value]
