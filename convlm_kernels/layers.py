@@ -156,7 +156,7 @@ def swap_conv1d(model: nn.Module, backend: str = "auto") -> list[str]:
 
     Returns:
         The names replaced, as in ``model.named_modules()``, every name of a shared module
-        included; the name of ``model`` itself is "".
+        included; the name of ``model`` itself is "". Layers of this package are none of them.
 
     Raises:
         ValueError: an unknown ``backend``.

@@ -151,15 +151,20 @@ def test_only_what_is_needed(
     torch.testing.assert_close(list(gradients), values)
 
 
-def test_saves_only_what_is_needed() -> None:
-    p = problem(BY_HAND, torch.float64)
+@pytest.mark.parametrize(
+    ("needed", "activation", "expected"),
+    [("x", "none", "w"), ("w", "none", "x"), ("b", "none", ""), ("xw", "tanh", "wxy")],
+)
+def test_saves_only_what_is_needed(needed: str, activation: str, expected: str) -> None:
+    tensors = dict(zip("xwb", problem(BY_HAND, torch.float64), strict=False))
+    for name in needed:
+        tensors[name].requires_grad_()
     saved: list[int] = []
-    x, weight, bias = p.x, p.weight.requires_grad_(), p.bias
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: saved.append(t.data_ptr()) or t, lambda t: t
     ):
-        run(BY_HAND)(x, weight, bias)
-    assert saved == [x.data_ptr()]
+        tensors["y"] = run(BY_HAND, activation)(*tensors.values())
+    assert sorted(saved) == sorted(tensors[name].data_ptr() for name in expected)
 
 
 def test_no_graph_without_a_reason() -> None:

@@ -5,6 +5,8 @@ Most tests use the aot_eager backend: it traces all that a real one does and com
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -130,6 +132,12 @@ def test_export() -> None:
     for shape in ((2, 4, 9), (3, 4, 21)):
         x = random(*shape)
         torch.testing.assert_close(exported.module()(x), model(x))
+
+
+def test_importing_does_not_import_the_compiler() -> None:
+    """It takes as long as torch itself."""
+    script = "import sys, convlm_kernels; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 def test_impossible_geometry_is_an_error_there_too() -> None:
