@@ -28,9 +28,12 @@ template <>
 struct VectorOf<double> {
   typedef double type __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
   typedef double unaligned __attribute__((vector_size(CONVLM_VECTOR_BYTES), aligned(8), may_alias));
+  typedef int64_t integer __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
 };
 template <class T>
 using Vector = typename VectorOf<T>::type;
+template <class T>
+using Integers = typename VectorOf<T>::integer;
 
 template <class T>
 constexpr int kLanes = CONVLM_VECTOR_BYTES / sizeof(T);
