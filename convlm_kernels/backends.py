@@ -69,7 +69,7 @@ class Rule(NamedTuple):
 
 
 AUTO_RULES = (
-    Rule("own kernel on the CPU", "cpp", "as fast as ATen or faster, activation fused"),
+    Rule("own kernel on the CPU", "cpp", "float32 and float64 measured faster; fused activation"),
     Rule("no own kernel", "torch", "correct everywhere; says so once for each device"),
 )
 
