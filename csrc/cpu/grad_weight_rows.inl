@@ -101,7 +101,7 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
         multiply<T, false>(Product<T>{start, panel, starts, starts + units.samples, unit.samples,
                                       unit.positions, plan.staging.advance, plan.pitch,
                                       sums + r0 * plan.pitch, plan.pitch, u != first_unit},
-                           static_cast<int>(r1 - r0), static_cast<int>(width));
+                           static_cast<int>(r1 - r0), static_cast<int>(width), kGradWeightChain);
       }
     }
   }
@@ -138,7 +138,7 @@ void grad_weight_vectors_of_rows(const WeightGradient<S>& p) {
   plan.pitch = divide_up(plan.vectors, plan.panels) * W;
   plan.panel_size = (p.products() + 1) * plan.pitch;
   plan.piece_size = p.groups * plan.panels * plan.panel_size;
-  plan.units = plan_units(p.batch, p.outputs, kChain, plan.piece_size);
+  plan.units = plan_units(p.batch, p.outputs, kGradWeightChain, plan.piece_size);
   int64_t* memory = static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * p.taps));
   plan.staging.stream_start = memory;
   plan.staging.tap_start = memory + p.taps;

@@ -33,6 +33,8 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/weight_gradient.inl"
 #include "cpu/grad_weight_rows.inl"
 #include "cpu/grad_weight_positions.inl"
+#include "cpu/fast_filter.inl"
+#include "cpu/correlate_fast.inl"
 #include "cpu/select.inl"
 #include "cpu/functions.inl"
 // clang-format on

@@ -1,11 +1,14 @@
-// Which of two equivalent kernels a geometry gets.
+// Which of several equivalent kernels a geometry gets. The batch and the number of threads have no
+// say: they must not show in the bits.
+
+// Shorter rows would leave most of a vector of tiles empty.
+constexpr int64_t kFewestFastOutputs = 64;
 
 // Both orders round the rows or the positions up to whole vectors: take the one that wastes less.
 // Vectors of positions need no turning of the output, so they win ties and near-ties.
 template <class S>
-void correlate(const Correlation<S>& p) {
+void correlate_directly(const Correlation<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
-  if (p.batch == 0 || p.outputs <= 0) return;
   // Few rows per channel leave nothing to block over. Past one chain the sums need their tile, and
   // taps too far apart would stage more than they read at the edges.
   const int64_t spread = p.tap_offset[p.taps - 1] - p.tap_offset[0];
@@ -18,6 +21,36 @@ void correlate(const Correlation<S>& p) {
     correlate_vectors_of_positions(p);
   else
     correlate_vectors_of_rows(p);
+}
+
+// What fast filtering costs per tile, in multiply-adds: the products, and the making of components
+// and outputs, whose prices were measured.
+template <class F>
+bool fast_filter_pays(int64_t outputs, int64_t taps, int64_t dilation, int64_t channels,
+                      int64_t rows) {
+  const FastTiling<F> t(outputs, taps, dilation);
+  const int64_t tile =
+      t.slots * channels * rows + 12 * t.slots * channels + 25 * F::kOutputs * rows;
+  return 20 * t.tiles * tile < 19 * outputs * taps * channels * rows;
+}
+
+// The error of F(4, 3) shows in float32, not in what a 16-bit type keeps; float64 is left to the
+// direct sum, whose error is what one asks for with it.
+template <class S>
+void correlate(const Correlation<S>& p) {
+  if (p.batch == 0 || p.outputs <= 0) return;
+  const int64_t spacing = p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 0;
+  const int64_t dilation = larger(spacing, -spacing);
+  if constexpr (sizeof(S) < sizeof(double)) {
+    if (dilation > 0 && p.in_step == 1 && p.out_step == 1 && p.outputs >= kFewestFastOutputs) {
+      if (sizeof(S) == 2 &&
+          fast_filter_pays<FastFilter<4>>(p.outputs, p.taps, dilation, p.channels, p.rows))
+        return correlate_fast<FastFilter<4>>(p);
+      if (fast_filter_pays<FastFilter<2>>(p.outputs, p.taps, dilation, p.channels, p.rows))
+        return correlate_fast<FastFilter<2>>(p);
+    }
+  }
+  correlate_directly(p);
 }
 
 template <class S>
