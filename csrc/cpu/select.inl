@@ -1,5 +1,5 @@
-// Which of several equivalent kernels a geometry gets. The batch and the number of threads have no
-// say: they must not show in the bits.
+// Which of several equivalent kernels a geometry gets. The number of threads has no say, and the
+// batch only where it is summed over: they must not show in the bits.
 
 // Shorter rows would leave most of a vector of tiles empty.
 constexpr int64_t kFewestFastOutputs = 64;
@@ -76,8 +76,15 @@ void correlate(const Correlation<S>& p) {
 
 // ---- grad_weight ----
 
-// oneDNN's sums over the positions of few taps err more than F(4, 3), those of many taps less.
+// F(4, 3) errs less than oneDNN's sums of so many positions, but more than those of many taps.
+constexpr int64_t kFewestPositionsOfFour = 1024;
 constexpr int64_t kMostTapsOfFour = 8;
+
+template <class S>
+bool exact_enough_for_four(const WeightGradient<S>& p) {
+  return sizeof(S) == 2 ||
+         (p.taps <= kMostTapsOfFour && p.batch * p.outputs >= kFewestPositionsOfFour);
+}
 
 template <class F, class S>
 bool fast_grad_weight_pays(const WeightGradient<S>& p, int64_t dilation) {
@@ -102,7 +109,7 @@ Kernel grad_weight_kernel(const WeightGradient<S>& p) {
   const int64_t dilation = p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 0;
   if (sizeof(S) < sizeof(double) && dilation > 0 && p.stride == 1 &&
       p.outputs >= kFewestFastOutputs) {
-    if (p.taps <= kMostTapsOfFour && fast_grad_weight_pays<FastFilter<4>>(p, dilation))
+    if (exact_enough_for_four(p) && fast_grad_weight_pays<FastFilter<4>>(p, dilation))
       return Kernel::fast_filter_4;
     if (fast_grad_weight_pays<FastFilter<2>>(p, dilation)) return Kernel::fast_filter_2;
   }
