@@ -1,8 +1,7 @@
 // The correlation with vectors of positions: weights are packed and are the scalars.
 
-template <class S>
+template <class T, class S>
 void correlate_vectors_of_positions(const Correlation<S>& p) {
-  using T = Compute<S>;
   constexpr int W = kLanes<T>;
   constexpr int64_t kStagedBytes =
       256 * 1024;  // a quarter of the L2 cache, weights and outputs need the rest
@@ -10,24 +9,25 @@ void correlate_vectors_of_positions(const Correlation<S>& p) {
   constexpr int64_t kJobs =
       16;  // enough for the threads of a common processor; the bits do not depend on it
 
+  const int64_t channels = divide_up(p.channels, kDepth<T>);
   CorrelationPlan plan;
-  assign_plan_arrays(plan_scratch(p.taps, p.channels), plan.staging, plan.reduction, p.taps,
-                     p.channels);
+  assign_plan_arrays(plan_scratch(p.taps, channels), plan.staging, plan.reduction, p.taps,
+                     channels);
   const int64_t vectors = divide_up(p.outputs, W);
   int64_t tile_vectors = smaller(vectors, kMaxTileVectors);
   for (;;) {
     plan_for_vectors(plan.staging, tile_vectors * W, p.in_step, p.tap_offset, p.taps, W);
     if (tile_vectors <= kMaxVectors ||
-        p.channels * plan.staging.channel_pitch() * static_cast<int64_t>(sizeof(T)) <= kStagedBytes)
+        channels * plan.staging.channel_pitch() * static_cast<int64_t>(sizeof(T)) <= kStagedBytes)
       break;
     tile_vectors = divide_up(tile_vectors, 2);
   }
   const int64_t tiles = divide_up(vectors, tile_vectors);
   const int64_t blocks = divide_up(p.rows, kMaxRows);
   const int64_t weight_pitch = divide_up(p.rows, blocks);
-  plan_reduction(plan.reduction, plan.staging, p.channels, p.taps, weight_pitch);
+  plan_reduction(plan.reduction, plan.staging, channels, p.taps, weight_pitch);
 
-  const int64_t block_size = p.products() * weight_pitch;
+  const int64_t block_size = channels * p.taps * weight_pitch;
   T* weights = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.groups * blocks * block_size));
   parallel_jobs(p.groups * blocks, block_size, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
@@ -44,9 +44,9 @@ void correlate_vectors_of_positions(const Correlation<S>& p) {
       jobs, divide_up(p.rows, splits) * p.products() * tile_vectors * W,
       [&](int64_t begin, int64_t end) {
         T* staged = static_cast<T*>(
-            scratch(Slot::staged, sizeof(T) * p.channels * plan.staging.channel_pitch()));
-        T* tile =
-            static_cast<T*>(scratch(Slot::tile, CONVLM_VECTOR_BYTES * kMaxRows * kMaxVectors));
+            scratch(Slot::staged, sizeof(T) * channels * plan.staging.channel_pitch()));
+        Sum<T>* tile =
+            static_cast<Sum<T>*>(scratch(Slot::tile, CONVLM_VECTOR_BYTES * kMaxRows * kMaxVectors));
         int64_t staged_job = -1;
         for (int64_t job = begin; job < end; ++job) {
           const int64_t split = job % splits, tile_job = job / splits;

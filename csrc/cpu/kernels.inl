@@ -21,6 +21,7 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 
 // Each builds on the ones above it.
 // clang-format off
+#include "cpu/operands.inl"
 #include "cpu/activation.inl"
 #include "cpu/transpose.inl"
 #include "cpu/staging.inl"

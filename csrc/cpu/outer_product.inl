@@ -14,7 +14,7 @@ struct Product {
   const int64_t* vector_start;
   int64_t outer, inner;
   int64_t row_step, vector_step;
-  T* tile;
+  Sum<T>* tile;
   int64_t tile_pitch;
   bool accumulate;  // add to the tile instead of writing it
 };
@@ -23,11 +23,11 @@ struct Product {
 template <class T, int ROWS, int VECTORS, bool CONTIGUOUS_ROWS>
 void outer_product(const Product<T>& p) {
   constexpr int W = kLanes<T>;
-  Vector<T> sum[ROWS][VECTORS];
+  Vector<Sum<T>> sum[ROWS][VECTORS];
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<T>{};
+    for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<Sum<T>>{};
   const T* row[ROWS];
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i) row[i] = CONTIGUOUS_ROWS ? p.rows[0] + i : p.rows[i];
@@ -43,7 +43,7 @@ void outer_product(const Product<T>& p) {
       for (int i = 0; i < ROWS; ++i) {
         const T scalar = row[i][r];
 #pragma GCC unroll 8
-        for (int j = 0; j < VECTORS; ++j) sum[i][j] += scalar * v[j];
+        for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(sum[i][j], scalar, v[j]);
       }
       r += p.row_step;
       vector += p.vector_step;
@@ -54,7 +54,7 @@ void outer_product(const Product<T>& p) {
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < VECTORS; ++j) {
-      T* out = p.tile + i * p.tile_pitch + j * W;
+      Sum<T>* out = p.tile + i * p.tile_pitch + j * W;
       store(out, p.accumulate ? load(out) + sum[i][j] : sum[i][j]);
     }
 }

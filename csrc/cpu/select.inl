@@ -14,10 +14,13 @@ void correlate(const Correlation<S>& p) {
     return correlate_depthwise(p);
   const int64_t by_positions = divide_up(p.outputs, W) * p.rows;
   const int64_t by_rows = divide_up(p.rows, W) * p.outputs;
+  // A lone channel has no other to share a pair with.
+  const bool lone = p.channels == 1;
   if (by_positions * 8 <= by_rows * 9)
-    correlate_vectors_of_positions(p);
+    lone ? correlate_vectors_of_positions<Compute<S>>(p)
+         : correlate_vectors_of_positions<Operand<S>>(p);
   else
-    correlate_vectors_of_rows(p);
+    lone ? correlate_vectors_of_rows<Compute<S>>(p) : correlate_vectors_of_rows<Operand<S>>(p);
 }
 
 template <class S>
@@ -32,8 +35,9 @@ void weight_gradient(const WeightGradient<S>& p) {
   }
   // A vector of positions loads twice for what a scalar loads once, and at the end of each sample
   // its lanes must be added up.
-  const int64_t by_positions = p.rows * (2 * divide_up(p.outputs, W) + W);
-  const int64_t by_rows = divide_up(p.rows, W) * p.outputs;
+  constexpr int D = kDepth<Operand<S>>;
+  const int64_t by_positions = p.rows * (2 * divide_up(p.outputs, W * D) + W);
+  const int64_t by_rows = divide_up(p.rows, W) * divide_up(p.outputs, D);
   if (by_positions < by_rows)
     grad_weight_vectors_of_positions(p);
   else
