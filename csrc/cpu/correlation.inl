@@ -156,6 +156,8 @@ void finish_row(const Correlation<S>& p, Compute<S>* tile, Compute<S> bias, int6
   constexpr int W = kLanes<T>;
   int64_t q = 0;
   if (p.out_step == 1) {
+    if (p.activation == Activation::none)
+      for (; q + W <= count; q += W) store(out + q, load(tile + q) + bias);
     for (; q + W <= count; q += W) store(out + q, activate(load(tile + q) + bias, p.activation));
     if (q < count)
       store_partial(out + q, activate(load(tile + q) + bias, p.activation),
