@@ -8,6 +8,10 @@ template <class T>
 struct SumOf {
   using type = T;
 };
+template <class T>
+struct StoredOf {
+  using type = T;
+};
 template <class S>
 struct OperandOf {
   using type = Compute<S>;
@@ -49,6 +53,10 @@ struct VectorOf<Pair> {
 template <>
 struct SumOf<Pair> {
   using type = float;
+};
+template <>
+struct StoredOf<Pair> {
+  using type = bfloat16;
 };
 template <>
 struct OperandOf<bfloat16> {
@@ -153,6 +161,8 @@ CONVLM_INLINE Vector<Pair> load_partial(const PairStart* p, int count) {
 
 template <class T>
 using Sum = typename SumOf<T>::type;
+template <class T>
+using Stored = typename StoredOf<T>::type;
 template <class S>
 using Operand = typename OperandOf<S>::type;
 template <class S>

@@ -17,6 +17,11 @@ struct Product {
   Sum<T>* tile;
   int64_t tile_pitch;
   bool accumulate;  // add to the tile instead of writing it
+  // Where not null, the sums go there at once instead of to the tile, each row with its bias. For
+  // contiguous rows only.
+  Stored<T>* out = nullptr;
+  int64_t out_pitch = 0;
+  const Sum<T>* bias = nullptr;
 };
 
 // Contiguous rows: row i is rows[0] + i, as in packed weights; else rows are anywhere.
@@ -50,6 +55,17 @@ void outer_product(const Product<T>& p) {
     }
   }
 
+  if constexpr (CONTIGUOUS_ROWS)
+    if (p.out != nullptr) {
+#pragma GCC unroll 8
+      for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j) {
+          if (p.accumulate) sum[i][j] += load(p.tile + i * p.tile_pitch + j * W);
+          store(p.out + i * p.out_pitch + j * W, sum[i][j] + p.bias[i]);
+        }
+      return;
+    }
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 8
@@ -88,6 +104,7 @@ CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors) {
   const T* start[kMaxRows];
   for (int i = 0; i < (CONTIGUOUS_ROWS ? 1 : rows); ++i) start[i] = p.rows[i];
   p.rows = start;
+  Stored<T>* const out = p.out;
   const int64_t inner_pieces = divide_up(inner, kChain);
   const int64_t inner_chain = divide_up(inner, inner_pieces);
   const int64_t outer_chain = larger(1, kChain / inner_chain);
@@ -95,6 +112,7 @@ CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors) {
     p.inner = smaller(inner_chain, inner - s);
     for (int64_t o = 0; o < outer; o += outer_chain) {
       p.outer = smaller(outer_chain, outer - o);
+      p.out = s + p.inner == inner && o + p.outer == outer ? out : nullptr;
       product(p);
       p.accumulate = true;
       p.row_start += p.outer;

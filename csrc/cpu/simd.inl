@@ -142,8 +142,8 @@ typedef uint16_t HalfVector
 CONVLM_INLINE Vector<float> from_bfloat16(HalfVector v) {
 #if CONVLM_VECTOR_BYTES == 64
   // GCC 12 converts a vector of 512 bits in quarters unless it is told the instruction.
-  return (Vector<float>)_mm512_maskz_slli_epi32(
-      kAll, _mm512_maskz_cvtepu16_epi32(kAll, (__m256i)v), 16);
+  return (Vector<float>)_mm512_maskz_slli_epi32(kAll, _mm512_maskz_cvtepu16_epi32(kAll, (__m256i)v),
+                                                16);
 #else
   typedef uint32_t Word __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
   return (Vector<float>)(__builtin_convertvector(v, Word) << 16);
