@@ -58,7 +58,7 @@ struct PairOfRows {
 // As many whole vectors as can be filled without reading past the last element; returns their
 // length.
 template <int STEP, class Source>
-CONVLM_INLINE int64_t stage_vectors(const Source& in, int64_t first, int64_t count,
+CONVLM_INLINE int64_t stage_vectors(Source in, int64_t first, int64_t count,
                                     typename Source::T* out) {
   constexpr int W = kLanes<typename Source::T>;
   int64_t i = 0;
@@ -71,7 +71,7 @@ CONVLM_INLINE int64_t stage_vectors(const Source& in, int64_t first, int64_t cou
 
 // out[i] = in[(start + i * step) * stride] where that position lies in [0, length), else zero.
 template <class Source>
-void stage_source(const Source& in, int64_t stride, int64_t length, int64_t start, int64_t step,
+void stage_source(Source in, int64_t stride, int64_t length, int64_t start, int64_t step,
                   typename Source::T* out, int64_t width) {
   const int64_t begin = smaller(width, start < 0 ? divide_up(-start, step) : 0);
   const int64_t end =
