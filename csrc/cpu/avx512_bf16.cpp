@@ -11,7 +11,6 @@
 #pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 #define CONVLM_ISA avx512_bf16
 #define CONVLM_VECTOR_BYTES 64
-// Only bfloat16 is compiled again; the other types are left to these kernels.
 #define CONVLM_DOT_BFLOAT16 avx512_kernels
 #include "cpu/kernels.inl"
 #pragma GCC pop_options

@@ -1,5 +1,7 @@
 // All kernels of one instruction set. The including file sets CONVLM_ISA, its name as a namespace,
-// and CONVLM_VECTOR_BYTES, and compiles this under the matching target pragma. Nothing here may
+// and CONVLM_VECTOR_BYTES, and compiles this under the matching target pragma. With
+// CONVLM_DOT_BFLOAT16, the set has dot products of bfloat16: only that type is compiled, and the
+// others are left to the kernels that the macro names. Nothing here may
 // instantiate library templates: their code would be shared with translation units for lesser
 // processors.
 
@@ -22,6 +24,9 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 // Each builds on the ones above it.
 // clang-format off
 #include "cpu/operands.inl"
+#if defined(CONVLM_DOT_BFLOAT16)
+#include "cpu/pairs.inl"
+#endif
 #include "cpu/activation.inl"
 #include "cpu/transpose.inl"
 #include "cpu/staging.inl"

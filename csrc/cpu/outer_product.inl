@@ -90,7 +90,7 @@ CONVLM_INLINE ProductFunction<T> select_product(int rows, int vectors,
   return table[(rows - 1) * kMaxVectors + vectors - 1];
 }
 
-// A longer chain of additions in one register loses accuracy: past this many products the tile
+// A longer chain of additions in one register loses accuracy: past this many steps the tile
 // in memory takes the sum and the registers start again.
 constexpr int64_t kChain = 256;
 

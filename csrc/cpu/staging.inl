@@ -22,6 +22,7 @@ CONVLM_INLINE Vector<Compute<S>> load_every(const S* p, std::integer_sequence<in
 template <class S>
 struct Row {
   using T = Compute<S>;
+  static constexpr bool kStoresTwo = false;
   const S* in;
 
   T element(int64_t i) const { return to_compute(in[i]); }
@@ -38,6 +39,7 @@ struct Row {
 // Two rows, or one and a row of zeros.
 struct PairOfRows {
   using T = Pair;
+  static constexpr bool kStoresTwo = true;
   const bfloat16 *low, *high;
   bool single;  // `high` is `low` again, and stands for zeros
 
@@ -48,6 +50,16 @@ struct PairOfRows {
   }
   CONVLM_INLINE Vector<Pair> partial(int64_t i, int count) const {
     return masked(load_partial(low + i, count), load_partial(high + i, count));
+  }
+  // Two vectors at once, with half the loads.
+  template <int STEP, int... L>
+  CONVLM_INLINE void store_two(int64_t i, Pair* out, std::integer_sequence<int, L...>) const {
+    constexpr auto lanes = std::make_integer_sequence<int, kLanes<uint16_t>>{};
+    const Vector<uint16_t> a = load_every<STEP>(&low[i].bits, lanes);
+    const Vector<uint16_t> b = single ? Vector<uint16_t>{} : load_every<STEP>(&high[i].bits, lanes);
+    constexpr int W = kLanes<Pair>, H = kLanes<uint16_t>;
+    store(out, (Vector<Pair>)__builtin_shufflevector(a, b, (L / 2 + L % 2 * H)...));
+    store(out + W, (Vector<Pair>)__builtin_shufflevector(a, b, (W + L / 2 + L % 2 * H)...));
   }
   CONVLM_INLINE Vector<Pair> masked(Vector<float> a, Vector<float> b) const {
     return pair_of(a, single ? Vector<float>{} : b);
@@ -62,6 +74,10 @@ CONVLM_INLINE int64_t stage_vectors(Source in, int64_t first, int64_t count,
                                     typename Source::T* out) {
   constexpr int W = kLanes<typename Source::T>;
   int64_t i = 0;
+  if constexpr (Source::kStoresTwo)
+    for (; i + 2 * W + (STEP > 1) <= count; i += 2 * W)
+      in.template store_two<STEP>(first + i * STEP, out + i,
+                                  std::make_integer_sequence<int, 2 * W>{});
   for (; i + W + (STEP > 1) <= count; i += W) {
     store(out + i, in.template vector<STEP>(first + i * STEP));
     __asm__ volatile("");  // or the compiler calls memcpy, which costs more than a few vectors
