@@ -1,9 +1,8 @@
 // All kernels of one instruction set. The including file sets CONVLM_ISA, its name as a namespace,
-// and CONVLM_VECTOR_BYTES, and compiles this under the matching target pragma. With
-// CONVLM_DOT_BFLOAT16, the set has dot products of bfloat16: only that type is compiled, and the
-// others are left to the kernels that the macro names. Nothing here may
-// instantiate library templates: their code would be shared with translation units for lesser
-// processors.
+// and CONVLM_VECTOR_BYTES, and compiles this under the matching target pragma. Where the set has
+// dot products of bfloat16 it sets CONVLM_DOT_BFLOAT16 too: only that type is compiled then, and
+// the others are left to the kernels that this macro names. Nothing here may instantiate library
+// templates: their code would be shared with translation units for lesser processors.
 
 namespace convlm::cpu {
 namespace CONVLM_ISA {
