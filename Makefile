@@ -17,10 +17,10 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build train test lint format bench clean
+.PHONY: help build train test lint format bench bench-seed bench-sweep clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 	@echo 'Variables: WORDS=file|names (train), ARGS="..." (train, test, bench), PYTHON, TORCH.'
 
 build: $(VENV)/.built  ## .venv with torch and the package, compiled in place
@@ -42,8 +42,14 @@ format: $(VENV)/.dev  ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CPP_CODE)
 
-bench: $(VENV)/.built  ## time our kernels against torch's on the seed's shapes
+bench: $(VENV)/.built  ## time our kernels against every peer in torch, 10 minutes; results in benchmarks/results
+	$(BIN)/python benchmarks/bench_conv1d.py --tuned-allocator --threads 1 2 $(ARGS)
+
+bench-seed: $(VENV)/.built  ## time the seed's layers and models against torch's
 	$(BIN)/python benchmarks/bench_seed.py $(ARGS)
+
+bench-sweep: $(VENV)/.built  ## time random shapes against torch's and show the worst
+	$(BIN)/python benchmarks/sweep.py --tuned-allocator $(ARGS)
 
 clean:  ## remove everything that was built, .venv included
 	rm -rf $(VENV) build dist *.egg-info convlm_kernels/*.so

@@ -1,4 +1,4 @@
-"""The seed's four layers and two models: ours against the same on `torch.nn.Conv1d`.
+"""The seed's layers and models, and a tiny layer: ours against those of `torch.nn.Conv1d`.
 
     python benchmarks/bench_seed.py --threads 1 --rounds 30 --json results.json
 
@@ -13,7 +13,10 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from timing import Providers, Quantiles, machine, measure, print_table, speedup, write_json
+from problem import Problem
+from problems import SEED
+from report import machine, print_table, write_json
+from timing import Providers, Quantiles, measure, speedup
 from torch import Tensor, nn
 
 from convlm_kernels import Conv1d
@@ -24,13 +27,8 @@ from convlm_kernels.lm.training import loss_of
 BATCH = 32
 OURS, PEER, ATEN = "ours", "nn.Conv1d", "aten"
 
-# name: in_channels, out_channels, kernel_size, stride, dilation, activation, length
-LAYERS: dict[str, tuple[int, int, int, int, int, str | None, int]] = {
-    "1->100 K20 s10 tanh": (1, 100, 20, 10, 1, "tanh", 230),
-    "100->100 K2 d2 tanh": (100, 100, 2, 1, 2, "tanh", 22),
-    "100->28 K2 d4": (100, 28, 2, 1, 4, None, 20),
-    "1->28 K80 s10": (1, 28, 80, 10, 1, None, 230),
-}
+# Their cost is the call itself.
+TINY = Problem("tiny 1->1 K2", 1, 1, 1, 8, 2)
 
 
 def on_torch_layers(module: nn.Module) -> nn.Module:
@@ -64,11 +62,17 @@ def assert_equal(results: dict[str, list[Tensor]]) -> None:
             torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
 
 
-def layer_benches(name: str) -> dict[str, Providers]:
-    fan_in, fan_out, kernel_size, stride, dilation, activation, length = LAYERS[name]
+def layer_benches(problem: Problem) -> dict[str, Providers]:
     torch.manual_seed(0)
-    layer = Conv1d(fan_in, fan_out, kernel_size, stride, dilation=dilation, activation=activation)
-    x = torch.randn(BATCH, fan_in, length, requires_grad=True)
+    layer = Conv1d(
+        problem.in_channels,
+        problem.out_channels,
+        problem.kernel_size,
+        problem.stride,
+        dilation=problem.dilation,
+        activation=problem.activation,
+    )
+    x = torch.randn(problem.batch, problem.in_channels, problem.length, requires_grad=True)
     grad_output = torch.randn_like(layer(x))
 
     def forward(layer: nn.Module) -> list[Tensor]:
@@ -80,8 +84,8 @@ def layer_benches(name: str) -> dict[str, Providers]:
         return [y, *torch.autograd.grad(y, [x, *layer.parameters()], grad_output)]
 
     return {
-        f"{name}, forward": bind(forward, variants(layer)),
-        f"{name}, + backward": bind(forward_backward, variants(layer)),
+        f"{problem.name}, forward": bind(forward, variants(layer)),
+        f"{problem.name}, + backward": bind(forward_backward, variants(layer)),
     }
 
 
@@ -120,8 +124,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     benches: dict[str, Providers] = {}
-    for name in LAYERS:
-        benches |= layer_benches(name)
+    for problem in (TINY, *SEED):
+        benches |= layer_benches(problem)
     benches |= {
         "dilated model, step": step_bench(DilatedCNN()),
         "CNN, step": step_bench(CNN()),

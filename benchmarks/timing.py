@@ -4,16 +4,11 @@ Providers take turns within one process, in a new order each round, so that a sl
 machine meets all of them alike; ratios are taken within a round, and medians over the rounds.
 """
 
-import json
-import platform
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
-
-import torch
+from typing import NamedTuple
 
 Providers = Mapping[str, Callable[[], object]]
 Times = dict[str, list[float]]  # for each provider the seconds of one call, once a round
@@ -26,7 +21,9 @@ class Quantiles(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Quantiles":
-        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
+        # One value, of a provider too slow to be asked again, stands for itself.
+        several = values if len(values) > 1 else [*values, *values]
+        return cls(*statistics.quantiles(several, n=4, method="inclusive"))
 
 
 def calibrate(call: Callable[[], object], seconds: float) -> int:
@@ -45,12 +42,32 @@ def timed(call: Callable[[], object], calls: int) -> float:
     return (perf_counter() - begin) / calls
 
 
-def measure(providers: Providers, rounds: int = 30, seconds: float = 0.02) -> Times:
-    """Times each provider for about `seconds` in each of `rounds` (2 or more)."""
+def measure(
+    providers: Providers,
+    rounds: int = 30,
+    seconds: float = 0.02,
+    budget: float = float("inf"),
+    least: int = 3,
+    slow: float = float("inf"),
+) -> Times:
+    """Times each provider for about `seconds` in each of up to `rounds` (2 or more).
+
+    No round begins when `budget` seconds have passed, except the first `least`. A provider that
+    was `slow` times slower in these than the quickest of those after the first then rests: its
+    ratio is known well enough. The first one is never left out.
+    """
+    begin = perf_counter()
     calls = {name: calibrate(call, seconds) for name, call in providers.items()}
     times: Times = {name: [] for name in providers}
     order, shuffler = list(providers), random.Random(0)
-    for _ in range(rounds):
+    first, *peers = providers
+    for round_ in range(rounds):
+        if round_ >= least and perf_counter() - begin > budget:
+            break
+        if round_ == least and peers:
+            medians = {name: statistics.median(times[name]) for name in peers}
+            limit = slow * min(medians.values())
+            order = [name for name in order if name == first or medians[name] <= limit]
         shuffler.shuffle(order)
         for name in order:
             times[name].append(timed(providers[name], calls[name]))
@@ -58,33 +75,6 @@ def measure(providers: Providers, rounds: int = 30, seconds: float = 0.02) -> Ti
 
 
 def speedup(times: Times, name: str, peer: str) -> Quantiles:
-    """How many times faster `name` is than `peer`, round by round."""
-    pairs = zip(times[name], times[peer], strict=True)
+    """How many times faster `name` is than `peer`, over the rounds that both took part in."""
+    pairs = zip(times[name], times[peer], strict=False)
     return Quantiles.of([theirs / ours for ours, theirs in pairs])
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """First column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        first, *others = row
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        print("  ".join(cells))
-
-
-def machine() -> dict[str, Any]:
-    """Where the figures come from."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": len(models),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def write_json(path: str, results: Mapping[str, Any]) -> None:
-    Path(path).write_text(json.dumps(results, indent=1) + "\n")

@@ -9,6 +9,20 @@ class BuildInfo(TypedDict):
 def build_info() -> BuildInfo: ...
 def cpu_isa() -> str: ...
 def cpu_isas() -> list[str]: ...
+def cpu_kernel(
+    function: str,
+    dtype: str,
+    batch: int,
+    in_channels: int,
+    out_channels: int,
+    length: int,
+    kernel_size: int,
+    stride: int = 1,
+    pad_left: int = 0,
+    pad_right: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+) -> str: ...
 def output_length(
     length: int, kernel_size: int, stride: int, dilation: int, pad_left: int, pad_right: int
 ) -> int: ...

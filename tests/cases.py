@@ -97,6 +97,22 @@ SETTINGS = [
     Case("causal", 3, 8, 8, 31, 4, 1, 8, 1, (24, 0)),
 ]
 
+# Large enough for fast filtering to pay, small enough for many tests.
+FAST = [
+    Case("fast filtering, neighbours: tiles of 2 and 4 do not divide 131", 2, 64, 64, 131, 3),
+    Case("fast filtering, causal, runs shorter than a vector", 2, 64, 80, 100, 3, 1, 2, 1, (4, 0)),
+    Case("fast filtering, runs that are no power of two", 1, 70, 64, 97, 3, 1, 5, 1, (3, 9)),
+    Case("fast filtering, half a vector a run", 1, 64, 66, 129, 3, 1, 8, 1, (8, 8)),
+    Case("fast filtering, runs longer than vectors, cut", 3, 64, 64, 400, 3, 1, 100, 1, (200, 0)),
+    Case("fast filtering, one block of tiles", 1, 64, 64, 128, 3, 1, 64, 1, (64, 64)),
+    Case("fast filtering, two groups of taps, the last of one", 1, 96, 100, 90, 4, 1, 3, 1, (0, 9)),
+    Case("fast filtering, two groups of taps, the last of two", 1, 72, 64, 90, 5, 1, 1, 1, (2, 2)),
+    Case("fast filtering, seven taps far apart", 1, 64, 64, 330, 7, 1, 33, 1, (99, 99)),
+    Case("fast filtering, two taps need more channels", 1, 160, 150, 80, 2, 1, 4, 1, (4, 0)),
+    Case("fast filtering in each of two groups", 2, 128, 140, 77, 3, 1, 1, 2, (1, 1)),
+    Case("fast filtering, several stretches and a remainder", 1, 64, 64, 1100, 3, 1, 1, 1, (2, 0)),
+]
+
 GROUPS = [
     Case("groups, uneven channels in them", 3, 6, 9, 25, 3, 2, 2, 3, (2, 1)),
     Case("groups wider than a vector", 2, 40, 68, 29, 3, 1, 2, 2, (1, 3)),
@@ -106,10 +122,10 @@ GROUPS = [
     Case("many channels into one in each group", 2, 24, 4, 30, 3, 1, 1, 4, (1, 1)),
 ]
 
-CASES = SEED + LENGTHS + CHANNELS + SETTINGS + GROUPS
+CASES = SEED + LENGTHS + CHANNELS + SETTINGS + FAST + GROUPS
 
 # One of each kind, where a test is about something else than the shape.
-FEW = [BY_HAND, LENGTHS[8], CHANNELS[3], SETTINGS[2], GROUPS[0], GROUPS[4]]
+FEW = [BY_HAND, LENGTHS[8], CHANNELS[3], SETTINGS[2], FAST[1], GROUPS[0], GROUPS[4]]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "export.h"
+#include "geometry.h"
 
 namespace convlm::cpu {
 
@@ -13,6 +14,11 @@ struct Kernels;
 // Throws std::runtime_error where that variable names one that is unknown or not supported here.
 const Kernels& kernels();
 CONVLM_API const char* isa_name();
+// The name of the kernel that contiguous tensors of this geometry get. `function` is forward,
+// grad_input or grad_weight, `dtype` float32, float64, bfloat16 or float16; else
+// std::invalid_argument.
+CONVLM_API std::string kernel_name(const std::string& function, const std::string& dtype,
+                                   const Conv1dGeometry& geometry);
 CONVLM_API std::vector<std::string> supported_isas();  // best first
 
 }  // namespace convlm::cpu

@@ -21,9 +21,33 @@ CONVLM_INLINE void for_dtype(const Arguments& arguments,
 #endif
 }
 
+template <template <class> class Function, class Arguments>
+CONVLM_INLINE Kernel kernel_for_dtype(const Arguments& arguments,
+                                      Kernel (*Kernels::*function)(const Arguments&)) {
+#if defined(CONVLM_DOT_BFLOAT16)
+  if (arguments.dtype == ScalarType::bfloat16) return Function<bfloat16>::kernel(arguments);
+  return (CONVLM_DOT_BFLOAT16.*function)(arguments);
+#else
+  (void)function;
+  switch (arguments.dtype) {
+    case ScalarType::float32:
+      return Function<float>::kernel(arguments);
+    case ScalarType::float64:
+      return Function<double>::kernel(arguments);
+    case ScalarType::bfloat16:
+      return Function<bfloat16>::kernel(arguments);
+    default:
+      return Function<float16>::kernel(arguments);
+  }
+#endif
+}
+
 template <class S>
 struct Forward {
-  static void run(const ForwardArguments& a) {
+  static void run(const ForwardArguments& a) { correlate(problem(a)); }
+  static Kernel kernel(const ForwardArguments& a) { return correlation_kernel(problem(a)); }
+
+  static Correlation<S> problem(const ForwardArguments& a) {
     const Conv1dGeometry& g = a.geometry;
     int64_t* taps = static_cast<int64_t*>(scratch(Slot::taps, sizeof(int64_t) * 2 * g.kernel_size));
     for (int64_t k = 0; k < g.kernel_size; ++k) {
@@ -58,7 +82,7 @@ struct Forward {
     p.out_group = p.rows * g.out_length;
     p.out_row = g.out_length;
     p.out_step = 1;
-    correlate(p);
+    return p;
   }
 };
 
@@ -93,6 +117,27 @@ inline PositionClass class_of(const Conv1dGeometry& g, int64_t position, int64_t
 template <class S>
 struct GradInput {
   static void run(const GradInputArguments& a) {
+    for_each_class(a, [](const Correlation<S>& p) {
+      if (p.taps > 0)
+        correlate(p);
+      else
+        clear(p);
+      return true;
+    });
+  }
+
+  static Kernel kernel(const GradInputArguments& a) {
+    Kernel kernel = Kernel::rows;
+    for_each_class(a, [&](const Correlation<S>& p) {
+      if (p.taps > 0) kernel = correlation_kernel(p);
+      return p.taps == 0;
+    });
+    return kernel;
+  }
+
+  // Calls body with the correlation of each class of positions while that returns true.
+  template <class Body>
+  static void for_each_class(const GradInputArguments& a, const Body& body) {
     const Conv1dGeometry& g = a.geometry;
     int64_t* taps = static_cast<int64_t*>(scratch(Slot::taps, sizeof(int64_t) * 4 * g.kernel_size));
     int64_t *tap_offset = taps + g.kernel_size, *other_taps = taps + 2 * g.kernel_size;
@@ -129,10 +174,7 @@ struct GradInput {
       p.out = static_cast<S*>(a.grad_input) + first;
       p.outputs = c.outputs;
       p.taps = c.taps;
-      if (p.taps > 0)
-        correlate(p);
-      else
-        clear(p);
+      if (!body(p)) return;
     }
   }
 
@@ -151,7 +193,10 @@ struct GradInput {
 
 template <class S>
 struct GradWeight {
-  static void run(const GradWeightArguments& a) {
+  static void run(const GradWeightArguments& a) { weight_gradient(problem(a)); }
+  static Kernel kernel(const GradWeightArguments& a) { return grad_weight_kernel(problem(a)); }
+
+  static WeightGradient<S> problem(const GradWeightArguments& a) {
     const Conv1dGeometry& g = a.geometry;
     int64_t* offsets = static_cast<int64_t*>(scratch(Slot::taps, sizeof(int64_t) * g.kernel_size));
     for (int64_t k = 0; k < g.kernel_size; ++k)
@@ -176,7 +221,7 @@ struct GradWeight {
     p.x_position = a.x.stride[2];
     p.grad_weight = static_cast<S*>(a.grad_weight);
     p.grad_bias = static_cast<S*>(a.grad_bias);
-    weight_gradient(p);
+    return p;
   }
 };
 
@@ -188,4 +233,14 @@ void grad_input(const GradInputArguments& arguments) {
 }
 void grad_weight(const GradWeightArguments& arguments) {
   for_dtype<GradWeight>(arguments, &Kernels::grad_weight);
+}
+
+Kernel forward_kernel_of(const ForwardArguments& arguments) {
+  return kernel_for_dtype<Forward>(arguments, &Kernels::forward_kernel);
+}
+Kernel grad_input_kernel_of(const GradInputArguments& arguments) {
+  return kernel_for_dtype<GradInput>(arguments, &Kernels::grad_input_kernel);
+}
+Kernel grad_weight_kernel_of(const GradWeightArguments& arguments) {
+  return kernel_for_dtype<GradWeight>(arguments, &Kernels::grad_weight_kernel);
 }

@@ -1,13 +1,5 @@
 // grad_weight with vectors of positions: for groups of few output channels, depthwise above all.
 
-// The row itself where it holds already what would be staged.
-inline const float* in_place(const float* row) { return row; }
-inline const double* in_place(const double* row) { return row; }
-#if defined(CONVLM_DOT_BFLOAT16)
-inline const uint16_t* in_place(const uint16_t* row) { return row; }
-#endif
-inline const float* in_place(const void*) { return nullptr; }
-
 template <class T>
 Sum<T> sum_of(const T* row, int64_t count) {
   constexpr int W = kLanes<T>;
@@ -26,7 +18,7 @@ void grad_weight_vectors_of_positions(const WeightGradient<S>& p) {
   using T = Compute<E>;
   constexpr int W = kLanes<T>;
   const Units units =
-      plan_units(p.batch, p.outputs, kChain * W, p.groups * p.rows * p.products(), 1);
+      plan_units(p.batch, p.outputs, kGradWeightChain * W, p.groups * p.rows * p.products(), 1);
   int64_t* memory = static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * p.taps));
   Staging staging;
   staging.stream_start = memory;

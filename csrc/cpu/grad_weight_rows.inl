@@ -72,7 +72,7 @@ CONVLM_INLINE void multiply_last(Product<Pair> p, int rows, int width) {
   p.rows = start;
   p.row_start = in_turn;
   p.inner = 1;
-  multiply<Pair, false>(p, rows, width);
+  multiply<Pair, false>(p, rows, width, kGradWeightChain);
 }
 #endif
 
@@ -165,7 +165,8 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
                            plan.pitch,
                            u != first_unit};
         const int height = static_cast<int>(r1 - r0);
-        if (product.inner > 0) multiply<T, false>(product, height, static_cast<int>(width));
+        if (product.inner > 0)
+          multiply<T, false>(product, height, static_cast<int>(width), kGradWeightChain);
         if constexpr (D > 1)
           if (unit.positions % D != 0) multiply_last(product, height, static_cast<int>(width));
       }
@@ -204,7 +205,8 @@ void grad_weight_vectors_of_rows(const WeightGradient<S>& p) {
   plan.pitch = divide_up(plan.vectors, plan.panels) * W;
   plan.panel_size = (p.products() + 1) * plan.pitch;
   plan.piece_size = p.groups * plan.panels * plan.panel_size;
-  plan.units = plan_units(p.batch, p.outputs, kChain * kDepth<T>, plan.piece_size, kDepth<T>);
+  plan.units =
+      plan_units(p.batch, p.outputs, kGradWeightChain * kDepth<T>, plan.piece_size, kDepth<T>);
   int64_t* memory = static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * p.taps));
   plan.staging.stream_start = memory;
   plan.staging.tap_start = memory + p.taps;

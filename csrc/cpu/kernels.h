@@ -46,12 +46,20 @@ struct GradWeightArguments {
   void* grad_bias;    // contiguous, or null
 };
 
+// What a vector holds, or what the kernel is for; grad_input of a longer stride gets one per class
+// of positions.
+enum class Kernel { depthwise, positions, rows, fast_filter_2, fast_filter_4 };
+
 // One entry per instruction set; all are compiled from the same kernels.inl.
 struct Kernels {
   const char* isa;
   void (*forward)(const ForwardArguments&);
   void (*grad_input)(const GradInputArguments&);
   void (*grad_weight)(const GradWeightArguments&);
+  // Which kernel runs, from geometry and strides alone; for grad_input that of the first positions.
+  Kernel (*forward_kernel)(const ForwardArguments&);
+  Kernel (*grad_input_kernel)(const GradInputArguments&);
+  Kernel (*grad_weight_kernel)(const GradWeightArguments&);
 };
 
 extern const Kernels generic_kernels;

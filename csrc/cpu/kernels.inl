@@ -35,9 +35,12 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/correlate_positions.inl"
 #include "cpu/correlate_rows.inl"
 #include "cpu/depthwise.inl"
+#include "cpu/fast_filter.inl"
+#include "cpu/correlate_fast.inl"
 #include "cpu/weight_gradient.inl"
 #include "cpu/grad_weight_rows.inl"
 #include "cpu/grad_weight_positions.inl"
+#include "cpu/grad_weight_fast.inl"
 #include "cpu/select.inl"
 #include "cpu/functions.inl"
 // clang-format on
@@ -50,7 +53,10 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #define CONVLM_TABLE(isa) CONVLM_TABLE_NAME(isa)
 #define CONVLM_STRING_OF(isa) #isa
 #define CONVLM_STRING(isa) CONVLM_STRING_OF(isa)
-const Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA), &CONVLM_ISA::forward,
-                                          &CONVLM_ISA::grad_input, &CONVLM_ISA::grad_weight};
+const Kernels CONVLM_TABLE(CONVLM_ISA) = {
+    CONVLM_STRING(CONVLM_ISA),         &CONVLM_ISA::forward,
+    &CONVLM_ISA::grad_input,           &CONVLM_ISA::grad_weight,
+    &CONVLM_ISA::forward_kernel_of,    &CONVLM_ISA::grad_input_kernel_of,
+    &CONVLM_ISA::grad_weight_kernel_of};
 
 }  // namespace convlm::cpu

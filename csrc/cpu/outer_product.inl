@@ -91,23 +91,27 @@ CONVLM_INLINE ProductFunction<T> select_product(int rows, int vectors,
 }
 
 // A longer chain of additions in one register loses accuracy: past this many steps the tile
-// in memory takes the sum and the registers start again.
-constexpr int64_t kChain = 256;
+// in memory takes the sum and the registers start again. Chains of 64 err no more than oneDNN's
+// forward; its grad_weight errs more than chains of 256, and so does rounding to a bfloat16.
+constexpr int64_t kChain = 64;
+constexpr int64_t kGradWeightChain = 256;
+constexpr int64_t kPairsChain = 256;
 
 // Runs the whole reduction of `p` in chains; `rows` <= kMaxRows, `vectors` <= kMaxVectors.
 template <class T, bool CONTIGUOUS_ROWS>
-CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors) {
+CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors,
+                            int64_t chain = kDepth<T> == 1 ? kChain : kPairsChain) {
   const ProductFunction<T> product = select_product<T, CONTIGUOUS_ROWS>(
       rows, vectors, std::make_integer_sequence<int, kMaxRows * kMaxVectors>{});
   const int64_t outer = p.outer, inner = p.inner;
-  if (outer * inner <= kChain) return product(p);
+  if (outer * inner <= chain) return product(p);
   const T* start[kMaxRows];
   for (int i = 0; i < (CONTIGUOUS_ROWS ? 1 : rows); ++i) start[i] = p.rows[i];
   p.rows = start;
   Stored<T>* const out = p.out;
-  const int64_t inner_pieces = divide_up(inner, kChain);
+  const int64_t inner_pieces = divide_up(inner, chain);
   const int64_t inner_chain = divide_up(inner, inner_pieces);
-  const int64_t outer_chain = larger(1, kChain / inner_chain);
+  const int64_t outer_chain = larger(1, chain / inner_chain);
   for (int64_t s = 0; s < inner; s += inner_chain) {
     p.inner = smaller(inner_chain, inner - s);
     for (int64_t o = 0; o < outer; o += outer_chain) {

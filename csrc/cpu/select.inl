@@ -1,31 +1,139 @@
-// Which of two equivalent kernels a geometry gets.
+// Which of several equivalent kernels a geometry gets. The number of threads has no say, and the
+// batch only where it is summed over: they must not show in the bits.
 
-// Both orders round the rows or the positions up to whole vectors: take the one that wastes less.
-// Vectors of positions need no turning of the output, so they win ties and near-ties.
+// Shorter rows would leave most of a vector of tiles empty.
+constexpr int64_t kFewestFastOutputs = 64;
+
+// float64 is left to the direct sum, whose error is what one asks for with it. Dot products of
+// pairs halve the work already, which is the most that a fast filter, in float32, would save.
 template <class S>
-void correlate(const Correlation<S>& p) {
+constexpr bool kMayFilter = sizeof(S) < sizeof(double) && kDepth<Operand<S>> == 1;
+
+// ---- forward and grad_input ----
+
+// What a fast filter costs per tile, in multiply-adds: the products, and the making of components
+// and outputs, whose prices were measured.
+template <class F>
+bool fast_correlation_pays(int64_t outputs, int64_t taps, int64_t dilation, int64_t channels,
+                           int64_t rows) {
+  const FastTiling<F> t(outputs, taps, dilation);
+  const int64_t tile =
+      t.slots * channels * rows + 12 * t.slots * channels + 25 * F::kOutputs * rows;
+  return 20 * t.tiles * tile < 19 * outputs * taps * channels * rows;
+}
+
+template <class S>
+Kernel direct_correlation_kernel(const Correlation<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
-  if (p.batch == 0 || p.outputs <= 0) return;
   // Few rows per channel leave nothing to block over. Past one chain the sums need their tile, and
   // taps too far apart would stage more than they read at the edges.
   const int64_t spread = p.tap_offset[p.taps - 1] - p.tap_offset[0];
   if (p.channels == 1 && p.rows <= 2 && p.in_step == 1 && p.in_position == 1 && p.out_step == 1 &&
-      p.taps <= kChain && larger(spread, -spread) <= 1024 * p.taps)
-    return correlate_depthwise(p);
+      p.taps <= kGradWeightChain && larger(spread, -spread) <= 1024 * p.taps)
+    return Kernel::depthwise;
+  // Both orders round the rows or the positions up to whole vectors: take the one that wastes less.
+  // Vectors of positions need no turning of the output, so they win ties and near-ties.
   const int64_t by_positions = divide_up(p.outputs, W) * p.rows;
   const int64_t by_rows = divide_up(p.rows, W) * p.outputs;
+  return by_positions * 8 <= by_rows * 9 ? Kernel::positions : Kernel::rows;
+}
+
+// The error of F(4, 3) shows in float32, not in what a 16-bit type keeps.
+template <class S>
+Kernel correlation_kernel(const Correlation<S>& p) {
+  const int64_t spacing = p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 0;
+  const int64_t dilation = larger(spacing, -spacing);
+  if (kMayFilter<S> && dilation > 0 && p.in_step == 1 && p.out_step == 1 &&
+      p.outputs >= kFewestFastOutputs) {
+    if (sizeof(S) == 2 &&
+        fast_correlation_pays<FastFilter<4>>(p.outputs, p.taps, dilation, p.channels, p.rows))
+      return Kernel::fast_filter_4;
+    if (fast_correlation_pays<FastFilter<2>>(p.outputs, p.taps, dilation, p.channels, p.rows))
+      return Kernel::fast_filter_2;
+  }
+  return direct_correlation_kernel(p);
+}
+
+template <class S>
+void correlate_directly(const Correlation<S>& p) {
   // A lone channel has no other to share a pair with.
   const bool lone = p.channels == 1;
-  if (by_positions * 8 <= by_rows * 9)
-    lone ? correlate_vectors_of_positions<Compute<S>>(p)
-         : correlate_vectors_of_positions<Operand<S>>(p);
+  switch (direct_correlation_kernel(p)) {
+    case Kernel::depthwise:
+      return correlate_depthwise(p);
+    case Kernel::positions:
+      return lone ? correlate_vectors_of_positions<Compute<S>>(p)
+                  : correlate_vectors_of_positions<Operand<S>>(p);
+    default:
+      return lone ? correlate_vectors_of_rows<Compute<S>>(p)
+                  : correlate_vectors_of_rows<Operand<S>>(p);
+  }
+}
+
+template <class S>
+void correlate(const Correlation<S>& p) {
+  if (p.batch == 0 || p.outputs <= 0) return;
+  if constexpr (kMayFilter<S>) {
+    const Kernel kernel = correlation_kernel(p);
+    if (kernel == Kernel::fast_filter_2) return correlate_fast<FastFilter<2>>(p);
+    if constexpr (sizeof(S) == 2)
+      if (kernel == Kernel::fast_filter_4) return correlate_fast<FastFilter<4>>(p);
+  }
+  correlate_directly(p);
+}
+
+// ---- grad_weight ----
+
+// F(4, 3) errs less than oneDNN's sums of so many positions, but more than those of many taps.
+constexpr int64_t kFewestPositionsOfFour = 1024;
+constexpr int64_t kMostTapsOfFour = 8;
+
+template <class S>
+bool exact_enough_for_four(const WeightGradient<S>& p) {
+  return sizeof(S) == 2 ||
+         (p.taps <= kMostTapsOfFour && p.batch * p.outputs >= kFewestPositionsOfFour);
+}
+
+template <class F, class S>
+bool fast_grad_weight_pays(const WeightGradient<S>& p, int64_t dilation) {
+  const FastTiling<F> t(p.outputs, p.taps, dilation);
+  const int64_t tile = t.slots * p.channels * p.rows + 5 * t.slots * p.channels +
+                       12 * (F::kComponents + F::kOutputs) * p.rows;
+  return t.tiles * tile < p.outputs * p.taps * p.channels * p.rows;
+}
+
+template <class S>
+Kernel direct_grad_weight_kernel(const WeightGradient<S>& p) {
+  constexpr int W = kLanes<Compute<S>>;
+  // A vector of positions loads twice for what a scalar loads once, and at the end of each sample
+  // its lanes must be added up.
+  constexpr int D = kDepth<Operand<S>>;
+  const int64_t by_positions = p.rows * (2 * divide_up(p.outputs, W * D) + W);
+  const int64_t by_rows = divide_up(p.rows, W) * divide_up(p.outputs, D);
+  return by_positions < by_rows ? Kernel::positions : Kernel::rows;
+}
+
+template <class S>
+Kernel grad_weight_kernel(const WeightGradient<S>& p) {
+  const int64_t dilation = p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 0;
+  if (kMayFilter<S> && dilation > 0 && p.stride == 1 && p.outputs >= kFewestFastOutputs) {
+    if (exact_enough_for_four(p) && fast_grad_weight_pays<FastFilter<4>>(p, dilation))
+      return Kernel::fast_filter_4;
+    if (fast_grad_weight_pays<FastFilter<2>>(p, dilation)) return Kernel::fast_filter_2;
+  }
+  return direct_grad_weight_kernel(p);
+}
+
+template <class S>
+void weight_gradient_directly(const WeightGradient<S>& p) {
+  if (direct_grad_weight_kernel(p) == Kernel::positions)
+    grad_weight_vectors_of_positions(p);
   else
-    lone ? correlate_vectors_of_rows<Compute<S>>(p) : correlate_vectors_of_rows<Operand<S>>(p);
+    grad_weight_vectors_of_rows(p);
 }
 
 template <class S>
 void weight_gradient(const WeightGradient<S>& p) {
-  constexpr int W = kLanes<Compute<S>>;
   if (p.batch == 0) {
     for (int64_t i = 0; i < p.groups * p.rows * p.products(); ++i)
       from_compute(Compute<S>(0), p.grad_weight[i]);
@@ -33,13 +141,10 @@ void weight_gradient(const WeightGradient<S>& p) {
       for (int64_t i = 0; i < p.groups * p.rows; ++i) from_compute(Compute<S>(0), p.grad_bias[i]);
     return;
   }
-  // A vector of positions loads twice for what a scalar loads once, and at the end of each sample
-  // its lanes must be added up.
-  constexpr int D = kDepth<Operand<S>>;
-  const int64_t by_positions = p.rows * (2 * divide_up(p.outputs, W * D) + W);
-  const int64_t by_rows = divide_up(p.rows, W) * divide_up(p.outputs, D);
-  if (by_positions < by_rows)
-    grad_weight_vectors_of_positions(p);
-  else
-    grad_weight_vectors_of_rows(p);
+  if constexpr (kMayFilter<S>) {
+    const Kernel kernel = grad_weight_kernel(p);
+    if (kernel == Kernel::fast_filter_2) return grad_weight_fast<FastFilter<2>>(p);
+    if (kernel == Kernel::fast_filter_4) return grad_weight_fast<FastFilter<4>>(p);
+  }
+  weight_gradient_directly(p);
 }

@@ -85,13 +85,24 @@ CONVLM_INLINE int64_t stage_vectors(Source in, int64_t first, int64_t count,
   return i;
 }
 
+// The row itself where it holds already what would be staged.
+inline const float* in_place(const float* row) { return row; }
+inline const double* in_place(const double* row) { return row; }
+#if defined(CONVLM_DOT_BFLOAT16)
+inline const uint16_t* in_place(const uint16_t* row) { return row; }
+#endif
+inline const float* in_place(const void*) { return nullptr; }
+
 // out[i] = in[(start + i * step) * stride] where that position lies in [0, length), else zero.
 template <class Source>
 void stage_source(Source in, int64_t stride, int64_t length, int64_t start, int64_t step,
                   typename Source::T* out, int64_t width) {
-  const int64_t begin = smaller(width, start < 0 ? divide_up(-start, step) : 0);
-  const int64_t end =
-      larger(begin, smaller(width, start < length ? divide_up(length - start, step) : 0));
+  // A division costs as much as a few vectors, and most rows step by one.
+  const auto steps = [&](int64_t distance) {
+    return distance <= 0 ? 0 : step == 1 ? distance : divide_up(distance, step);
+  };
+  const int64_t begin = smaller(width, steps(-start));
+  const int64_t end = larger(begin, smaller(width, steps(length - start)));
   int64_t i = 0;
   for (; i < (begin < end ? begin : width); ++i) out[i] = {};
   if (begin >= end) return;  // nothing but padding

@@ -1,0 +1,91 @@
+"""What a result should be, in float64, and whether it is.
+
+Large problems are compared in part: some samples, or for grad_weight some output channels, from
+the first to the last. What the providers compute is always the whole.
+"""
+
+import torch
+from problem import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Data, Problem
+from providers import convolution_backward
+from torch import Tensor
+from torch.nn import functional as F
+
+# Largest error, over the largest value of the oracle. A few times what sums of thousands of
+# products come to in any order; a wrong or missing product is a thousand times larger.
+LIMITS = {torch.float32: 3e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+AFFORDABLE = 3e9  # flops in float64, about a tenth of a second
+
+
+class WrongResult(AssertionError):
+    """A provider does not compute what it is said to."""
+
+
+class Oracle:
+    """The exact results of one function of one problem."""
+
+    def __init__(self, function: str, data: Data) -> None:
+        self.function = function
+        problem = data.problem
+        share = AFFORDABLE / problem.flops(GRAD_INPUT)
+        samples = _spread(problem.batch, share)
+        channels = _spread(problem.out_channels, share if problem.groups == 1 else 1.0)
+        self.parts: list[tuple[int, Tensor]] = []  # of each result: dimension and indices
+        self.exact: list[Tensor] = []
+        x, weight, bias, grad_output = (
+            t.double() for t in (data.padded, data.weight, data.bias, data.grad_output)
+        )
+        if function == FORWARD:
+            window = problem.stride, 0, problem.dilation, problem.groups
+            y = F.conv1d(x[samples], weight, bias, *window)
+            activation = problem.activation
+            self._add(0, samples, y if activation is None else getattr(torch, activation)(y))
+        if function in (GRAD_INPUT, BACKWARD):
+            operands = grad_output[samples], x[samples], weight
+            grad_x = _gradients(problem, *operands, [True, False, False])[0]
+            self._add(0, samples, grad_x.narrow(2, problem.pads[0], problem.length))
+        if function in (GRAD_WEIGHT, BACKWARD):
+            operands = grad_output[:, channels], x, weight[channels]
+            for gradient in _gradients(problem, *operands, [False, True, True])[1:]:
+                self._add(0, channels, gradient)
+
+    def _add(self, dimension: int, indices: Tensor, exact: Tensor) -> None:
+        self.parts.append((dimension, indices))
+        self.exact.append(exact)
+
+    def error(self, provider: str, result: Tensor | tuple[Tensor, ...]) -> float:
+        """Largest error over the largest exact value, of the worst of the results.
+
+        Raises:
+            WrongResult: it is more than LIMITS allows, or the shape or dtype is another.
+        """
+        results = (result,) if isinstance(result, Tensor) else result
+        worst = 0.0
+        for actual, exact, (dimension, indices) in zip(
+            results, self.exact, self.parts, strict=True
+        ):
+            part = actual.index_select(dimension, indices)
+            if part.shape != exact.shape:
+                raise WrongResult(f"{provider}: {self.function} has shape {tuple(actual.shape)}")
+            largest = float(exact.abs().max()) or 1.0  # all zeros where only padding is read
+            error = float((part.double() - exact).abs().max()) / largest
+            limit = LIMITS[actual.dtype]
+            if not error <= limit:  # NaN is wrong too
+                message = f"{self.function} is off by {error:.2g} of the largest value"
+                raise WrongResult(f"{provider}: {message}, more than {limit:.2g}")
+            worst = max(worst, error)
+        return worst
+
+
+def _spread(count: int, share: float) -> Tensor:
+    """About that share of `count` indices, the first and the last among them."""
+    kept = min(count, max(2, int(count * share)))
+    return torch.linspace(0, count - 1, kept).round().long()
+
+
+def _gradients(
+    problem: Problem, grad_output: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
+) -> tuple[Tensor, ...]:
+    sizes = [weight.shape[0]]
+    window = [problem.stride], [0], [problem.dilation], False, [0], problem.groups
+    return convolution_backward(grad_output, x, weight, sizes, *window, mask)

@@ -1,0 +1,134 @@
+"""What a problem is: its geometry, what it costs, its operands and what it is to reach."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from convlm_kernels.geometry import Conv1dGeometry, Padding, resolve_padding
+
+FORWARD, GRAD_INPUT, GRAD_WEIGHT = "forward", "grad_input", "grad_weight"
+BACKWARD = "backward"  # of input, weight and bias together, where a peer may share work
+FUNCTIONS = (FORWARD, GRAD_INPUT, GRAD_WEIGHT)
+
+
+@dataclass(frozen=True)
+class Target:
+    """At least `value`, and with two threads at least `two_threads`, of what `of` names.
+
+    `of` is "share" (of the ceiling), "best" (ratio to the best peer) or a peer (ratio to it).
+    """
+
+    value: float
+    of: str = "conv1d"
+    two_threads: float | None = None
+
+    def at(self, threads: int) -> float:
+        return self.two_threads if threads == 2 and self.two_threads else self.value
+
+
+Targets = dict[str, tuple[Target, ...]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    name: str
+    batch: int
+    in_channels: int
+    out_channels: int
+    length: int
+    kernel_size: int
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    padding: Padding = 0
+    activation: str | None = None  # of forward only; gradients are those of the convolution
+    dtype: torch.dtype = torch.float32
+    functions: tuple[str, ...] = FUNCTIONS
+    targets: Targets = field(default_factory=dict)
+    core: bool = True  # part of every run; the others run with --all or when named
+
+    @property
+    def pads(self) -> tuple[int, int]:
+        return resolve_padding(self.padding, self.kernel_size, self.stride, self.dilation)
+
+    @property
+    def geometry(self) -> Conv1dGeometry:
+        return Conv1dGeometry(
+            batch=self.batch,
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+            groups=self.groups,
+            length=self.length,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            dilation=self.dilation,
+            pad_left=self.pads[0],
+            pad_right=self.pads[1],
+        )
+
+    @property
+    def window(self) -> tuple[int, int, int, int, int]:
+        """The settings in the order of the operators."""
+        return self.stride, *self.pads, self.dilation, self.groups
+
+    @property
+    def is_depthwise(self) -> bool:
+        return self.groups == self.in_channels == self.out_channels > 1
+
+    def flops(self, function: str) -> int:
+        """Multiplications and additions of the definition, those with padding zeros included.
+
+        So whoever skips work, or needs less of it, may pass the peak.
+        """
+        weights = self.out_channels * self.in_channels // self.groups * self.kernel_size
+        one = 2 * self.batch * self.geometry.out_length * weights
+        return 2 * one if function == BACKWARD else one
+
+    def bytes(self, function: str) -> int:
+        """Of every operand and every result, moved once."""
+        x = self.batch * self.in_channels * self.length
+        y = self.batch * self.out_channels * self.geometry.out_length
+        weight = self.out_channels * self.in_channels // self.groups * self.kernel_size
+        return (x + y + weight + (x + weight) * (function == BACKWARD)) * self.dtype.itemsize
+
+    def expression(self) -> str:
+        """A call that makes this problem, to be pasted."""
+        weight = self.out_channels, self.in_channels // self.groups, self.kernel_size
+        return (
+            f"conv1d(randn({self.batch}, {self.in_channels}, {self.length}), randn{weight}, "
+            f"randn({self.out_channels}), stride={self.stride}, padding={self.pads}, "
+            f"dilation={self.dilation}, groups={self.groups})"
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """The operands of a problem. `padded` is x with its zeros around it: peers have it ready."""
+
+    problem: Problem
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    grad_output: Tensor
+    padded: Tensor
+
+    @classmethod
+    def random(cls, problem: Problem, seed: int = 0) -> "Data":
+        """Normal numbers, weights scaled so that the results are of that size too."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(problem.dtype)
+
+        fan_in = problem.in_channels // problem.groups * problem.kernel_size
+        x = normal(problem.batch, problem.in_channels, problem.length)
+        weight = normal(problem.out_channels, fan_in // problem.kernel_size, problem.kernel_size)
+        return cls(
+            problem,
+            x,
+            weight * fan_in**-0.5,
+            normal(problem.out_channels),
+            normal(problem.batch, problem.out_channels, problem.geometry.out_length),
+            torch.nn.functional.pad(x, problem.pads) if any(problem.pads) else x,
+        )

@@ -1,0 +1,227 @@
+// grad_weight by fast filtering, transposed: the components of the input and those of grad_output
+// are multiplied and summed over tiles, and the sums are turned into taps. With vectors of output
+// channels, as in grad_weight_rows.inl.
+
+constexpr int64_t kFastGradWeightTiles = 96;  // of one unit, where there are so many
+
+// One job: the sums of a range of panels and of channels, over one piece of the units. A unit is
+// one stretch of one sample, or of several where they are short.
+template <class F>
+struct FastGradWeightPlan {
+  FastTiling<F> tiling;
+  Stretches<F> stretches;
+  InputTransform<F> input;
+  int64_t samples{}, units{}, pieces{};
+  int64_t lanes{}, lane_pitch{};         // tiles of one unit
+  int64_t vectors{}, panels{}, pitch{};  // of one group's output channels
+  int64_t panel_ranges{}, channel_ranges{};
+  int64_t panel_size{},
+      piece_size{};  // of partial[piece][group][panel][slot, channel or bias][lane]
+
+  int64_t panel_vector(int64_t panel) const { return vectors * panel / panels; }
+};
+
+// rows[position][pitch] in the order in which tiles take them, zero where there is no output.
+template <class F, class S>
+void pack_stretch(const WeightGradient<S>& p, const Stretch& s, const S* grad_output, int64_t count,
+                  int64_t padded, Compute<S>* rows, int64_t pitch) {
+  const int64_t all = F::kOutputs * divide_up(s.tiles, s.period) * s.period;
+  const int64_t run_rows = all / s.runs;
+  for (int64_t run = 0; run < s.runs; ++run) {
+    const int64_t first = run * s.run_output;
+    const int64_t present = larger(0, smaller(run_rows, s.positions - first));
+    Compute<S>* out = rows + run * run_rows * pitch;
+    if (present > 0)
+      pack_grad_output(grad_output + (s.first_output + first) * p.grad_position, p.grad_row,
+                       p.grad_position, count, padded, present, out, pitch);
+    for (int64_t i = present * pitch; i < run_rows * pitch; ++i) out[i] = 0;
+  }
+}
+
+// components[component][tile][pitch] from rows of positions.
+template <class F, class T>
+void transform_grad_output(const Stretch& s, const T* rows, int64_t pitch, T* components,
+                           int64_t component_pitch) {
+  for (int64_t tile = 0; tile < s.tiles; ++tile) {
+    const T* first = rows + (tile / s.period * F::kOutputs * s.period + tile % s.period) * pitch;
+    for (int64_t i = 0; i < pitch; i += kLanes<T>) {
+      Vector<T> output[F::kOutputs];
+#pragma GCC unroll 8
+      for (int a = 0; a < F::kOutputs; ++a) output[a] = load(first + a * s.period * pitch + i);
+#pragma GCC unroll 8
+      for (int j = 0; j < F::kComponents; ++j) {
+        Vector<T> sum{};
+#pragma GCC unroll 8
+        for (int a = 0; a < F::kOutputs; ++a)
+          if (F::kOutput[j][a] != 0) sum += F::kOutput[j][a] * output[a];
+        store(components + j * component_pitch + tile * pitch + i, sum);
+      }
+    }
+  }
+}
+
+template <class F, class S>
+void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& plan, int64_t job,
+                    Compute<S>* partial) {
+  using T = Compute<S>;
+  constexpr int W = kLanes<T>;
+  const FastTiling<F>& tiling = plan.tiling;
+  const int64_t channel_range = job % plan.channel_ranges;
+  const int64_t panel_range = job / plan.channel_ranges % plan.panel_ranges;
+  const int64_t group = job / plan.channel_ranges / plan.panel_ranges % p.groups;
+  const int64_t piece = job / plan.channel_ranges / plan.panel_ranges / p.groups;
+  const int64_t first_channel = p.channels * channel_range / plan.channel_ranges;
+  const int64_t channels = p.channels * (channel_range + 1) / plan.channel_ranges - first_channel;
+  const int64_t first_panel = plan.panels * panel_range / plan.panel_ranges;
+  const int64_t last_panel = plan.panels * (panel_range + 1) / plan.panel_ranges;
+  const bool wants_bias = p.grad_bias != nullptr && channel_range == 0;
+
+  const int64_t stream_elements =
+      divide_up(plan.input.elements(tiling, plan.stretches.whole_blocks), W) * W;
+  T* streams = static_cast<T*>(scratch(
+      Slot::staged, sizeof(T) * (stream_elements + tiling.slots * channels * plan.lane_pitch)));
+  T* staged = streams + stream_elements;
+  const int64_t component_pitch = plan.lanes * plan.pitch;
+  const int64_t rows_size =
+      F::kOutputs * (plan.stretches.max_tiles + plan.tiling.dilation) * plan.pitch;
+  T* components = static_cast<T*>(
+      scratch(Slot::panel, sizeof(T) * (F::kComponents * component_pitch + rows_size)));
+  T* rows_of_grad = components + F::kComponents * component_pitch;
+
+  const int64_t first_unit = plan.units * piece / plan.pieces;
+  for (int64_t unit = first_unit; unit < plan.units * (piece + 1) / plan.pieces; ++unit) {
+    const bool accumulate = unit != first_unit;
+    const Stretch s = plan.stretches.at(tiling, unit % plan.stretches.count);
+    const int64_t n0 = unit / plan.stretches.count * plan.samples;
+    const int64_t count = smaller(plan.samples, p.batch - n0);
+    // A vector too much at the end of one sample is overwritten by the next.
+    for (int64_t n = 0; n < count; ++n)
+      for (int64_t c = 0; c < channels; ++c)
+        transform_input(
+            tiling, plan.input, s, plan.stretches.whole_blocks,
+            p.x + (n0 + n) * p.x_batch + (group * p.channels + first_channel + c) * p.x_channel,
+            p.x_position, p.length, p.tap_offset[0], streams,
+            staged + c * plan.lane_pitch + n * s.tiles, channels * plan.lane_pitch);
+    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+      const int64_t first_vector = plan.panel_vector(panel);
+      const int64_t width = plan.panel_vector(panel + 1) - first_vector;
+      const int64_t row = group * p.rows + first_vector * W;
+      const int64_t rows = smaller(width * W, p.rows - first_vector * W);
+      T* sums = partial + piece * plan.piece_size + (group * plan.panels + panel) * plan.panel_size;
+      T* bias = sums + tiling.slots * p.channels * plan.pitch;
+      for (int64_t n = 0; n < count; ++n) {
+        pack_stretch<F>(p, s, p.grad_output + (n0 + n) * p.grad_batch + row * p.grad_row, rows,
+                        width * W, rows_of_grad, plan.pitch);
+        if (wants_bias)
+          add_rows(rows_of_grad, F::kOutputs * divide_up(s.tiles, s.period) * s.period, plan.pitch,
+                   width * W, bias, accumulate || n > 0);
+        transform_grad_output<F>(s, rows_of_grad, plan.pitch, components + n * s.tiles * plan.pitch,
+                                 component_pitch);
+      }
+      const int64_t strips = divide_up(channels, kMaxRows);
+      const int64_t zero = 0;
+      for (int j = 0; j < F::kComponents; ++j)
+        for (int64_t slot = tiling.first_slot[j]; slot < tiling.first_slot[j + 1]; ++slot)
+          for (int64_t strip = 0; strip < strips; ++strip) {
+            const int64_t c0 = channels * strip / strips, c1 = channels * (strip + 1) / strips;
+            const T* start[kMaxRows];
+            for (int64_t c = c0; c < c1; ++c)
+              start[c - c0] = staged + (slot * channels + c) * plan.lane_pitch;
+            multiply<T, false>(
+                Product<T>{start, components + j * component_pitch, &zero, &zero, 1,
+                           count * s.tiles, 1, plan.pitch,
+                           sums + (slot * p.channels + first_channel + c0) * plan.pitch, plan.pitch,
+                           accumulate},
+                static_cast<int>(c1 - c0), static_cast<int>(width), kGradWeightChain);
+          }
+    }
+  }
+}
+
+// Adds up the pieces of one panel, turns components into taps and rows into columns. False where
+// any result is not finite.
+template <class F, class S>
+bool finish_panel_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& plan, int64_t job,
+                       Compute<S>* partial) {
+  using T = Compute<S>;
+  constexpr int W = kLanes<T>;
+  const FastTiling<F>& t = plan.tiling;
+  T* sums = partial + job * plan.panel_size;
+  const int64_t used = plan.panel_size - (p.grad_bias == nullptr ? plan.pitch : 0);
+  for (int64_t piece = 1; piece < plan.pieces; ++piece)
+    for (int64_t i = 0; i < used; i += W)
+      store(sums + i, load(sums + i) + load(sums + piece * plan.piece_size + i));
+
+  const int64_t group = job / plan.panels, panel = job % plan.panels;
+  const int64_t first = plan.panel_vector(panel) * W;
+  const int64_t width = plan.panel_vector(panel + 1) * W - first;  // the rest of pitch is not set
+  T* taps = static_cast<T*>(scratch(Slot::panel, sizeof(T) * p.products() * plan.pitch));
+  Vector<T> poison{};
+  for (int64_t c = 0; c < p.channels; ++c)
+    for (int64_t k = 0; k < p.taps; ++k) {
+      const int64_t tap_group = k / kGroupTaps;
+      const auto& coefficient = F::kWeight[t.taps_of(tap_group) - F::kFewestTaps];
+      for (int64_t i = 0; i < width; i += W) {
+        Vector<T> sum{};
+        for (int j = 0; j < F::kComponents; ++j)
+          if (coefficient[j][k % kGroupTaps] != 0)
+            sum += coefficient[j][k % kGroupTaps] *
+                   load(sums + ((t.first_slot[j] + tap_group) * p.channels + c) * plan.pitch + i);
+        poison += sum * 0;
+        store(taps + (c * p.taps + k) * plan.pitch + i, sum);
+      }
+    }
+  const int64_t rows = smaller(first + width, p.rows) - first;
+  const int64_t row = group * p.rows + first;
+  transpose(taps, plan.pitch, p.products(), rows, p.grad_weight + row * p.products(), p.products());
+  if (p.grad_bias != nullptr)
+    for (int64_t i = 0; i < rows; ++i)
+      from_compute(sums[t.slots * p.channels * plan.pitch + i], p.grad_bias[row + i]);
+  return !any_nan<T>(poison);
+}
+
+template <class S>
+void weight_gradient_directly(const WeightGradient<S>& p);
+
+template <class F, class S>
+void grad_weight_fast(const WeightGradient<S>& p) {
+  using T = Compute<S>;
+  constexpr int W = kLanes<T>;
+  constexpr int64_t kMaxPieces = 32;
+  constexpr int64_t kMaxSums = 256 * 1024;  // as in plan_units
+  const FastTiling<F> tiling(p.outputs, p.taps, p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 1);
+  const Stretches<F> stretches(tiling, kFastGradWeightTiles, W);
+  FastGradWeightPlan<F> plan{tiling, stretches, plan_input(tiling, stretches, W)};
+  plan.samples = smaller(p.batch, larger(1, kFastGradWeightTiles / tiling.tiles));
+  plan.units = divide_up(p.batch, plan.samples) * stretches.count;
+  plan.lanes = plan.samples * stretches.max_tiles;
+  plan.lane_pitch = staged_pitch(plan.lanes + 2 * W, W);
+  plan.vectors = divide_up(p.rows, W);
+  plan.panels = divide_up(plan.vectors, kMaxVectors);
+  plan.pitch = divide_up(plan.vectors, plan.panels) * W;
+  plan.panel_size = (tiling.slots * p.channels + 1) * plan.pitch;
+  plan.piece_size = p.groups * plan.panels * plan.panel_size;
+  plan.pieces = larger(1, smaller(smaller(plan.units, kMaxPieces), kMaxSums / plan.piece_size));
+
+  // As in grad_weight_rows.inl: cut only as far as the threads need it.
+  const int64_t wanted = threads() == 1 ? 1 : divide_up(4 * threads(), plan.pieces * p.groups);
+  plan.panel_ranges = smaller(plan.panels, wanted);
+  plan.channel_ranges =
+      smaller(divide_up(p.channels, 2 * kMaxRows), divide_up(wanted, plan.panel_ranges));
+
+  T* partial = static_cast<T*>(scratch(Slot::partial, sizeof(T) * plan.pieces * plan.piece_size));
+  const int64_t jobs = plan.pieces * p.groups * plan.panel_ranges * plan.channel_ranges;
+  parallel_jobs(
+      jobs, divide_up(p.batch * tiling.tiles * tiling.slots * p.groups * p.rows * p.channels, jobs),
+      [&](int64_t begin, int64_t end) {
+        for (int64_t job = begin; job < end; ++job) sum_piece_fast(p, plan, job, partial);
+      });
+  bool finite = true;
+  parallel_jobs(p.groups * plan.panels, plan.panel_size * plan.pieces,
+                [&](int64_t begin, int64_t end) {
+                  for (int64_t job = begin; job < end; ++job)
+                    if (!finish_panel_fast(p, plan, job, partial))
+                      __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
+                });
+  if (!finite) weight_gradient_directly(p);
+}

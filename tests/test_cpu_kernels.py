@@ -1,0 +1,194 @@
+"""Which CPU kernel a problem gets, and what fast filtering must not change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import BY_HAND, CHANNELS, FAST, SEED, Case, parametrize, problem
+from tolerances import exact_forward, exact_gradients
+from torch import Tensor
+
+from convlm_kernels import _host, ops
+
+FUNCTIONS = ("forward", "grad_input", "grad_weight")
+
+
+def kernel(function: str, case: Case, dtype: str = "float32") -> str:
+    return _host.cpu_kernel(
+        function,
+        dtype,
+        case.batch,
+        case.in_channels,
+        case.out_channels,
+        case.length,
+        case.kernel_size,
+        *case.window,
+    )
+
+
+def language_model(channels: int, kernel_size: int, dilation: int) -> Case:
+    pads = ((kernel_size - 1) * dilation, 0)
+    return Case("", 16, channels, channels, 1024, kernel_size, 1, dilation, 1, pads)
+
+
+@pytest.mark.parametrize("dilation", [1, 3, 4, 64])
+@pytest.mark.parametrize("channels", [64, 100, 256, 512])
+@pytest.mark.parametrize("kernel_size", [3, 6, 7])
+def test_layers_of_language_models_are_filtered_fast(
+    channels: int, kernel_size: int, dilation: int
+) -> None:
+    case = language_model(channels, kernel_size, dilation)
+    assert kernel("forward", case) == "fast_filter_2"
+    assert kernel("grad_input", case) == "fast_filter_2"
+    assert kernel("grad_weight", case) == "fast_filter_4"
+
+
+@parametrize("case", FAST)
+def test_the_cases_for_fast_filtering_get_it(case: Case) -> None:
+    assert {kernel(function, case) for function in FUNCTIONS} <= {"fast_filter_2", "fast_filter_4"}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_precision_decides_how_fast(function: str) -> None:
+    case = language_model(256, 3, 4)
+    assert kernel(function, case, "float16") == "fast_filter_4"
+    assert not kernel(function, case, "float64").startswith("fast_filter")
+
+
+@parametrize(
+    "case",
+    [
+        Case("many taps", 1, 64, 64, 10_000, 51),
+        Case("few positions", 1, 64, 64, 1000, 3),
+    ],
+)
+def test_where_torch_sums_more_exactly_so_do_we(case: Case) -> None:
+    assert kernel("grad_weight", case) == "fast_filter_2"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@parametrize(
+    "case",
+    [
+        BY_HAND,
+        *SEED,
+        CHANNELS[4],  # one tap has nothing to share
+        language_model(16, 3, 1),  # too few channels to pay for the transforms
+        language_model(256, 3, 512)._replace(length=63, pads=(1024, 0)),  # short rows
+        Case("strided", 1, 64, 128, 52_428, 3, 3, 4),
+    ],
+)
+def test_what_fast_filtering_is_not_for(function: str, case: Case) -> None:
+    assert kernel(function, case) in ("positions", "rows")
+
+
+def test_depthwise_has_its_own() -> None:
+    case = Case("", 8, 512, 512, 2048, 4, 1, 4, 512, (12, 0))
+    assert kernel("forward", case) == kernel("grad_input", case) == "depthwise"
+    assert kernel("grad_weight", case) == "positions"
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"function": "backward"}, "function must be forward, grad_input or grad_weight"),
+        ({"dtype": "int8"}, "dtype must be float32, float64, bfloat16 or float16"),
+        ({"stride": 0}, "at least 1"),
+        ({"groups": 3}, "groups must divide"),
+        ({"kernel_size": 99}, "longer than the padded input"),
+    ],
+)
+def test_impossible_questions(replaced: dict[str, object], message: str) -> None:
+    asked = {
+        "function": "forward",
+        "dtype": "float32",
+        "batch": 1,
+        "in_channels": 8,
+        "out_channels": 8,
+        "length": 20,
+        "kernel_size": 3,
+    }
+    with pytest.raises(ValueError, match=message):
+        _host.cpu_kernel(**(asked | replaced))
+
+
+def kinds(values: Tensor) -> Tensor:
+    """0 for a number, 1 for NaN, 2 and 3 for the infinities."""
+    return values.isnan() + 2 * values.isposinf() + 3 * values.isneginf()
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@parametrize("case", [FAST[0], FAST[1], FAST[4], FAST[7]])
+def test_not_finite_where_a_direct_sum_is_not(case: Case, bad: float) -> None:
+    p = problem(case, torch.float32)
+    x, weight, grad_output = p.x.clone(), p.weight.clone(), p.grad_output.clone()
+    x[0, 5, 40] = bad
+    grad_output[0, 3, 50] = bad
+    y = ops.forward(x, p.weight, p.bias, *case.window, "none")
+    assert torch.equal(kinds(y), kinds(exact_forward(x, p.weight, p.bias, case.window).value))
+    assert not y.isfinite().all()
+    grad_x = ops.grad_input(grad_output, p.weight, case.length, *case.window)
+    exact_x, _, _ = exact_gradients(p.x, p.weight, grad_output, case.window)
+    assert torch.equal(kinds(grad_x), kinds(exact_x.value))
+    grad_w, grad_b = ops.grad_weight(grad_output, x, case.kernel_size, *case.window, True)
+    _, exact_w, exact_b = exact_gradients(x, p.weight, grad_output, case.window)
+    assert torch.equal(kinds(grad_w), kinds(exact_w.value))
+    assert torch.equal(kinds(grad_b), kinds(exact_b.value))
+
+    weight[7, 2, 1] = bad
+    y = ops.forward(p.x, weight, p.bias, *case.window, "none")
+    assert torch.equal(kinds(y), kinds(exact_forward(p.x, weight, p.bias, case.window).value))
+
+
+def test_an_activation_does_not_hide_what_is_not_finite() -> None:
+    case = FAST[0]
+    p = problem(case, torch.float32)
+    x = p.x.clone()
+    x[1, 0, 9] = torch.inf
+    y = ops.forward(x, p.weight, p.bias, *case.window, "tanh")
+    exact = exact_forward(x, p.weight, p.bias, case.window).value.tanh()
+    torch.testing.assert_close(y.double(), exact, rtol=0, atol=1e-5)
+
+
+def test_sums_of_inputs_that_overflow_are_no_sums_of_the_result() -> None:
+    """Components add inputs up before they meet a weight."""
+    case = FAST[0]
+    p = problem(case, torch.float32)
+    x = p.x.sign() * 3e38
+    weight = p.weight * 1e-30
+    y = ops.forward(x, weight, None, *case.window, "none")
+    assert y.isfinite().all()
+    exact_forward(x, weight, None, case.window).allows(y)
+
+
+def test_a_sample_that_is_not_finite_leaves_its_neighbours_their_bits() -> None:
+    case = Case("several short samples share a vector of tiles", 5, 64, 64, 66, 3)
+    assert kernel("forward", case) == "fast_filter_2"
+    p = problem(case, torch.float32)
+    expected = ops.forward(p.x, p.weight, p.bias, *case.window, "none")
+    x = p.x.clone()
+    x[2, 1, 65] = torch.nan
+    y = ops.forward(x, p.weight, p.bias, *case.window, "none")
+    others = [0, 1, 3, 4]
+    assert torch.equal(y[others], expected[others])
+    assert not torch.equal(y[2], expected[2])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_error_is_bounded_by_the_largest_product_in_reach(scale: float) -> None:
+    """Weights and inputs of unlike sizes: the tap that sees the large inputs has small weights.
+
+    A direct sum errs by a share of sum |weight * input|; fast filtering by a share of the largest
+    weight times the largest input that an output reads, which is what its notes promise.
+    """
+    case = FAST[0]
+    p = problem(case, torch.float32)
+    weight = p.weight * torch.tensor([1.0, scale, 1.0])
+    x = p.x.clone()
+    x[:, :, 1::4] *= scale
+    y = ops.forward(x, weight, None, *case.window, "none").double()
+    exact = exact_forward(x, weight, None, case.window)
+    reach = torch.nn.functional.max_pool1d(x.abs().amax(1, keepdim=True).double(), 3, 1)
+    products = case.in_channels * case.kernel_size
+    allowed = (4 + products**0.5) * 2.0**-24 * products**0.5 * 4 * weight.abs().max() * reach
+    assert ((y - exact.value).abs() <= allowed).all()
