@@ -123,6 +123,30 @@ def test_activation_of_extreme_values(activation: str, dtype: torch.dtype) -> No
     torch.testing.assert_close(y, expected, equal_nan=True, rtol=max(ulp, own_error), atol=1.2e-38)
 
 
+def assert_same_infinities(actual: Tensor, exact: Tensor) -> None:
+    assert torch.equal(actual.isnan(), exact.isnan())
+    assert torch.equal(actual.isinf(), exact.isinf())
+
+
+@parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("out_length", [1, 2, 7, 40, 601])
+def test_infinities_stay_in_the_sums_they_belong_to(out_length: int, dtype: torch.dtype) -> None:
+    # Odd channels and lengths, where kernels that multiply pairs have half a pair left. No padding:
+    # a zero of it times an infinity is a NaN.
+    case = Case("", 2, 5, 9, out_length + 4, 3, 1, 2, 1, (0, 0))
+    for positions in ([0], [-1], [-2], [0, -1]):
+        p = problem(case, dtype)
+        p.weight[3, -1, 0] = torch.inf
+        p.x[0, 2, positions] = torch.inf
+        p.grad_output[0, 6, 0] = torch.inf
+        y = ops.forward(p.x, p.weight, p.bias, *case.window, "none")
+        assert_same_infinities(y, exact_forward(p.x, p.weight, p.bias, case.window).value)
+        grad_w, grad_b = ops.grad_weight(p.grad_output, p.x, 3, *case.window, True)
+        exact = exact_gradients(p.x, p.weight, p.grad_output, case.window)
+        assert_same_infinities(grad_w, exact[1].value)
+        assert_same_infinities(grad_b, exact[2].value)
+
+
 @parametrize("case", CASES)
 def test_no_worse_than_twice_torch(case: Case) -> None:
     p = problem(case, torch.float32)

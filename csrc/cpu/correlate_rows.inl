@@ -1,15 +1,15 @@
 // The correlation with vectors of rows: inputs are the scalars, and the output is turned on its way
 // out.
 
-template <class S>
+template <class T, class S>
 void correlate_vectors_of_rows(const Correlation<S>& p) {
-  using T = Compute<S>;
   constexpr int W = kLanes<T>;
   constexpr int64_t kTilePositions = 48;  // a multiple of kMaxRows for every instruction set
 
+  const int64_t channels = divide_up(p.channels, kDepth<T>);
   CorrelationPlan plan;
-  assign_plan_arrays(plan_scratch(p.taps, p.channels), plan.staging, plan.reduction, p.taps,
-                     p.channels);
+  assign_plan_arrays(plan_scratch(p.taps, channels), plan.staging, plan.reduction, p.taps,
+                     channels);
   const int64_t blocks = divide_up(p.outputs, kTilePositions);  // of positions, within a sample
   const int64_t block_positions = divide_up(p.outputs, blocks);
   const int64_t samples =
@@ -20,13 +20,13 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
   const int64_t vectors = divide_up(p.rows, W);
   const int64_t panels = divide_up(vectors, kMaxVectors);
   const int64_t weight_pitch = divide_up(vectors, panels) * W;
-  plan_reduction(plan.reduction, plan.staging, p.channels, p.taps, weight_pitch);
+  plan_reduction(plan.reduction, plan.staging, channels, p.taps, weight_pitch);
 
-  const int64_t panel_size = p.products() * weight_pitch;
+  const int64_t panel_size = channels * p.taps * weight_pitch;
   const int64_t padded = vectors * W;
-  T* weights =
-      static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.groups * (panels * panel_size + padded)));
-  T* biases = weights + p.groups * panels * panel_size;
+  T* weights = static_cast<T*>(scratch(
+      Slot::weight, p.groups * (sizeof(T) * panels * panel_size + sizeof(Sum<T>) * padded)));
+  Sum<T>* biases = reinterpret_cast<Sum<T>*>(weights + p.groups * panels * panel_size);
   parallel_jobs(p.groups * panels, panel_size, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
       const int64_t first = vectors * (job % panels) / panels * W;
@@ -44,13 +44,13 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
   // again.
   const int64_t tiles = batches * p.groups * blocks;
   const int64_t ranges = smaller(panels, divide_up(threads(), tiles));
-  const int64_t sample_size = p.channels * plan.staging.channel_pitch();
+  const int64_t sample_size = channels * plan.staging.channel_pitch();
   parallel_jobs(
       tiles * ranges, p.rows * p.products() * block_positions * samples / ranges,
       [&](int64_t begin, int64_t end) {
         T* staged = static_cast<T*>(scratch(Slot::staged, sizeof(T) * samples * sample_size));
-        T* tile =
-            static_cast<T*>(scratch(Slot::tile, sizeof(T) * samples * block_positions * padded));
+        Sum<T>* tile = static_cast<Sum<T>*>(
+            scratch(Slot::tile, sizeof(Sum<T>) * samples * block_positions * padded));
         for (int64_t job = begin; job < end; ++job) {
           const int64_t range = job % ranges, block = job / ranges % blocks;
           const int64_t group = job / ranges / blocks % p.groups;

@@ -53,7 +53,7 @@ inline void assign_plan_arrays(int64_t* memory, Staging& staging, Reduction& red
   reduction.in_start = reduction.weight_start + larger(taps, channels);
 }
 
-// Weights are packed [channel][tap][weight_pitch].
+// Weights are packed [channel][tap][weight_pitch]; with pairs, a channel is a pair of them.
 inline void plan_reduction(Reduction& r, const Staging& staging, int64_t channels, int64_t taps,
                            int64_t weight_pitch) {
   const int64_t spacing = taps > 1 ? staging.tap_start[1] - staging.tap_start[0] : 0;
@@ -83,28 +83,64 @@ inline void plan_reduction(Reduction& r, const Staging& staging, int64_t channel
 
 // ---- packing of weights ----
 
+// Weights of one channel lie together, in the order of the taps.
+template <class S>
+bool natural_weight(const Correlation<S>& p) {
+  bool natural = p.weight_tap == 1 && p.weight_channel == p.taps;
+  for (int64_t j = 0; natural && j < p.taps; ++j) natural = p.tap_index[j] == j;
+  return natural;
+}
+
 // out[(c * taps + j) * pitch + i] = weight of row first + i, zero for count <= i < padded.
 template <class S>
 void pack_rows(const Correlation<S>& p, int64_t group, int64_t first, int64_t count, int64_t padded,
                int64_t pitch, Compute<S>* out) {
   constexpr int W = kLanes<Compute<S>>;
   const S* source = p.weight + group * p.weight_group + first * p.weight_row;
-  bool natural = p.weight_tap == 1 && p.weight_channel == p.taps;
-  for (int64_t j = 0; natural && j < p.taps; ++j) natural = p.tap_index[j] == j;
-  if (natural) {
+  if (natural_weight(p)) {
     for (int64_t i = 0; i < padded; i += W)
       transpose_strip(source + i * p.weight_row, p.weight_row, larger(0, smaller(W, count - i)),
                       p.products(), out + i, pitch, smaller(W, padded - i));
     return;
   }
   for (int64_t c = 0; c < p.channels; ++c)
+    for (int64_t j = 0; j < p.taps; ++j, out += pitch)
+      stage_row(source + c * p.weight_channel + p.tap_index[j] * p.weight_tap, p.weight_row, count,
+                0, 1, out, padded);
+}
+
+#if defined(CONVLM_DOT_BFLOAT16)
+// The same for pairs of channels.
+inline void pack_rows(const Correlation<bfloat16>& p, int64_t group, int64_t first, int64_t count,
+                      int64_t padded, int64_t pitch, Pair* out) {
+  constexpr int W = kLanes<float>;
+  const bfloat16* source = p.weight + group * p.weight_group + first * p.weight_row;
+  if (natural_weight(p)) {
+    float* turned = static_cast<float*>(
+        scratch(Slot::panel, sizeof(float) * W * p.taps * divide_up(p.channels, 2) * 2));
+    for (int64_t i = p.products() * W; i < p.taps * divide_up(p.channels, 2) * 2 * W; ++i)
+      turned[i] = 0;
+    for (int64_t i = 0; i < padded; i += W) {
+      const int stored = static_cast<int>(smaller(W, padded - i));
+      transpose_strip(source + i * p.weight_row, p.weight_row, larger(0, smaller(W, count - i)),
+                      p.products(), turned, W, W);
+      const float* low = turned;
+      for (int64_t c = 0; c < p.channels; c += 2, low += p.taps * W)
+        for (int64_t j = 0; j < p.taps; ++j, low += W)
+          store_partial(out + (c / 2 * p.taps + j) * pitch + i,
+                        pair_of(load(low), load(low + p.taps * W)), stored);
+    }
+    return;
+  }
+  for (int64_t c = 0; c < p.channels; c += 2)
     for (int64_t j = 0; j < p.taps; ++j, out += pitch) {
-      const S* tap = source + c * p.weight_channel + p.tap_index[j] * p.weight_tap;
-      int64_t i = 0;
-      for (; i < count; ++i, tap += p.weight_row) out[i] = to_compute(*tap);
-      for (; i < padded; ++i) out[i] = 0;
+      const bfloat16* low = source + c * p.weight_channel + p.tap_index[j] * p.weight_tap;
+      const bool single = c + 1 == p.channels;
+      stage_source(PairOfRows{low, single ? low : low + p.weight_channel, single}, p.weight_row,
+                   count, 0, 1, out, padded);
     }
 }
+#endif
 
 // ---- finishing a tile: bias, activation, conversion and the store ----
 
@@ -120,6 +156,8 @@ void finish_row(const Correlation<S>& p, Compute<S>* tile, Compute<S> bias, int6
   constexpr int W = kLanes<T>;
   int64_t q = 0;
   if (p.out_step == 1) {
+    if (p.activation == Activation::none)
+      for (; q + W <= count; q += W) store(out + q, load(tile + q) + bias);
     for (; q + W <= count; q += W) store(out + q, activate(load(tile + q) + bias, p.activation));
     if (q < count)
       store_partial(out + q, activate(load(tile + q) + bias, p.activation),

@@ -1,7 +1,13 @@
 // The three functions as products: which taps read which positions, and whose strides are whose.
 
 template <template <class> class Function, class Arguments>
-CONVLM_INLINE void for_dtype(const Arguments& arguments) {
+CONVLM_INLINE void for_dtype(const Arguments& arguments,
+                             void (*Kernels::*function)(const Arguments&)) {
+#if defined(CONVLM_DOT_BFLOAT16)
+  if (arguments.dtype == ScalarType::bfloat16) return Function<bfloat16>::run(arguments);
+  (CONVLM_DOT_BFLOAT16.*function)(arguments);
+#else
+  (void)function;
   switch (arguments.dtype) {
     case ScalarType::float32:
       return Function<float>::run(arguments);
@@ -12,10 +18,17 @@ CONVLM_INLINE void for_dtype(const Arguments& arguments) {
     case ScalarType::float16:
       return Function<float16>::run(arguments);
   }
+#endif
 }
 
 template <template <class> class Function, class Arguments>
-CONVLM_INLINE Kernel kernel_for_dtype(const Arguments& arguments) {
+CONVLM_INLINE Kernel kernel_for_dtype(const Arguments& arguments,
+                                      Kernel (*Kernels::*function)(const Arguments&)) {
+#if defined(CONVLM_DOT_BFLOAT16)
+  if (arguments.dtype == ScalarType::bfloat16) return Function<bfloat16>::kernel(arguments);
+  return (CONVLM_DOT_BFLOAT16.*function)(arguments);
+#else
+  (void)function;
   switch (arguments.dtype) {
     case ScalarType::float32:
       return Function<float>::kernel(arguments);
@@ -26,6 +39,7 @@ CONVLM_INLINE Kernel kernel_for_dtype(const Arguments& arguments) {
     default:
       return Function<float16>::kernel(arguments);
   }
+#endif
 }
 
 template <class S>
@@ -211,16 +225,22 @@ struct GradWeight {
   }
 };
 
-void forward(const ForwardArguments& arguments) { for_dtype<Forward>(arguments); }
-void grad_input(const GradInputArguments& arguments) { for_dtype<GradInput>(arguments); }
-void grad_weight(const GradWeightArguments& arguments) { for_dtype<GradWeight>(arguments); }
+void forward(const ForwardArguments& arguments) {
+  for_dtype<Forward>(arguments, &Kernels::forward);
+}
+void grad_input(const GradInputArguments& arguments) {
+  for_dtype<GradInput>(arguments, &Kernels::grad_input);
+}
+void grad_weight(const GradWeightArguments& arguments) {
+  for_dtype<GradWeight>(arguments, &Kernels::grad_weight);
+}
 
 Kernel forward_kernel_of(const ForwardArguments& arguments) {
-  return kernel_for_dtype<Forward>(arguments);
+  return kernel_for_dtype<Forward>(arguments, &Kernels::forward_kernel);
 }
 Kernel grad_input_kernel_of(const GradInputArguments& arguments) {
-  return kernel_for_dtype<GradInput>(arguments);
+  return kernel_for_dtype<GradInput>(arguments, &Kernels::grad_input_kernel);
 }
 Kernel grad_weight_kernel_of(const GradWeightArguments& arguments) {
-  return kernel_for_dtype<GradWeight>(arguments);
+  return kernel_for_dtype<GradWeight>(arguments, &Kernels::grad_weight_kernel);
 }

@@ -18,14 +18,63 @@ void pack_grad_output(const S* source, int64_t row_stride, int64_t position_stri
           i < count ? to_compute(source[i * row_stride + t * position_stride]) : 0;
 }
 
+#if defined(CONVLM_DOT_BFLOAT16)
+// The same for pairs of positions, the last of which may lack its second.
+inline void pack_grad_output(const bfloat16* source, int64_t row_stride, int64_t position_stride,
+                             int64_t count, int64_t padded, int64_t positions, Pair* panel,
+                             int64_t pitch) {
+  constexpr int W = kLanes<Pair>;
+  int64_t t = 0;
+  if (position_stride == 1) {
+    const int64_t whole = positions / 2;
+    for (int64_t i = 0; i < padded; i += W)
+      transpose_strip(reinterpret_cast<const PairStart*>(source + i * row_stride), row_stride,
+                      larger(0, smaller(W, count - i)), whole, panel + i, pitch, W);
+    t = 2 * whole;
+  }
+  for (; t < positions; t += 2)
+    for (int64_t i = 0; i < padded; ++i) {
+      const bfloat16* p = source + i * row_stride + t * position_stride;
+      panel[t / 2 * pitch + i] = {i < count ? p->bits : uint16_t(0), i < count && t + 1 < positions
+                                                                         ? p[position_stride].bits
+                                                                         : uint16_t(0)};
+    }
+}
+#endif
+
 template <class T>
-void add_rows(const T* panel, int64_t rows, int64_t pitch, int64_t width, T* sum, bool accumulate) {
+void add_rows(const T* panel, int64_t rows, int64_t pitch, int64_t width, Sum<T>* sum,
+              bool accumulate) {
   for (int64_t i = 0; i < width; i += kLanes<T>) {
-    Vector<T> total{};
-    for (int64_t t = 0; t < rows; ++t) total += load(panel + t * pitch + i);
+    Vector<Sum<T>> total{};
+    for (int64_t t = 0; t < rows; ++t) total = add(total, load(panel + t * pitch + i));
     store(sum + i, accumulate ? load(sum + i) + total : total);
   }
 }
+
+#if defined(CONVLM_DOT_BFLOAT16)
+// Adds the last positions of samples that have an odd number of them. What follows in the row may
+// be infinite, so it must not meet the zero in the panel.
+CONVLM_INLINE void multiply_last(Product<Pair> p, int rows, int width) {
+  const int64_t samples = p.outer;
+  int64_t* in_turn = static_cast<int64_t*>(
+      scratch(Slot::last, (sizeof(int64_t) + sizeof(Pair) * kMaxRows) * samples));
+  Pair* last = reinterpret_cast<Pair*>(in_turn + samples);
+  const Pair* start[kMaxRows];
+  for (int64_t i = 0; i < samples; ++i) in_turn[i] = i;
+  for (int r = 0; r < rows; ++r) {
+    start[r] = last + r * samples;
+    for (int64_t i = 0; i < samples; ++i)
+      last[r * samples + i] = {p.rows[r][p.row_start[i] + p.inner].low, 0};
+  }
+  p.vectors += p.inner * p.vector_step;
+  p.accumulate = p.accumulate || p.inner > 0;
+  p.rows = start;
+  p.row_start = in_turn;
+  p.inner = 1;
+  multiply<Pair, false>(p, rows, width, kGradWeightChain);
+}
+#endif
 
 // One job: the sums of a range of panels (vectors of output channels) and of products, over one
 // piece.
@@ -44,8 +93,10 @@ struct RowsPlan {
 template <class S>
 void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
                Compute<S>* partial) {
-  using T = Compute<S>;
+  using T = Operand<S>;
+  using E = Element<S>;
   constexpr int W = kLanes<T>;
+  constexpr int D = kDepth<T>;
   const Units& units = plan.units;
   const int64_t split = job % plan.splits, range = job / plan.splits % plan.panel_ranges;
   const int64_t group = job / plan.splits / plan.panel_ranges % p.groups;
@@ -59,36 +110,39 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
   const bool wants_bias = p.grad_bias != nullptr && split == 0;
 
   const int64_t sample_size = channels * plan.staging.channel_pitch();
-  T* staged = static_cast<T*>(scratch(Slot::staged, sizeof(T) * units.samples * sample_size));
+  Compute<E>* staged = static_cast<Compute<E>*>(
+      scratch(Slot::staged, sizeof(Compute<E>) * units.samples * sample_size));
   T* panel = static_cast<T*>(
-      scratch(Slot::panel, sizeof(T) * units.samples * units.positions * plan.pitch));
+      scratch(Slot::panel, sizeof(T) * units.samples * (units.positions / D) * plan.pitch));
   int64_t* starts = static_cast<int64_t*>(scratch(Slot::tile, sizeof(int64_t) * 2 * units.samples));
 
   const int64_t first_unit = units.count * piece / units.pieces;
   for (int64_t u = first_unit; u < units.count * (piece + 1) / units.pieces; ++u) {
     const Unit unit = unit_at(p, units, u);
+    const int64_t steps = divide_up(unit.positions, D);
     for (int64_t i = 0; i < unit.samples; ++i) {
       stage(plan.staging,
-            p.x + (unit.first_sample + i) * p.x_batch +
+            reinterpret_cast<const E*>(p.x) + (unit.first_sample + i) * p.x_batch +
                 (group * p.channels + first_channel) * p.x_channel,
             channels, p.x_channel, p.x_position, p.length, unit.first_position * p.stride,
             staged + i * sample_size);
-      starts[i] = i * sample_size;
-      starts[units.samples + i] = i * unit.positions * plan.pitch;
+      starts[i] = i * (sample_size / D);
+      starts[units.samples + i] = i * steps * plan.pitch;
     }
     for (int64_t index = first_panel; index < last_panel; ++index) {
       const int64_t first_vector = plan.panel_vector(index);
       const int64_t width = plan.panel_vector(index + 1) - first_vector;
       const int64_t row = group * p.rows + first_vector * W;
       const int64_t rows = smaller(width * W, p.rows - first_vector * W);
-      T* sums = partial + piece * plan.piece_size + (group * plan.panels + index) * plan.panel_size;
+      Sum<T>* sums =
+          partial + piece * plan.piece_size + (group * plan.panels + index) * plan.panel_size;
       for (int64_t i = 0; i < unit.samples; ++i)
         pack_grad_output(p.grad_output + (unit.first_sample + i) * p.grad_batch + row * p.grad_row +
                              unit.first_position * p.grad_position,
                          p.grad_row, p.grad_position, rows, width * W, unit.positions,
-                         panel + i * unit.positions * plan.pitch, plan.pitch);
+                         panel + i * steps * plan.pitch, plan.pitch);
       if (wants_bias)
-        add_rows(panel, unit.samples * unit.positions, plan.pitch, width * W,
+        add_rows(panel, unit.samples * steps, plan.pitch, width * W,
                  sums + p.products() * plan.pitch, u != first_unit);
       const int64_t strips = divide_up(products, kMaxRows);
       for (int64_t strip = 0; strip < strips; ++strip) {
@@ -96,12 +150,25 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
         const int64_t r1 = first_product + products * (strip + 1) / strips;
         const T* start[kMaxRows];
         for (int64_t r = r0; r < r1; ++r)
-          start[r - r0] = staged + (r / p.taps - first_channel) * plan.staging.channel_pitch() +
-                          plan.staging.tap_start[r % p.taps];
-        multiply<T, false>(Product<T>{start, panel, starts, starts + units.samples, unit.samples,
-                                      unit.positions, plan.staging.advance, plan.pitch,
-                                      sums + r0 * plan.pitch, plan.pitch, u != first_unit},
-                           static_cast<int>(r1 - r0), static_cast<int>(width), kGradWeightChain);
+          start[r - r0] = reinterpret_cast<const T*>(
+              staged + (r / p.taps - first_channel) * plan.staging.channel_pitch() +
+              plan.staging.tap_start[r % p.taps]);
+        Product<T> product{start,
+                           panel,
+                           starts,
+                           starts + units.samples,
+                           unit.samples,
+                           unit.positions / D,
+                           plan.staging.advance,
+                           plan.pitch,
+                           sums + r0 * plan.pitch,
+                           plan.pitch,
+                           u != first_unit};
+        const int height = static_cast<int>(r1 - r0);
+        if (product.inner > 0)
+          multiply<T, false>(product, height, static_cast<int>(width), kGradWeightChain);
+        if constexpr (D > 1)
+          if (unit.positions % D != 0) multiply_last(product, height, static_cast<int>(width));
       }
     }
   }
@@ -130,7 +197,7 @@ void finish_panel(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t j
 
 template <class S>
 void grad_weight_vectors_of_rows(const WeightGradient<S>& p) {
-  using T = Compute<S>;
+  using T = Operand<S>;
   constexpr int W = kLanes<T>;
   RowsPlan<S> plan;
   plan.vectors = divide_up(p.rows, W);
@@ -138,11 +205,15 @@ void grad_weight_vectors_of_rows(const WeightGradient<S>& p) {
   plan.pitch = divide_up(plan.vectors, plan.panels) * W;
   plan.panel_size = (p.products() + 1) * plan.pitch;
   plan.piece_size = p.groups * plan.panels * plan.panel_size;
-  plan.units = plan_units(p.batch, p.outputs, kGradWeightChain, plan.piece_size);
+  plan.units =
+      plan_units(p.batch, p.outputs, kGradWeightChain * kDepth<T>, plan.piece_size, kDepth<T>);
   int64_t* memory = static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * p.taps));
   plan.staging.stream_start = memory;
   plan.staging.tap_start = memory + p.taps;
-  plan_for_scalars(plan.staging, plan.units.positions, p.stride, p.tap_offset, p.taps, W);
+  // The positions of a pair are neighbours.
+  const auto lay_out = kDepth<T> == 1 ? &plan_for_scalars : &plan_for_vectors;
+  lay_out(plan.staging, plan.units.positions, p.stride, p.tap_offset, p.taps,
+          kLanes<Compute<Element<S>>>);
 
   // A range stages x once for all its panels, a split packs grad_output for all its products: cut
   // only as far as the threads need it.
@@ -151,8 +222,8 @@ void grad_weight_vectors_of_rows(const WeightGradient<S>& p) {
   plan.panel_ranges = smaller(plan.panels, wanted);
   plan.splits = smaller(divide_up(p.products(), 64), divide_up(wanted, plan.panel_ranges));
 
-  T* partial =
-      static_cast<T*>(scratch(Slot::partial, sizeof(T) * plan.units.pieces * plan.piece_size));
+  Sum<T>* partial = static_cast<Sum<T>*>(
+      scratch(Slot::partial, sizeof(Sum<T>) * plan.units.pieces * plan.piece_size));
   const int64_t jobs = plan.units.pieces * p.groups * plan.panel_ranges * plan.splits;
   parallel_jobs(jobs, divide_up(p.batch * p.outputs * p.groups * p.rows * p.products(), jobs),
                 [&](int64_t begin, int64_t end) {

@@ -6,18 +6,18 @@ struct DotProducts {
   const T* const* a;
   const T* const* b;
   int64_t length;  // in elements; the last vector may be partial
-  T* sum;          // sum[i * pitch + j] += dot(a[i], b[j])
+  Sum<T>* sum;     // sum[i * pitch + j] += dot(a[i], b[j])
   int64_t pitch;
 };
 
 template <class T, int A, int B>
 void dot_products(const DotProducts<T>& p) {
   constexpr int W = kLanes<T>;
-  Vector<T> sum[A][B];
+  Vector<Sum<T>> sum[A][B];
 #pragma GCC unroll 4
   for (int i = 0; i < A; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < B; ++j) sum[i][j] = Vector<T>{};
+    for (int j = 0; j < B; ++j) sum[i][j] = Vector<Sum<T>>{};
   int64_t t = 0;
   for (; t + W <= p.length; t += W) {
     Vector<T> b[B];
@@ -27,18 +27,19 @@ void dot_products(const DotProducts<T>& p) {
     for (int i = 0; i < A; ++i) {
       const Vector<T> a = load(p.a[i] + t);
 #pragma GCC unroll 4
-      for (int j = 0; j < B; ++j) sum[i][j] += a * b[j];
+      for (int j = 0; j < B; ++j) sum[i][j] = multiply_add(sum[i][j], a, b[j]);
     }
   }
   // Both sides are cut: a zero on one side alone would turn an infinity on the other into a NaN.
   if (const int rest = static_cast<int>(p.length - t))
     for (int i = 0; i < A; ++i)
       for (int j = 0; j < B; ++j)
-        sum[i][j] += load_partial(p.a[i] + t, rest) * load_partial(p.b[j] + t, rest);
+        sum[i][j] =
+            multiply_add(sum[i][j], load_partial(p.a[i] + t, rest), load_partial(p.b[j] + t, rest));
   for (int i = 0; i < A; ++i)
     for (int j = 0; j < B; ++j) {
-      T total = 0;
-      for (int l = 0; l < W; ++l) total += sum[i][j][l];
+      Sum<T> total = 0;
+      for (int l = 0; l < kLanes<Sum<T>>; ++l) total += sum[i][j][l];
       p.sum[i * p.pitch + j] += total;
     }
 }

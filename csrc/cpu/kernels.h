@@ -66,6 +66,7 @@ extern const Kernels generic_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+extern const Kernels avx512_bf16_kernels;  // AVX-512 with dot products of bfloat16
 #endif
 
 }  // namespace convlm::cpu

@@ -1,7 +1,8 @@
 // All kernels of one instruction set. The including file sets CONVLM_ISA, its name as a namespace,
-// and CONVLM_VECTOR_BYTES, and compiles this under the matching target pragma. Nothing here may
-// instantiate library templates: their code would be shared with translation units for lesser
-// processors.
+// and CONVLM_VECTOR_BYTES, and compiles this under the matching target pragma. Where the set has
+// dot products of bfloat16 it sets CONVLM_DOT_BFLOAT16 too: only that type is compiled then, and
+// the others are left to the kernels that this macro names. Nothing here may instantiate library
+// templates: their code would be shared with translation units for lesser processors.
 
 namespace convlm::cpu {
 namespace CONVLM_ISA {
@@ -21,6 +22,10 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 
 // Each builds on the ones above it.
 // clang-format off
+#include "cpu/operands.inl"
+#if defined(CONVLM_DOT_BFLOAT16)
+#include "cpu/pairs.inl"
+#endif
 #include "cpu/activation.inl"
 #include "cpu/transpose.inl"
 #include "cpu/staging.inl"

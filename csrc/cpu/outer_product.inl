@@ -14,20 +14,25 @@ struct Product {
   const int64_t* vector_start;
   int64_t outer, inner;
   int64_t row_step, vector_step;
-  T* tile;
+  Sum<T>* tile;
   int64_t tile_pitch;
   bool accumulate;  // add to the tile instead of writing it
+  // Where not null, the sums go there at once instead of to the tile, each row with its bias. For
+  // contiguous rows only.
+  Stored<T>* out = nullptr;
+  int64_t out_pitch = 0;
+  const Sum<T>* bias = nullptr;
 };
 
 // Contiguous rows: row i is rows[0] + i, as in packed weights; else rows are anywhere.
 template <class T, int ROWS, int VECTORS, bool CONTIGUOUS_ROWS>
 void outer_product(const Product<T>& p) {
   constexpr int W = kLanes<T>;
-  Vector<T> sum[ROWS][VECTORS];
+  Vector<Sum<T>> sum[ROWS][VECTORS];
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<T>{};
+    for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<Sum<T>>{};
   const T* row[ROWS];
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i) row[i] = CONTIGUOUS_ROWS ? p.rows[0] + i : p.rows[i];
@@ -43,18 +48,29 @@ void outer_product(const Product<T>& p) {
       for (int i = 0; i < ROWS; ++i) {
         const T scalar = row[i][r];
 #pragma GCC unroll 8
-        for (int j = 0; j < VECTORS; ++j) sum[i][j] += scalar * v[j];
+        for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(sum[i][j], scalar, v[j]);
       }
       r += p.row_step;
       vector += p.vector_step;
     }
   }
 
+  if constexpr (CONTIGUOUS_ROWS)
+    if (p.out != nullptr) {
+#pragma GCC unroll 8
+      for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j) {
+          if (p.accumulate) sum[i][j] += load(p.tile + i * p.tile_pitch + j * W);
+          store(p.out + i * p.out_pitch + j * W, sum[i][j] + p.bias[i]);
+        }
+      return;
+    }
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < VECTORS; ++j) {
-      T* out = p.tile + i * p.tile_pitch + j * W;
+      Sum<T>* out = p.tile + i * p.tile_pitch + j * W;
       store(out, p.accumulate ? load(out) + sum[i][j] : sum[i][j]);
     }
 }
@@ -74,15 +90,17 @@ CONVLM_INLINE ProductFunction<T> select_product(int rows, int vectors,
   return table[(rows - 1) * kMaxVectors + vectors - 1];
 }
 
-// A longer chain of additions in one register loses accuracy: past this many products the tile
+// A longer chain of additions in one register loses accuracy: past this many steps the tile
 // in memory takes the sum and the registers start again. Chains of 64 err no more than oneDNN's
-// forward; its grad_weight errs more than chains of 256.
+// forward; its grad_weight errs more than chains of 256, and so does rounding to a bfloat16.
 constexpr int64_t kChain = 64;
 constexpr int64_t kGradWeightChain = 256;
+constexpr int64_t kPairsChain = 256;
 
 // Runs the whole reduction of `p` in chains; `rows` <= kMaxRows, `vectors` <= kMaxVectors.
 template <class T, bool CONTIGUOUS_ROWS>
-CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors, int64_t chain = kChain) {
+CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors,
+                            int64_t chain = kDepth<T> == 1 ? kChain : kPairsChain) {
   const ProductFunction<T> product = select_product<T, CONTIGUOUS_ROWS>(
       rows, vectors, std::make_integer_sequence<int, kMaxRows * kMaxVectors>{});
   const int64_t outer = p.outer, inner = p.inner;
@@ -90,6 +108,7 @@ CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors, int64_t chain =
   const T* start[kMaxRows];
   for (int i = 0; i < (CONTIGUOUS_ROWS ? 1 : rows); ++i) start[i] = p.rows[i];
   p.rows = start;
+  Stored<T>* const out = p.out;
   const int64_t inner_pieces = divide_up(inner, chain);
   const int64_t inner_chain = divide_up(inner, inner_pieces);
   const int64_t outer_chain = larger(1, chain / inner_chain);
@@ -97,6 +116,7 @@ CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors, int64_t chain =
     p.inner = smaller(inner_chain, inner - s);
     for (int64_t o = 0; o < outer; o += outer_chain) {
       p.outer = smaller(outer_chain, outer - o);
+      p.out = s + p.inner == inner && o + p.outer == outer ? out : nullptr;
       product(p);
       p.accumulate = true;
       p.row_start += p.outer;

@@ -4,6 +4,11 @@
 // Shorter rows would leave most of a vector of tiles empty.
 constexpr int64_t kFewestFastOutputs = 64;
 
+// float64 is left to the direct sum, whose error is what one asks for with it. Dot products of
+// pairs halve the work already, which is the most that a fast filter, in float32, would save.
+template <class S>
+constexpr bool kMayFilter = sizeof(S) < sizeof(double) && kDepth<Operand<S>> == 1;
+
 // ---- forward and grad_input ----
 
 // What a fast filter costs per tile, in multiply-adds: the products, and the making of components
@@ -33,13 +38,12 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
   return by_positions * 8 <= by_rows * 9 ? Kernel::positions : Kernel::rows;
 }
 
-// The error of F(4, 3) shows in float32, not in what a 16-bit type keeps. float64 is left to the
-// direct sum, whose error is what one asks for with it.
+// The error of F(4, 3) shows in float32, not in what a 16-bit type keeps.
 template <class S>
 Kernel correlation_kernel(const Correlation<S>& p) {
   const int64_t spacing = p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 0;
   const int64_t dilation = larger(spacing, -spacing);
-  if (sizeof(S) < sizeof(double) && dilation > 0 && p.in_step == 1 && p.out_step == 1 &&
+  if (kMayFilter<S> && dilation > 0 && p.in_step == 1 && p.out_step == 1 &&
       p.outputs >= kFewestFastOutputs) {
     if (sizeof(S) == 2 &&
         fast_correlation_pays<FastFilter<4>>(p.outputs, p.taps, dilation, p.channels, p.rows))
@@ -52,20 +56,24 @@ Kernel correlation_kernel(const Correlation<S>& p) {
 
 template <class S>
 void correlate_directly(const Correlation<S>& p) {
+  // A lone channel has no other to share a pair with.
+  const bool lone = p.channels == 1;
   switch (direct_correlation_kernel(p)) {
     case Kernel::depthwise:
       return correlate_depthwise(p);
     case Kernel::positions:
-      return correlate_vectors_of_positions(p);
+      return lone ? correlate_vectors_of_positions<Compute<S>>(p)
+                  : correlate_vectors_of_positions<Operand<S>>(p);
     default:
-      return correlate_vectors_of_rows(p);
+      return lone ? correlate_vectors_of_rows<Compute<S>>(p)
+                  : correlate_vectors_of_rows<Operand<S>>(p);
   }
 }
 
 template <class S>
 void correlate(const Correlation<S>& p) {
   if (p.batch == 0 || p.outputs <= 0) return;
-  if constexpr (sizeof(S) < sizeof(double)) {
+  if constexpr (kMayFilter<S>) {
     const Kernel kernel = correlation_kernel(p);
     if (kernel == Kernel::fast_filter_2) return correlate_fast<FastFilter<2>>(p);
     if constexpr (sizeof(S) == 2)
@@ -99,16 +107,16 @@ Kernel direct_grad_weight_kernel(const WeightGradient<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
   // A vector of positions loads twice for what a scalar loads once, and at the end of each sample
   // its lanes must be added up.
-  const int64_t by_positions = p.rows * (2 * divide_up(p.outputs, W) + W);
-  const int64_t by_rows = divide_up(p.rows, W) * p.outputs;
+  constexpr int D = kDepth<Operand<S>>;
+  const int64_t by_positions = p.rows * (2 * divide_up(p.outputs, W * D) + W);
+  const int64_t by_rows = divide_up(p.rows, W) * divide_up(p.outputs, D);
   return by_positions < by_rows ? Kernel::positions : Kernel::rows;
 }
 
 template <class S>
 Kernel grad_weight_kernel(const WeightGradient<S>& p) {
   const int64_t dilation = p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 0;
-  if (sizeof(S) < sizeof(double) && dilation > 0 && p.stride == 1 &&
-      p.outputs >= kFewestFastOutputs) {
+  if (kMayFilter<S> && dilation > 0 && p.stride == 1 && p.outputs >= kFewestFastOutputs) {
     if (exact_enough_for_four(p) && fast_grad_weight_pays<FastFilter<4>>(p, dilation))
       return Kernel::fast_filter_4;
     if (fast_grad_weight_pays<FastFilter<2>>(p, dilation)) return Kernel::fast_filter_2;
@@ -133,7 +141,7 @@ void weight_gradient(const WeightGradient<S>& p) {
       for (int64_t i = 0; i < p.groups * p.rows; ++i) from_compute(Compute<S>(0), p.grad_bias[i]);
     return;
   }
-  if constexpr (sizeof(S) < sizeof(double)) {
+  if constexpr (kMayFilter<S>) {
     const Kernel kernel = grad_weight_kernel(p);
     if (kernel == Kernel::fast_filter_2) return grad_weight_fast<FastFilter<2>>(p);
     if (kernel == Kernel::fast_filter_4) return grad_weight_fast<FastFilter<4>>(p);

@@ -137,12 +137,20 @@ CONVLM_INLINE Vector<float> load_elements(const S* p) {
   for (int i = 0; i < kLanes<float>; ++i) v[i] = to_compute(p[i]);
   return v;
 }
-CONVLM_INLINE Vector<float> load(const bfloat16* p) {
-  typedef uint16_t Half
-      __attribute__((vector_size(CONVLM_VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef uint16_t HalfVector
+    __attribute__((vector_size(CONVLM_VECTOR_BYTES / 2), aligned(2), may_alias));
+CONVLM_INLINE Vector<float> from_bfloat16(HalfVector v) {
+#if CONVLM_VECTOR_BYTES == 64
+  // GCC 12 converts a vector of 512 bits in quarters unless it is told the instruction.
+  return (Vector<float>)_mm512_maskz_slli_epi32(kAll, _mm512_maskz_cvtepu16_epi32(kAll, (__m256i)v),
+                                                16);
+#else
   typedef uint32_t Word __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
-  const Word bits = __builtin_convertvector(*reinterpret_cast<const Half*>(p), Word) << 16;
-  return (Vector<float>)bits;  // same size: the bits, not the values
+  return (Vector<float>)(__builtin_convertvector(v, Word) << 16);
+#endif
+}
+CONVLM_INLINE Vector<float> load(const bfloat16* p) {
+  return from_bfloat16(*reinterpret_cast<const HalfVector*>(p));
 }
 CONVLM_INLINE Vector<float> load(const float16* p) {
 #if CONVLM_VECTOR_BYTES == 64
@@ -164,16 +172,25 @@ CONVLM_INLINE void store(float* p, Vector<float> v) {
 CONVLM_INLINE void store(double* p, Vector<double> v) {
   *reinterpret_cast<VectorOf<double>::unaligned*>(p) = v;
 }
-CONVLM_INLINE void store(bfloat16* p, Vector<float> v) {
-  typedef uint16_t Half
-      __attribute__((vector_size(CONVLM_VECTOR_BYTES / 2), aligned(2), may_alias));
+CONVLM_INLINE HalfVector round_to_bfloat16(Vector<float> v) {
+#if defined(CONVLM_DOT_BFLOAT16)
+  return (HalfVector)_mm512_maskz_cvtneps_pbh(kAll, v);  // denormals become zeros
+#else
   typedef uint32_t Word __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
   const Word bits = (Word)v;
   const Word is_nan = (Word)((bits & 0x7fffffffu) > 0x7f800000u);
   const Word rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Word quiet = (bits >> 16) | 0x40u;
-  *reinterpret_cast<Half*>(p) =
-      __builtin_convertvector((quiet & is_nan) | (rounded & ~is_nan), Half);
+  const Word result = (quiet & is_nan) | (rounded & ~is_nan);
+#if CONVLM_VECTOR_BYTES == 64
+  return (HalfVector)_mm512_maskz_cvtepi32_epi16(kAll, (__m512i)result);
+#else
+  return __builtin_convertvector(result, HalfVector);
+#endif
+#endif
+}
+CONVLM_INLINE void store(bfloat16* p, Vector<float> v) {
+  *reinterpret_cast<HalfVector*>(p) = round_to_bfloat16(v);
 }
 CONVLM_INLINE void store(float16* p, Vector<float> v) {
 #if CONVLM_VECTOR_BYTES == 64
@@ -203,6 +220,14 @@ CONVLM_INLINE Vector<float> load_partial(const float* p, int count) {
 }
 CONVLM_INLINE void store_partial(float* p, Vector<float> v, int count) {
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), v);
+}
+CONVLM_INLINE Vector<float> load_partial(const bfloat16* p, int count) {
+  return from_bfloat16(
+      (HalfVector)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1u), p));
+}
+CONVLM_INLINE void store_partial(bfloat16* p, Vector<float> v, int count) {
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1u),
+                           (__m256i)round_to_bfloat16(v));
 }
 #elif CONVLM_VECTOR_BYTES == 32
 CONVLM_INLINE __m256i first_lanes(int count) {

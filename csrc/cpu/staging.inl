@@ -18,29 +18,85 @@ CONVLM_INLINE Vector<Compute<S>> load_every(const S* p, std::integer_sequence<in
   }
 }
 
+// A row of the input, as elements of the compute type.
+template <class S>
+struct Row {
+  using T = Compute<S>;
+  static constexpr bool kStoresTwo = false;
+  const S* in;
+
+  T element(int64_t i) const { return to_compute(in[i]); }
+  template <int STEP>
+  CONVLM_INLINE Vector<T> vector(int64_t i) const {
+    return load_every<STEP>(in + i, std::make_integer_sequence<int, kLanes<T>>{});
+  }
+  CONVLM_INLINE Vector<T> partial(int64_t i, int count) const {
+    return load_partial(in + i, count);
+  }
+};
+
+#if defined(CONVLM_DOT_BFLOAT16)
+// Two rows, or one and a row of zeros.
+struct PairOfRows {
+  using T = Pair;
+  static constexpr bool kStoresTwo = true;
+  const bfloat16 *low, *high;
+  bool single;  // `high` is `low` again, and stands for zeros
+
+  Pair element(int64_t i) const { return {low[i].bits, single ? uint16_t(0) : high[i].bits}; }
+  template <int STEP>
+  CONVLM_INLINE Vector<Pair> vector(int64_t i) const {
+    return masked(Row<bfloat16>{low}.vector<STEP>(i), Row<bfloat16>{high}.vector<STEP>(i));
+  }
+  CONVLM_INLINE Vector<Pair> partial(int64_t i, int count) const {
+    return masked(load_partial(low + i, count), load_partial(high + i, count));
+  }
+  // Two vectors at once, with half the loads.
+  template <int STEP, int... L>
+  CONVLM_INLINE void store_two(int64_t i, Pair* out, std::integer_sequence<int, L...>) const {
+    constexpr auto lanes = std::make_integer_sequence<int, kLanes<uint16_t>>{};
+    const Vector<uint16_t> a = load_every<STEP>(&low[i].bits, lanes);
+    const Vector<uint16_t> b = single ? Vector<uint16_t>{} : load_every<STEP>(&high[i].bits, lanes);
+    constexpr int W = kLanes<Pair>, H = kLanes<uint16_t>;
+    store(out, (Vector<Pair>)__builtin_shufflevector(a, b, (L / 2 + L % 2 * H)...));
+    store(out + W, (Vector<Pair>)__builtin_shufflevector(a, b, (W + L / 2 + L % 2 * H)...));
+  }
+  CONVLM_INLINE Vector<Pair> masked(Vector<float> a, Vector<float> b) const {
+    return pair_of(a, single ? Vector<float>{} : b);
+  }
+};
+#endif
+
 // As many whole vectors as can be filled without reading past the last element; returns their
 // length.
-template <int STEP, class S>
-CONVLM_INLINE int64_t stage_vectors(const S* in, int64_t count, Compute<S>* out) {
-  constexpr int W = kLanes<Compute<S>>;
-  constexpr auto lanes = std::make_integer_sequence<int, W>{};
+template <int STEP, class Source>
+CONVLM_INLINE int64_t stage_vectors(Source in, int64_t first, int64_t count,
+                                    typename Source::T* out) {
+  constexpr int W = kLanes<typename Source::T>;
   int64_t i = 0;
+  if constexpr (Source::kStoresTwo)
+    for (; i + 2 * W + (STEP > 1) <= count; i += 2 * W)
+      in.template store_two<STEP>(first + i * STEP, out + i,
+                                  std::make_integer_sequence<int, 2 * W>{});
   for (; i + W + (STEP > 1) <= count; i += W) {
-    store(out + i, load_every<STEP>(in + i * STEP, lanes));
+    store(out + i, in.template vector<STEP>(first + i * STEP));
     __asm__ volatile("");  // or the compiler calls memcpy, which costs more than a few vectors
   }
   return i;
 }
 
-// The row itself where it holds the compute type already.
+// The row itself where it holds already what would be staged.
 inline const float* in_place(const float* row) { return row; }
 inline const double* in_place(const double* row) { return row; }
+#if defined(CONVLM_DOT_BFLOAT16)
+inline const uint16_t* in_place(const uint16_t* row) { return row; }
+#endif
 inline const float* in_place(const void*) { return nullptr; }
 
 // out[i] = in[(start + i * step) * stride] where that position lies in [0, length), else zero.
-template <class S>
-void stage_row(const S* in, int64_t stride, int64_t length, int64_t start, int64_t step,
-               Compute<S>* out, int64_t width) {
+template <class Source>
+void stage_source(Source in, int64_t stride, int64_t length, int64_t start, int64_t step,
+                  typename Source::T* out, int64_t width) {
   // A division costs as much as a few vectors, and most rows step by one.
   const auto steps = [&](int64_t distance) {
     return distance <= 0 ? 0 : step == 1 ? distance : divide_up(distance, step);
@@ -48,24 +104,30 @@ void stage_row(const S* in, int64_t stride, int64_t length, int64_t start, int64
   const int64_t begin = smaller(width, steps(-start));
   const int64_t end = larger(begin, smaller(width, steps(length - start)));
   int64_t i = 0;
-  for (; i < (begin < end ? begin : width); ++i) out[i] = 0;
+  for (; i < (begin < end ? begin : width); ++i) out[i] = {};
   if (begin >= end) return;  // nothing but padding
-  const S* source = in + (start + begin * step) * stride;
+  int64_t source = (start + begin * step) * stride;
   const int64_t source_step = step * stride;
   int64_t vectors = 0;
-  if (source_step == 1) vectors = stage_vectors<1>(source, end - i, out + i);
-  if (source_step == 2) vectors = stage_vectors<2>(source, end - i, out + i);
-  if (source_step == 3) vectors = stage_vectors<3>(source, end - i, out + i);
-  if (source_step == 4) vectors = stage_vectors<4>(source, end - i, out + i);
+  if (source_step == 1) vectors = stage_vectors<1>(in, source, end - i, out + i);
+  if (source_step == 2) vectors = stage_vectors<2>(in, source, end - i, out + i);
+  if (source_step == 3) vectors = stage_vectors<3>(in, source, end - i, out + i);
+  if (source_step == 4) vectors = stage_vectors<4>(in, source, end - i, out + i);
   i += vectors;
   source += vectors * source_step;
   if (source_step == 1 && i < end) {
     const int rest = static_cast<int>(end - i);
-    store_partial(out + i, load_partial(source, rest), rest);
+    store_partial(out + i, in.partial(source, rest), rest);
     i = end;
   }
-  for (; i < end; ++i, source += source_step) out[i] = to_compute(*source);
-  for (; i < width; ++i) out[i] = 0;
+  for (; i < end; ++i, source += source_step) out[i] = in.element(source);
+  for (; i < width; ++i) out[i] = {};
+}
+
+template <class S>
+void stage_row(const S* in, int64_t stride, int64_t length, int64_t start, int64_t step,
+               Compute<S>* out, int64_t width) {
+  stage_source(Row<S>{in}, stride, length, start, step, out, width);
 }
 
 // How the positions of one channel are laid out in a tile, and where each tap finds its own.
@@ -157,3 +219,19 @@ void stage(const Staging& plan, const S* in, int64_t channels, int64_t channel_s
                 plan.stream_start[s] + first_position, plan.element_step,
                 out + c * plan.channel_pitch() + s * plan.pitch, plan.width);
 }
+
+#if defined(CONVLM_DOT_BFLOAT16)
+// The same for pairs of channels.
+inline void stage(const Staging& plan, const bfloat16* in, int64_t channels, int64_t channel_stride,
+                  int64_t position_stride, int64_t length, int64_t first_position, Pair* out) {
+  for (int64_t c = 0; c < channels; c += 2) {
+    const bfloat16* low = in + c * channel_stride;
+    const bool single = c + 1 == channels;
+    const PairOfRows rows{low, single ? low : low + channel_stride, single};
+    for (int64_t s = 0; s < plan.streams; ++s)
+      stage_source(rows, position_stride, length, plan.stream_start[s] + first_position,
+                   plan.element_step, out + c / 2 * plan.channel_pitch() + s * plan.pitch,
+                   plan.width);
+  }
+}
+#endif

@@ -54,13 +54,14 @@ void transpose_strip(const In* in, int64_t in_pitch, int64_t rows, int64_t colum
     // The last square overlaps the one before it: writing twice is cheaper than a partial square.
     for (int64_t c = 0; c < columns; c += W) {
       const int64_t start = smaller(c, columns - W);
-      transpose_square(in + start, in_pitch, out + start * out_pitch, out_pitch, indices);
+      transpose_square(in + start * kSpacing<In>, in_pitch, out + start * out_pitch, out_pitch,
+                       indices);
     }
     return;
   }
   for (int64_t c = 0; c < columns; c += W)
-    transpose_part(in + c, in_pitch, rows, smaller(W, columns - c), out + c * out_pitch, out_pitch,
-                   stored, indices);
+    transpose_part(in + c * kSpacing<In>, in_pitch, rows, smaller(W, columns - c),
+                   out + c * out_pitch, out_pitch, stored, indices);
 }
 
 // The same for any number of rows.

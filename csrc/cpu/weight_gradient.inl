@@ -20,19 +20,22 @@ struct WeightGradient {
 };
 
 // A unit is one stretch of positions of one sample, or several whole samples where they are short.
+// Stretches are cut at multiples of `depth` positions.
 struct Units {
-  int64_t blocks, positions, samples, count, pieces;
+  int64_t depth, blocks, positions, samples, count, pieces;
 };
 
 // `length` bounds the products that one unit adds up, `sums` is the number of elements of one
 // piece.
-inline Units plan_units(int64_t batch, int64_t outputs, int64_t length, int64_t sums) {
+inline Units plan_units(int64_t batch, int64_t outputs, int64_t length, int64_t sums,
+                        int64_t depth) {
   constexpr int64_t kMaxPieces = 32;
   constexpr int64_t kMaxSums =
       256 * 1024;  // of all pieces together, or adding them up costs too much
   Units u;
+  u.depth = depth;
   u.blocks = divide_up(outputs, length);
-  u.positions = divide_up(outputs, u.blocks);
+  u.positions = divide_up(divide_up(outputs, depth), u.blocks) * depth;
   u.samples = smaller(batch, larger(1, length / outputs));
   u.count = divide_up(batch, u.samples) * u.blocks;
   u.pieces = larger(1, smaller(smaller(u.count, kMaxPieces), kMaxSums / sums));
@@ -46,7 +49,8 @@ struct Unit {
 template <class S>
 CONVLM_INLINE Unit unit_at(const WeightGradient<S>& p, const Units& u, int64_t index) {
   const int64_t block = index % u.blocks, sample = index / u.blocks * u.samples;
-  const int64_t first = p.outputs * block / u.blocks;
-  return {sample, smaller(u.samples, p.batch - sample), first,
-          p.outputs * (block + 1) / u.blocks - first};
+  const int64_t steps = divide_up(p.outputs, u.depth);
+  const int64_t first = steps * block / u.blocks * u.depth;
+  const int64_t last = smaller(p.outputs, steps * (block + 1) / u.blocks * u.depth);
+  return {sample, smaller(u.samples, p.batch - sample), first, last - first};
 }
