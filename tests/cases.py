@@ -95,6 +95,8 @@ SETTINGS = [
     Case("padding on the right alone", 2, 6, 6, 23, 4, 2, 1, 1, (0, 9)),
     Case("kernel 80 at stride 1", 2, 2, 9, 130, 80, 1, 1, 1, (0, 7)),
     Case("causal", 3, 8, 8, 31, 4, 1, 8, 1, (24, 0)),
+    Case("classes of the stride with unlike outputs and taps", 2, 40, 33, 301, 5, 3, 2, 1, (2, 1)),
+    Case("classes of the stride, one of them without taps", 2, 34, 48, 300, 3, 4, 1, 1, (1, 0)),
 ]
 
 # Large enough for fast filtering to pay, small enough for many tests.

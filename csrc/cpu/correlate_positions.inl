@@ -9,8 +9,16 @@ CONVLM_INLINE A* if_same(void*) {
   return nullptr;
 }
 
+struct PartOfPositions {
+  Reduction reduction;
+  int64_t weight_offset;  // within those of a block of rows
+};
+
+// The correlations of several classes of positions go together: they stage the same input, and
+// write to the same cache lines. They differ in taps and outputs alone; the taps of all lie in one
+// array, and the first has the most outputs.
 template <class T, class S>
-void correlate_vectors_of_positions(const Correlation<S>& p) {
+void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_count) {
   constexpr int W = kLanes<T>;
   constexpr int64_t kStagedBytes =
       256 * 1024;  // a quarter of the L2 cache, weights and outputs need the rest
@@ -18,44 +26,70 @@ void correlate_vectors_of_positions(const Correlation<S>& p) {
   constexpr int64_t kJobs =
       16;  // enough for the threads of a common processor; the bits do not depend on it
 
+  const Correlation<S>& p = parts[0];
   const int64_t channels = divide_up(p.channels, kDepth<T>);
-  CorrelationPlan plan;
-  assign_plan_arrays(plan_scratch(p.taps, channels), plan.staging, plan.reduction, p.taps,
-                     channels);
+  int64_t taps = 0, starts = 0;
+  for (int64_t i = 0; i < part_count; ++i) {
+    taps += parts[i].taps;
+    starts += larger(parts[i].taps, channels);
+  }
+  int64_t* memory = static_cast<int64_t*>(scratch(
+      Slot::plan, sizeof(int64_t) * 2 * (taps + starts) + sizeof(PartOfPositions) * part_count));
+  PartOfPositions* plans = reinterpret_cast<PartOfPositions*>(memory + 2 * (taps + starts));
+  Staging staging;
+  staging.stream_start = memory;
+  staging.tap_start = memory + taps;
+
   // Strips are as wide as the core; a tile is staged for several of them.
   const int64_t vectors = divide_up(p.outputs, W);
   const int64_t strips = divide_up(vectors, kMaxVectors);
   int64_t tile_strips = smaller(strips, kMaxTileVectors / kMaxVectors);
   for (;; --tile_strips) {
-    plan_for_vectors(plan.staging, smaller(vectors, tile_strips * kMaxVectors) * W, p.in_step,
-                     p.tap_offset, p.taps, W);
+    const int64_t outputs = smaller(vectors, tile_strips * kMaxVectors) * W;
+    if (p.in_step == 1)
+      plan_for_scalars(staging, outputs, 1, p.tap_offset, taps, W);
+    else
+      plan_for_vectors(staging, outputs, p.in_step, p.tap_offset, taps, W);
     if (tile_strips == 1 ||
-        channels * plan.staging.channel_pitch() * static_cast<int64_t>(sizeof(T)) <= kStagedBytes)
+        channels * staging.channel_pitch() * static_cast<int64_t>(sizeof(T)) <= kStagedBytes)
       break;
   }
   const int64_t tiles = divide_up(strips, tile_strips);
   const int64_t blocks = divide_up(p.rows, kMaxRows);
   const int64_t weight_pitch = divide_up(p.rows, blocks);
-  plan_reduction(plan.reduction, plan.staging, channels, p.taps, weight_pitch);
+  const int64_t block_size = channels * taps * weight_pitch;
+  Staging of_part = staging;
+  int64_t* start = memory + 2 * taps;
+  int64_t weight_offset = 0;
+  for (int64_t i = 0; i < part_count; ++i) {
+    Reduction& reduction = plans[i].reduction;
+    reduction.weight_start = start;
+    reduction.in_start = start + larger(parts[i].taps, channels);
+    start += 2 * larger(parts[i].taps, channels);
+    plan_reduction(reduction, of_part, channels, parts[i].taps, weight_pitch);
+    of_part.tap_start += parts[i].taps;
+    plans[i].weight_offset = weight_offset;
+    weight_offset += channels * parts[i].taps * weight_pitch;
+  }
 
-  const int64_t block_size = channels * p.taps * weight_pitch;
   T* weights = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.groups * blocks * block_size));
   parallel_jobs(p.groups * blocks, block_size, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
       const int64_t group = job / blocks, block = job % blocks;
       const int64_t first = p.rows * block / blocks, last = p.rows * (block + 1) / blocks;
-      pack_rows(p, group, first, last - first, last - first, weight_pitch,
-                weights + job * block_size);
+      for (int64_t i = 0; i < part_count; ++i)
+        pack_rows(parts[i], group, first, last - first, last - first, weight_pitch,
+                  weights + job * block_size + plans[i].weight_offset);
     }
   });
 
   const int64_t splits = smaller(blocks, divide_up(kJobs, larger(1, p.batch * p.groups * tiles)));
   const int64_t jobs = p.batch * p.groups * tiles * splits;
   parallel_jobs(
-      jobs, divide_up(p.rows, splits) * p.products() * tile_strips * kMaxVectors * W,
+      jobs, divide_up(p.rows, splits) * p.channels * taps * tile_strips * kMaxVectors * W,
       [&](int64_t begin, int64_t end) {
-        T* staged = static_cast<T*>(
-            scratch(Slot::staged, sizeof(T) * channels * plan.staging.channel_pitch()));
+        T* staged =
+            static_cast<T*>(scratch(Slot::staged, sizeof(T) * channels * staging.channel_pitch()));
         Sum<T>* tile =
             static_cast<Sum<T>*>(scratch(Slot::tile, CONVLM_VECTOR_BYTES * kMaxRows * kMaxVectors));
         int64_t staged_job = -1;
@@ -66,8 +100,8 @@ void correlate_vectors_of_positions(const Correlation<S>& p) {
           const int64_t first_strip = strips * t / tiles, last_strip = strips * (t + 1) / tiles;
           const int64_t first = vectors * first_strip / strips;
           if (staged_job != tile_job)
-            stage(plan.staging, p.in + n * p.in_batch + group * p.channels * p.in_channel,
-                  p.channels, p.in_channel, p.in_position, p.length, first * W * p.in_step, staged);
+            stage(staging, p.in + n * p.in_batch + group * p.channels * p.in_channel, p.channels,
+                  p.in_channel, p.in_position, p.length, first * W * p.in_step, staged);
           staged_job = tile_job;
           for (int64_t block = blocks * split / splits; block < blocks * (split + 1) / splits;
                ++block) {
@@ -80,28 +114,34 @@ void correlate_vectors_of_positions(const Correlation<S>& p) {
             for (int64_t strip = first_strip; strip < last_strip; ++strip) {
               const int64_t next = vectors * (strip + 1) / strips;
               const int width = static_cast<int>(next - v);
-              const int64_t count = smaller(width * W, p.outputs - v * W);
-              S* out = p.out + n * p.out_batch + group * p.out_group + row * p.out_row +
-                       v * W * p.out_step;
-              const bool plain =
-                  p.out_step == 1 && p.activation == Activation::none && count == width * W;
-              Product<T> product{&weight,
-                                 staged + (v - first) * W,
-                                 plan.reduction.weight_start,
-                                 plan.reduction.in_start,
-                                 plan.reduction.outer,
-                                 plan.reduction.inner,
-                                 plan.reduction.weight_step,
-                                 plan.reduction.in_step,
-                                 tile,
-                                 width * W,
-                                 false,
-                                 plain ? if_same<Stored<T>>(out) : nullptr,
-                                 p.out_row,
-                                 bias};
-              multiply<T, true>(product, rows, width);
-              for (int i = 0; product.out == nullptr && i < rows; ++i)
-                finish_row(p, tile + i * width * W, bias[i], count, out + i * p.out_row);
+              for (int64_t part = 0; part < part_count; ++part) {
+                const Correlation<S>& q = parts[part];
+                const int64_t count = smaller(width * W, q.outputs - v * W);
+                if (count <= 0) continue;
+                const Reduction& reduction = plans[part].reduction;
+                const T* part_weight = weight + plans[part].weight_offset;
+                S* out = q.out + n * q.out_batch + group * q.out_group + row * q.out_row +
+                         v * W * q.out_step;
+                const bool plain =
+                    q.out_step == 1 && q.activation == Activation::none && count == width * W;
+                Product<T> product{&part_weight,
+                                   staged + (v - first) * W,
+                                   reduction.weight_start,
+                                   reduction.in_start,
+                                   reduction.outer,
+                                   reduction.inner,
+                                   reduction.weight_step,
+                                   reduction.in_step,
+                                   tile,
+                                   width * W,
+                                   false,
+                                   plain ? if_same<Stored<T>>(out) : nullptr,
+                                   q.out_row,
+                                   bias};
+                multiply<T, true>(product, rows, width);
+                for (int i = 0; product.out == nullptr && i < rows; ++i)
+                  finish_row(q, tile + i * width * W, bias[i], count, out + i * q.out_row);
+              }
               v = next;
             }
           }

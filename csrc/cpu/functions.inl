@@ -117,13 +117,23 @@ inline PositionClass class_of(const Conv1dGeometry& g, int64_t position, int64_t
 template <class S>
 struct GradInput {
   static void run(const GradInputArguments& a) {
-    for_each_class(a, [](const Correlation<S>& p) {
-      if (p.taps > 0)
-        correlate(p);
-      else
+    // No more classes than taps have any.
+    Correlation<S>* parts = static_cast<Correlation<S>*>(
+        scratch(Slot::parts, sizeof(Correlation<S>) * a.geometry.kernel_size));
+    int64_t count = 0;
+    for_each_class(a, [&](const Correlation<S>& p) {
+      if (p.taps == 0) {
         clear(p);
+        return true;
+      }
+      if (count > 0 && parts[0].rows != p.rows) {  // patches
+        correlate(parts, count);
+        count = 0;
+      }
+      parts[count++] = p;
       return true;
     });
+    correlate(parts, count);
   }
 
   static Kernel kernel(const GradInputArguments& a) {
@@ -140,15 +150,14 @@ struct GradInput {
   static void for_each_class(const GradInputArguments& a, const Body& body) {
     const Conv1dGeometry& g = a.geometry;
     int64_t* taps = static_cast<int64_t*>(scratch(Slot::taps, sizeof(int64_t) * 4 * g.kernel_size));
-    int64_t *tap_offset = taps + g.kernel_size, *other_taps = taps + 2 * g.kernel_size;
+    int64_t* other_taps = taps + 2 * g.kernel_size;
     Correlation<S> p{};
     p.batch = g.batch;
     p.groups = g.groups;
     p.channels = g.out_channels_per_group();
     p.length = g.out_length;
     p.in_step = 1;
-    p.tap_index = taps;
-    p.tap_offset = tap_offset;
+    int64_t *tap_index = taps, *tap_offset = taps + g.kernel_size;  // of the next class
     p.in = static_cast<const S*>(a.grad_output.data);
     p.in_batch = a.grad_output.stride[0];
     p.in_channel = a.grad_output.stride[1];
@@ -165,7 +174,7 @@ struct GradInput {
     const bool patches = g.in_channels_per_group() == 1 && g.dilation == 1;
     const int64_t classes = smaller(g.stride, g.length);
     for (int64_t first = 0, alike; first < classes; first += alike) {
-      const PositionClass c = class_of(g, first, taps, tap_offset);
+      const PositionClass c = class_of(g, first, tap_index, tap_offset);
       for (alike = 1; patches && first + alike < classes; ++alike)
         if (!c.like(class_of(g, first + alike, other_taps, other_taps + g.kernel_size))) break;
       p.rows = patches ? alike : g.in_channels_per_group();
@@ -174,6 +183,10 @@ struct GradInput {
       p.out = static_cast<S*>(a.grad_input) + first;
       p.outputs = c.outputs;
       p.taps = c.taps;
+      p.tap_index = tap_index;
+      p.tap_offset = tap_offset;
+      tap_index += c.taps;
+      tap_offset += c.taps;
       if (!body(p)) return;
     }
   }

@@ -62,8 +62,8 @@ void correlate_directly(const Correlation<S>& p) {
     case Kernel::depthwise:
       return correlate_depthwise(p);
     case Kernel::positions:
-      return lone ? correlate_vectors_of_positions<Compute<S>>(p)
-                  : correlate_vectors_of_positions<Operand<S>>(p);
+      return lone ? correlate_vectors_of_positions<Compute<S>>(&p, 1)
+                  : correlate_vectors_of_positions<Operand<S>>(&p, 1);
     default:
       return lone ? correlate_vectors_of_rows<Compute<S>>(p)
                   : correlate_vectors_of_rows<Operand<S>>(p);
@@ -80,6 +80,15 @@ void correlate(const Correlation<S>& p) {
       if (kernel == Kernel::fast_filter_4) return correlate_fast<FastFilter<4>>(p);
   }
   correlate_directly(p);
+}
+
+// Classes of positions of one grad_input, which differ in taps and outputs alone.
+template <class S>
+void correlate(const Correlation<S>* parts, int64_t count) {
+  bool together = count > 1 && parts[0].batch > 0 && parts[0].channels > 1;
+  for (int64_t i = 0; i < count; ++i) together &= correlation_kernel(parts[i]) == Kernel::positions;
+  if (together) return correlate_vectors_of_positions<Operand<S>>(parts, count);
+  for (int64_t i = 0; i < count; ++i) correlate(parts[i]);
 }
 
 // ---- grad_weight ----
