@@ -203,8 +203,9 @@ void grad_weight_fast(const WeightGradient<S>& p) {
   plan.piece_size = p.groups * plan.panels * plan.panel_size;
   plan.pieces = larger(1, smaller(smaller(plan.units, kMaxPieces), kMaxSums / plan.piece_size));
 
-  // As in grad_weight_rows.inl: cut only as far as the threads need it.
-  const int64_t wanted = threads() == 1 ? 1 : divide_up(4 * threads(), plan.pieces * p.groups);
+  // Each range of panels makes the components of the input anew, each range of channels those of
+  // grad_output: cut no further than the threads need it.
+  const int64_t wanted = divide_up(threads(), plan.pieces * p.groups);
   plan.panel_ranges = smaller(plan.panels, wanted);
   plan.channel_ranges =
       smaller(divide_up(p.channels, 2 * kMaxRows), divide_up(wanted, plan.panel_ranges));

@@ -36,6 +36,7 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/correlate_rows.inl"
 #include "cpu/depthwise.inl"
 #include "cpu/fast_filter.inl"
+#include "cpu/fast_filter_input.inl"
 #include "cpu/correlate_fast.inl"
 #include "cpu/weight_gradient.inl"
 #include "cpu/grad_weight_rows.inl"
