@@ -217,8 +217,7 @@ void grad_weight_vectors_of_rows(const WeightGradient<S>& p) {
 
   // A range stages x once for all its panels, a split packs grad_output for all its products: cut
   // only as far as the threads need it.
-  const int64_t wanted =
-      threads() == 1 ? 1 : divide_up(4 * threads(), plan.units.pieces * p.groups);
+  const int64_t wanted = divide_up(threads(), plan.units.pieces * p.groups);
   plan.panel_ranges = smaller(plan.panels, wanted);
   plan.splits = smaller(divide_up(p.products(), 64), divide_up(wanted, plan.panel_ranges));
 
