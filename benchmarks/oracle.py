@@ -6,7 +6,7 @@ the first to the last. What the providers compute is always the whole.
 
 import torch
 from problem import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Data, Problem
-from providers import convolution_backward
+from providers import MASKS, convolution_backward
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,11 +42,11 @@ class Oracle:
             self._add(0, samples, y if activation is None else getattr(torch, activation)(y))
         if function in (GRAD_INPUT, BACKWARD):
             operands = grad_output[samples], x[samples], weight
-            grad_x = _gradients(problem, *operands, [True, False, False])[0]
+            grad_x = _gradients(problem, *operands, GRAD_INPUT)[0]
             self._add(0, samples, grad_x.narrow(2, problem.pads[0], problem.length))
         if function in (GRAD_WEIGHT, BACKWARD):
             operands = grad_output[:, channels], x, weight[channels]
-            for gradient in _gradients(problem, *operands, [False, True, True])[1:]:
+            for gradient in _gradients(problem, *operands, GRAD_WEIGHT)[1:]:
                 self._add(0, channels, gradient)
 
     def _add(self, dimension: int, indices: Tensor, exact: Tensor) -> None:
@@ -84,8 +84,8 @@ def _spread(count: int, share: float) -> Tensor:
 
 
 def _gradients(
-    problem: Problem, grad_output: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
+    problem: Problem, grad_output: Tensor, x: Tensor, weight: Tensor, function: str
 ) -> tuple[Tensor, ...]:
     sizes = [weight.shape[0]]
     window = [problem.stride], [0], [problem.dilation], False, [0], problem.groups
-    return convolution_backward(grad_output, x, weight, sizes, *window, mask)
+    return convolution_backward(grad_output, x, weight, sizes, *window, MASKS[function])

@@ -67,7 +67,24 @@ class Ours(Provider):
         return self.grad_input(), *self.grad_weight()
 
 
-class TorchConv1d(Provider):
+class WithGradients(Provider):
+    """A provider whose three gradients come from one call with a mask, as `aten`'s do."""
+
+    def gradients(self, function: str) -> tuple[Tensor, ...]:
+        """Of input, weight and bias; `function` says which of them are wanted."""
+        raise NotImplementedError
+
+    def grad_input(self) -> Tensor:
+        return self.gradients(GRAD_INPUT)[0]
+
+    def grad_weight(self) -> tuple[Tensor, ...]:
+        return self.gradients(GRAD_WEIGHT)[1:]
+
+    def backward(self) -> tuple[Tensor, ...]:
+        return self.gradients(BACKWARD)
+
+
+class TorchConv1d(WithGradients):
     """`F.conv1d` as a user would write it, padding included: `F.pad` where the sides differ."""
 
     name = "conv1d"
@@ -90,15 +107,6 @@ class TorchConv1d(Provider):
         if function != GRAD_WEIGHT and not padding:
             return self.unpadded(grads[0]), *grads[1:]
         return grads
-
-    def grad_input(self) -> Tensor:
-        return self.gradients(GRAD_INPUT)[0]
-
-    def grad_weight(self) -> tuple[Tensor, ...]:
-        return self.gradients(GRAD_WEIGHT)[1:]
-
-    def backward(self) -> tuple[Tensor, ...]:
-        return self.gradients(BACKWARD)
 
 
 class PaddedConv1d(TorchConv1d):
@@ -135,7 +143,7 @@ class FlippedConv1d(Provider):
         return F.conv1d(grad_output, weight, None, 1, padding, p.dilation)
 
 
-class ChannelsLast(Provider):
+class ChannelsLast(WithGradients):
     """A channels-last conv2d of height 1, converted from and to channels-first."""
 
     name = "channels-last"
@@ -166,15 +174,6 @@ class ChannelsLast(Provider):
         if grad_w is not None:
             grad_w = self.to_first(grad_w)
         return grad_x, grad_w, grad_b
-
-    def grad_input(self) -> Tensor:
-        return self.gradients(GRAD_INPUT)[0]
-
-    def grad_weight(self) -> tuple[Tensor, ...]:
-        return self.gradients(GRAD_WEIGHT)[1:]
-
-    def backward(self) -> tuple[Tensor, ...]:
-        return self.gradients(BACKWARD)
 
 
 class ChannelsLastThroughout(ChannelsLast):
