@@ -68,9 +68,9 @@ class Problem:
         )
 
     @property
-    def window(self) -> tuple[int, int, int, int, int]:
+    def window(self) -> tuple[int, int, int, int, int, str]:
         """The settings in the order of the operators."""
-        return self.stride, *self.pads, self.dilation, self.groups
+        return self.stride, *self.pads, self.dilation, self.groups, "ieee"
 
     @property
     def is_depthwise(self) -> bool:

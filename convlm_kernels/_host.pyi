@@ -22,6 +22,7 @@ def cpu_kernel(
     pad_right: int = 0,
     dilation: int = 1,
     groups: int = 1,
+    fp32_precision: str = "ieee",
 ) -> str: ...
 def output_length(
     length: int, kernel_size: int, stride: int, dilation: int, pad_left: int, pad_right: int

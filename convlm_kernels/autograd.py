@@ -9,7 +9,8 @@ operators are the gradients of T:
 
 So the derivatives of each one are the two others, to any order, and that is all this file says.
 
-``window`` stands for the settings (stride, pad_left, pad_right, dilation, groups) throughout.
+``window`` stands for the settings (stride, pad_left, pad_right, dilation, groups, fp32_precision)
+throughout.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 
 from . import ops
 
-Window = tuple[int, int, int, int, int]
+Window = tuple[int, int, int, int, int, str]
 
 _aten = torch.ops.aten
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -49,7 +50,7 @@ _FROM_OUTPUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 # For the window and one more setting; every function has them last.
-_NO_GRADIENTS = (None,) * 6
+_NO_GRADIENTS = (None,) * 7
 
 
 class _Forward(torch.autograd.Function):

@@ -14,6 +14,7 @@ from .autograd import ACTIVATIONS, Window
 from .geometry import Conv1dGeometry, Padding, as_int, resolve_padding
 
 _autocast_enabled = torch.is_autocast_enabled
+_torch_precision = torch._C._get_fp32_precision_getter
 
 _AUTOCAST_FROM = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
@@ -78,14 +79,14 @@ def conv1d(
         pad_left = pad_right = padding
     else:
         pad_left, pad_right = resolve_padding(padding, _kernel_size(weight), stride, dilation)
-    window = (stride, pad_left, pad_right, dilation, groups)
-
     if activation is None:
         activation = "none"
     elif activation not in ACTIVATIONS:
         check_activation(activation)
 
     on_cpu = input.is_cpu
+    precision = fp32_precision("mkldnn" if on_cpu else "cuda")
+    window = (stride, pad_left, pad_right, dilation, groups, precision)
     if _autocast_enabled("cpu") if on_cpu else _autocast_enabled_for(input.device.type):
         input, weight, bias = _autocast(input.device.type, input, weight, bias)
 
@@ -111,7 +112,7 @@ def _run(
     activation: str,
     backend: str,
 ) -> Tensor:
-    stride, pad_left, pad_right, dilation, groups = window
+    stride, pad_left, pad_right, dilation, groups, _ = window
     geometry = Conv1dGeometry(
         batch=x.shape[0],
         in_channels=x.shape[1],
@@ -131,6 +132,19 @@ def _run(
         x, padding = F.pad(x, (pad_left, pad_right)), 0
     z = F.conv1d(x, weight, bias, stride, padding, dilation, groups)
     return z if activation == "none" else ACTIVATIONS[activation](z)
+
+
+def fp32_precision(torch_backend: str) -> str:
+    """How exact convolutions of float32 must be: "ieee", or "tf32" where torch allows that.
+
+    ``torch_backend`` is torch's own name for who computes them: "mkldnn" on the CPU, "cuda". The
+    switch is ``torch.backends.mkldnn.conv.fp32_precision``, or ``torch.backends.cudnn.conv``'s.
+    """
+    return "tf32" if _torch_precision(torch_backend, "conv") in ("tf32", "bf16") else "ieee"
+
+
+# Compiled code keeps what the switch said when it was compiled: torch.compile cannot read it.
+fp32_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_activation(activation: str | None) -> None:

@@ -25,7 +25,14 @@ class _Checks:
     """The checks of ``csrc/checks.h``, in its order and words, on sizes that may be symbolic."""
 
     def __init__(
-        self, function: str, stride: int, pad_left: int, pad_right: int, dilation: int, groups: int
+        self,
+        function: str,
+        stride: int,
+        pad_left: int,
+        pad_right: int,
+        dilation: int,
+        groups: int,
+        fp32_precision: str,
     ) -> None:
         self.function = function
         self.at_least("stride", stride, 1)
@@ -33,6 +40,10 @@ class _Checks:
         self.at_least("pad_right", pad_right, 0)
         self.at_least("dilation", dilation, 1)
         self.at_least("groups", groups, 1)
+        self.require(
+            fp32_precision in ("ieee", "tf32"),
+            f"fp32_precision must be ieee or tf32, got '{fp32_precision}'",
+        )
         self.stride, self.dilation, self.groups = stride, dilation, groups
         self.pad_left, self.pad_right = pad_left, pad_right
 
@@ -132,7 +143,7 @@ def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
 
 
 @torch.library.register_fake("convlm::grad_input")
-def _grad_input_fake(grad_output: Tensor, weight: Tensor, length: int, *window: int) -> Tensor:
+def _grad_input_fake(grad_output: Tensor, weight: Tensor, length: int, *window: Any) -> Tensor:
     checks = _Checks("grad_input", *window)
     checks.same_kind("weight", weight, "grad_output", grad_output)
     in_channels = checks.weight(weight)
@@ -190,13 +201,14 @@ def _forward_vmap(
     if weight_dim is None and bias_dim is None:
         y = forward(_into_batch(x, x_dim), weight, bias, *settings)
         return y.unflatten(0, (size, -1)), 0
-    *window, groups, activation = settings
+    *window, groups, fp32_precision, activation = settings
     y = forward(
         _into_channels(x, x_dim, size),
         _into_out_channels(weight, weight_dim, size),
         None if bias is None else _into_out_channels(bias, bias_dim, size),
         *window,
         groups * size,
+        fp32_precision,
         activation,
     )
     return y.unflatten(1, (size, -1)), 1
@@ -211,12 +223,13 @@ def _grad_input_vmap(
     if weight_dim is None:
         grad_x = grad_input(_into_batch(grad_output, grad_dim), weight, *settings)
         return grad_x.unflatten(0, (size, -1)), 0
-    *window, groups = settings
+    *window, groups, fp32_precision = settings
     grad_x = grad_input(
         _into_channels(grad_output, grad_dim, size),
         _into_out_channels(weight, weight_dim, size),
         *window,
         groups * size,
+        fp32_precision,
     )
     return grad_x.unflatten(1, (size, -1)), 1
 
@@ -227,12 +240,13 @@ def _grad_weight_vmap(
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
     grad_dim, x_dim, *_ = in_dims
     size = info.batch_size
-    *window, groups, with_bias = settings
+    *window, groups, fp32_precision, with_bias = settings
     grad_w, grad_b = grad_weight(
         _into_channels(grad_output, grad_dim, size),
         _into_channels(x, x_dim, size),
         *window,
         groups * size,
+        fp32_precision,
         with_bias,
     )
     grad_w = grad_w.unflatten(0, (size, -1))

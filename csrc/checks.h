@@ -9,7 +9,6 @@
 
 namespace convlm {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 inline std::string shape_of(const Tensor& t) {

@@ -5,12 +5,14 @@
 STABLE_TORCH_LIBRARY(convlm, m) {
   m.def(
       "forward(Tensor x, Tensor weight, Tensor? bias, SymInt stride, SymInt pad_left, "
-      "SymInt pad_right, SymInt dilation, SymInt groups, str activation) -> Tensor");
+      "SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision, str activation) "
+      "-> Tensor");
   m.def(
       "grad_input(Tensor grad_output, Tensor weight, SymInt length, SymInt stride, "
-      "SymInt pad_left, SymInt pad_right, SymInt dilation, SymInt groups) -> Tensor");
+      "SymInt pad_left, SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision) "
+      "-> Tensor");
   m.def(
       "grad_weight(Tensor grad_output, Tensor x, SymInt kernel_size, SymInt stride, "
-      "SymInt pad_left, SymInt pad_right, SymInt dilation, SymInt groups, bool with_bias) "
-      "-> (Tensor, Tensor)");
+      "SymInt pad_left, SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision, "
+      "bool with_bias) -> (Tensor, Tensor)");
 }

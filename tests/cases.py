@@ -33,9 +33,9 @@ class Case(NamedTuple):
         return output_length(self.length, self.kernel_size, self.stride, self.dilation, *self.pads)
 
     @property
-    def window(self) -> tuple[int, int, int, int, int]:
+    def window(self) -> tuple[int, int, int, int, int, str]:
         """The settings in the order of the operators."""
-        return self.stride, *self.pads, self.dilation, self.groups
+        return self.stride, *self.pads, self.dilation, self.groups, "ieee"
 
     @property
     def x_shape(self) -> tuple[int, int, int]:

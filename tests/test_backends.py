@@ -91,7 +91,7 @@ def test_auto_says_so_when_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None
     x, weight = torch.ones(1, 1, 3), torch.ones(1, 1, 1)
 
     def function(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        window = (1, 0, 0, 1, 1)
+        window = (1, 0, 0, 1, 1, "ieee")
         return functional._run(x, weight, None, window, "none", "auto")
 
     torch._dynamo.reset()

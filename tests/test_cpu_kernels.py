@@ -93,6 +93,7 @@ def test_depthwise_has_its_own() -> None:
     [
         ({"function": "backward"}, "function must be forward, grad_input or grad_weight"),
         ({"dtype": "int8"}, "dtype must be float32, float64, bfloat16 or float16"),
+        ({"fp32_precision": "half"}, "fp32_precision must be ieee or tf32"),
         ({"stride": 0}, "at least 1"),
         ({"groups": 3}, "groups must divide"),
         ({"kernel_size": 99}, "longer than the padded input"),

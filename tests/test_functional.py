@@ -8,6 +8,7 @@ from cases import BY_HAND, DTYPES, FEW, Case, parametrize, problem, random
 from tolerances import exact_forward, exact_gradients
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from convlm_kernels import conv1d
 from convlm_kernels.autograd import ACTIVATIONS
@@ -254,3 +255,38 @@ def test_functional_call_and_per_sample_gradients() -> None:
     ]
     torch.testing.assert_close(*per_sample)
     assert per_sample[0]["weight"].shape == (2, 6, 4, 3)
+
+
+class Precisions(TorchDispatchMode):
+    """Records the ``fp32_precision`` that each of our operators is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "convlm":
+            names = [argument.name for argument in function._schema.arguments]
+            self.seen.append(args[names.index("fp32_precision")])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("switch", "expected"),
+    [("none", "ieee"), ("ieee", "ieee"), ("tf32", "tf32"), ("bf16", "tf32")],
+)
+def test_precision_follows_the_switch_of_torch(switch: str, expected: str) -> None:
+    leaves = [t.clone().requires_grad_() for t in (X, WEIGHT, BIAS)]
+    before = torch.backends.mkldnn.conv.fp32_precision
+    torch.backends.mkldnn.conv.fp32_precision = switch
+    try:
+        with Precisions() as precisions:
+            y = conv1d(*leaves)
+            torch.backends.mkldnn.conv.fp32_precision = before
+            gradients = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+            gradients[0].square().sum().backward()
+    finally:
+        torch.backends.mkldnn.conv.fp32_precision = before
+    # The gradients of a call are as exact as the call itself.
+    assert len(precisions.seen) > 4
+    assert set(precisions.seen) == {expected}

@@ -10,7 +10,7 @@ from convlm_kernels import ops
 LENGTH = 2**33 + 5
 STRIDE = 2**21
 DILATION = 2**22 + 1
-WINDOW = (STRIDE, 3, 0, DILATION, 1)
+WINDOW = (STRIDE, 3, 0, DILATION, 1, "ieee")
 
 
 def test_forward_and_grad_weight_of_a_length_past_2_31() -> None:

@@ -115,7 +115,7 @@ def test_activation_of_extreme_values(activation: str, dtype: torch.dtype) -> No
     largest = torch.finfo(dtype).max
     values = [0.0, -0.0, 1e-7, -1e-4, 20.0, -20.0, 88.0, -88.0, 1e4, -1e4, largest, -largest]
     x = torch.tensor([*values, torch.inf, -torch.inf, torch.nan]).to(dtype).view(1, 1, -1)
-    y = ops.forward(x, torch.ones(1, 1, 1, dtype=dtype), None, 1, 0, 0, 1, 1, activation)
+    y = ops.forward(x, torch.ones(1, 1, 1, dtype=dtype), None, 1, 0, 0, 1, 1, "ieee", activation)
     expected = ACTIVATIONS[activation](x.double()).to(dtype)
     ulp = torch.finfo(dtype).eps
     own_error = ACTIVATION_ULPS * torch.finfo(TABLE[dtype].accumulated).eps
@@ -260,6 +260,7 @@ POSSIBLE = dict(
     pad_right=0,
     dilation=1,
     groups=2,
+    fp32_precision="ieee",
     activation="none",
 )
 
@@ -298,8 +299,9 @@ IMPOSSIBLE_GRAD_WEIGHT = {
     "in_channels": dict(x=random(2, 5, 10)),
     "grad_output_dimensions": dict(grad_output=random(6, 8)),
     "dilation": dict(dilation=0),
+    "fp32_precision": dict(fp32_precision="half"),
 }
-WINDOW = dict(stride=1, pad_left=0, pad_right=0, dilation=1, groups=2)
+WINDOW = dict(stride=1, pad_left=0, pad_right=0, dilation=1, groups=2, fp32_precision="ieee")
 
 
 @pytest.mark.parametrize("what", IMPOSSIBLE_GRAD_INPUT)
@@ -334,7 +336,7 @@ def test_opcheck(case: Case) -> None:
 
 def test_a_raw_operator_does_not_lose_a_gradient_in_silence() -> None:
     weight = random(5, 3, 2).requires_grad_()
-    y = ops.forward(random(2, 3, 9), weight, None, 1, 0, 0, 1, 1, "none")
+    y = ops.forward(random(2, 3, 9), weight, None, 1, 0, 0, 1, 1, "ieee", "none")
     with pytest.warns(UserWarning, match="convlm::forward.*autograd kernel was not registered"):
         y.sum().backward()
 
@@ -369,7 +371,8 @@ def message(function, *arguments):
     except RuntimeError as error:
         return str(error)
 print(message(_host.cpu_isa))
-print(message(ops.forward, torch.ones(1, 1, 1), torch.ones(1, 1, 1), None, 1, 0, 0, 1, 1, "none"))
+one = torch.ones(1, 1, 1)
+print(message(ops.forward, one, one, None, 1, 0, 0, 1, 1, "ieee", "none"))
 """
     run = _python("abacus", "-c", script)
     assert run.returncode == 0, run.stderr

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Window = tuple[int, int, int, int, int]
+Window = tuple[int, int, int, int, int, str]
 
 
 class Tolerance(NamedTuple):
@@ -88,7 +88,7 @@ def assert_close(actual: Tensor, exact: Tensor, error_before_rounding: Tensor) -
 
 
 def torch_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
-    stride, pad_left, pad_right, dilation, groups = window
+    stride, pad_left, pad_right, dilation, groups, _ = window
     return F.conv1d(F.pad(x, (pad_left, pad_right)), weight, bias, stride, 0, dilation, groups)
 
 
@@ -113,5 +113,6 @@ def exact_gradients(
     values = _gradients(*operands, window)
     magnitudes = _gradients(*(t.abs() for t in operands), window)
     positions = grad_output[:, 0].numel()
-    products = weight[:, 0].numel() // window[-1], positions, positions
+    *_, groups, _ = window
+    products = weight[:, 0].numel() // groups, positions, positions
     return tuple(map(Exact, values, magnitudes, products))  # type: ignore[return-value]

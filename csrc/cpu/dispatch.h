@@ -15,9 +15,10 @@ struct Kernels;
 const Kernels& kernels();
 CONVLM_API const char* isa_name();
 // The name of the kernel that contiguous tensors of this geometry get. `function` is forward,
-// grad_input or grad_weight, `dtype` float32, float64, bfloat16 or float16; else
-// std::invalid_argument.
+// grad_input or grad_weight, `dtype` float32, float64, bfloat16 or float16, `fp32_precision` ieee
+// or tf32; else std::invalid_argument.
 CONVLM_API std::string kernel_name(const std::string& function, const std::string& dtype,
+                                   const std::string& fp32_precision,
                                    const Conv1dGeometry& geometry);
 CONVLM_API std::vector<std::string> supported_isas();  // best first
 

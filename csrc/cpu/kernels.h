@@ -1,50 +1,8 @@
-// The boundary between the host functions, which know torch, and the kernels, which see pointers.
+// The table of CPU kernels, one for each instruction set.
 #pragma once
-#include <cstdint>
-
-#include "geometry.h"
+#include "arguments.h"
 
 namespace convlm::cpu {
-
-enum class ScalarType { float32, float64, bfloat16, float16 };
-enum class Activation { none, tanh, relu, silu, gelu, sigmoid };
-
-struct bfloat16 {
-  uint16_t bits;
-};
-struct float16 {
-  uint16_t bits;
-};
-
-// Strides count elements; stride[i] belongs to dimension i of the tensor.
-struct ConstTensor {
-  const void* data;
-  int64_t stride[3];
-};
-
-struct ForwardArguments {
-  Conv1dGeometry geometry;
-  ScalarType dtype;
-  ConstTensor x, weight;
-  ConstTensor bias;  // data is null without a bias
-  Activation activation;
-  void* y;  // contiguous
-};
-
-struct GradInputArguments {
-  Conv1dGeometry geometry;
-  ScalarType dtype;
-  ConstTensor grad_output, weight;
-  void* grad_input;  // contiguous
-};
-
-struct GradWeightArguments {
-  Conv1dGeometry geometry;
-  ScalarType dtype;
-  ConstTensor grad_output, x;
-  void* grad_weight;  // contiguous
-  void* grad_bias;    // contiguous, or null
-};
 
 // What a vector holds, or what the kernel is for; grad_input of a longer stride gets one per class
 // of positions.

@@ -1,0 +1,54 @@
+// The boundary between the host functions, which know torch, and the kernels, which see pointers.
+#pragma once
+#include <cstdint>
+
+#include "geometry.h"
+
+namespace convlm {
+
+enum class ScalarType { float32, float64, bfloat16, float16 };
+enum class Activation { none, tanh, relu, silu, gelu, sigmoid };
+// How exact float32 must be: as if computed in it, or no worse than with operands of TF32.
+enum class Precision { ieee, tf32 };
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+// Strides count elements; stride[i] belongs to dimension i of the tensor.
+struct ConstTensor {
+  const void* data;
+  int64_t stride[3];
+};
+
+struct ForwardArguments {
+  Conv1dGeometry geometry;
+  ScalarType dtype;
+  Precision precision;  // of float32; the other types have one only
+  ConstTensor x, weight;
+  ConstTensor bias;  // data is null without a bias
+  Activation activation;
+  void* y;  // contiguous
+};
+
+struct GradInputArguments {
+  Conv1dGeometry geometry;
+  ScalarType dtype;
+  Precision precision;  // of float32; the other types have one only
+  ConstTensor grad_output, weight;
+  void* grad_input;  // contiguous
+};
+
+struct GradWeightArguments {
+  Conv1dGeometry geometry;
+  ScalarType dtype;
+  Precision precision;  // of float32; the other types have one only
+  ConstTensor grad_output, x;
+  void* grad_weight;  // contiguous
+  void* grad_bias;    // contiguous, or null
+};
+
+}  // namespace convlm
