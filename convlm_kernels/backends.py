@@ -12,11 +12,14 @@ from typing import NamedTuple
 
 import torch
 
+from ._library import build_info
 from .geometry import Conv1dGeometry
 
 BACKENDS = ("cpp", "cuda", "triton", "torch")
 
 KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+
+_BUILT_WITH_CUDA = build_info()["cuda"]
 
 Predicate = Callable[[Conv1dGeometry, torch.dtype, torch.device], str | None]
 
@@ -36,8 +39,17 @@ def can_run_cpp(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.devi
 
 
 def can_run_cuda(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device) -> str | None:
-    """CUDA kernels."""
-    return "this build has no CUDA kernels"
+    """CUDA kernels: every geometry, on GPUs from compute capability 8.0 on."""
+    if device.type != "cuda":
+        return f"the CUDA kernels run on CUDA devices, not on {device.type}"
+    if not _BUILT_WITH_CUDA:
+        return "this build has no CUDA kernels"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+    return _dtype_reason(dtype)
 
 
 def can_run_triton(
@@ -70,7 +82,7 @@ class Rule(NamedTuple):
 
 AUTO_RULES = (
     Rule("own kernel on the CPU", "cpp", "float32 and float64 measured faster; fused activation"),
-    Rule("no own kernel", "torch", "correct everywhere; says so once for each device"),
+    Rule("no own kernel measured", "torch", "correct everywhere; says so once for each device"),
 )
 
 
@@ -119,8 +131,8 @@ def _say_once_that_there_is_no_kernel(device_type: str) -> None:
         return
     _devices_warned.add(device_type)
     warnings.warn(
-        f"convlm_kernels has no kernel for device {device_type!r} in this build; "
-        "convolutions there are torch's own (backend='torch' says so without this warning)",
+        f"convlm_kernels has no kernel for device {device_type!r} that it is known to be faster "
+        "with; convolutions there are torch's own (backend='torch' says so without this warning)",
         UserWarning,
         stacklevel=6,
     )

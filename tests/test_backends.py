@@ -37,8 +37,25 @@ def test_predicates(dtype: torch.dtype) -> None:
     assert backends.can_run_cpp(GEOMETRY, dtype, META) is None
     assert "on the CPU, not on cuda" in str(backends.can_run_cpp(GEOMETRY, dtype, CUDA))
     assert backends.can_run_torch(GEOMETRY, dtype, CUDA) is None
-    assert backends.can_run_cuda(GEOMETRY, dtype, CUDA) == "this build has no CUDA kernels"
     assert "not part of this version" in str(backends.can_run_triton(GEOMETRY, dtype, CUDA))
+
+
+def test_the_reasons_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reason(device: torch.device = CUDA, dtype: torch.dtype = torch.float32) -> str | None:
+        return backends.can_run_cuda(GEOMETRY, dtype, device)
+
+    assert "on CUDA devices, not on cpu" in str(reason(CPU))
+    monkeypatch.setattr(backends, "_BUILT_WITH_CUDA", False)
+    assert reason() == "this build has no CUDA kernels"
+    monkeypatch.setattr(backends, "_BUILT_WITH_CUDA", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert reason() == "torch finds no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert reason() == "compute capability 7.5 is below 8.0"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert reason() is None
+    assert "int32 is not one of" in str(reason(dtype=torch.int32))
 
 
 def test_a_dtype_without_kernels() -> None:

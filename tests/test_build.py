@@ -11,9 +11,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import convlm_kernels
-from convlm_kernels import _library
+from convlm_kernels import _library, ops
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(convlm_kernels.__file__).parent
@@ -351,3 +352,10 @@ def test_the_build_file_quotes_paths_for_ninja_and_for_the_shell(build: ModuleTy
 def test_the_version_stands_in_one_place() -> None:
     version = importlib.metadata.version("convlm-kernels")
     assert convlm_kernels.__version__ == version
+
+
+def test_cuda_operators_are_there_where_the_build_has_them() -> None:
+    """On a CPU build of torch too: what they need of the other one is looked up when they run."""
+    for operator in (ops.forward, ops.grad_input, ops.grad_weight):
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CUDA")
+        assert has_kernel == convlm_kernels.build_info()["cuda"]

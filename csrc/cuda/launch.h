@@ -1,0 +1,58 @@
+// Where kernels meet their machine: a GPU under nvcc, the emulator of tests/cuda_emulator
+// elsewhere.
+#pragma once
+#include <cstdint>
+
+#if defined(__CUDACC__)
+
+#include <cuda_runtime.h>
+
+namespace convlm::cuda {
+
+// The block's dynamic shared memory: the only kind that kernels use, so that the emulator can guard
+// it.
+__device__ __forceinline__ unsigned char* shared_memory() {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return bytes;
+}
+
+constexpr int64_t kMostBlocks = 2147483647;
+constexpr int kSharedBytesWithoutAsking = 48 * 1024;
+
+// Starts `kernel` on min(blocks, kMostBlocks) blocks: where there may be more tiles than that, a
+// kernel walks them in steps of gridDim.x.
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int shared_bytes,
+                   cudaStream_t stream, const Arguments&... arguments) {
+  if (blocks == 0) return cudaSuccess;
+  if (shared_bytes > kSharedBytesWithoutAsking) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    if (error != cudaSuccess) return error;
+  }
+  const unsigned grid = static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks);
+  kernel<<<grid, threads, shared_bytes, stream>>>(arguments...);
+  return cudaGetLastError();
+}
+
+}  // namespace convlm::cuda
+
+#else
+
+#include "cuda/runtime.h"
+
+namespace convlm::cuda {
+
+inline unsigned char* shared_memory() { return emulator::shared_memory(); }
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int shared_bytes,
+                   cudaStream_t, const Arguments&... arguments) {
+  emulator::run(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
+  return cudaSuccess;
+}
+
+}  // namespace convlm::cuda
+
+#endif

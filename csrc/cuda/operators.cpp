@@ -1,0 +1,71 @@
+// The operators on CUDA tensors.
+#include "operators.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "cuda/functions.h"
+
+// It is in the part of torch that a CPU build lacks: a weak reference lets this library load there.
+#pragma weak aoti_torch_get_current_cuda_stream
+
+namespace convlm::cuda {
+namespace {
+
+cudaStream_t current_stream(const Tensor& t) {
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+                  "convlm: this torch is a build without CUDA");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+void check_launch(const char* function, cudaError_t error) {
+  STD_TORCH_CHECK(error == cudaSuccess, function, ": CUDA error: ", cudaGetErrorString(error));
+}
+
+Tensor cuda_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                    int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
+                    int64_t groups, const std::string& fp32_precision,
+                    const std::string& activation) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  auto [arguments, y] = forward_call(x, weight, bias, stride, pad_left, pad_right, dilation, groups,
+                                     fp32_precision, activation);
+  check_launch("forward", forward(arguments, current_stream(x)));
+  return y;
+}
+
+Tensor cuda_grad_input(const Tensor& grad_output, const Tensor& weight, int64_t length,
+                       int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
+                       int64_t groups, const std::string& fp32_precision) {
+  const torch::stable::accelerator::DeviceGuard guard(grad_output.get_device_index());
+  auto [arguments, result] = grad_input_call(grad_output, weight, length, stride, pad_left,
+                                             pad_right, dilation, groups, fp32_precision);
+  check_launch("grad_input", grad_input(arguments, current_stream(grad_output)));
+  return result;
+}
+
+std::tuple<Tensor, Tensor> cuda_grad_weight(const Tensor& grad_output, const Tensor& x,
+                                            int64_t kernel_size, int64_t stride, int64_t pad_left,
+                                            int64_t pad_right, int64_t dilation, int64_t groups,
+                                            const std::string& fp32_precision, bool with_bias) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  auto [arguments, weight, bias] =
+      grad_weight_call(grad_output, x, kernel_size, stride, pad_left, pad_right, dilation, groups,
+                       fp32_precision, with_bias);
+  check_launch("grad_weight", grad_weight(arguments, current_stream(x)));
+  return {weight, bias};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(convlm, CUDA, m) {
+  m.impl("forward", TORCH_BOX(&cuda_forward));
+  m.impl("grad_input", TORCH_BOX(&cuda_grad_input));
+  m.impl("grad_weight", TORCH_BOX(&cuda_grad_weight));
+}
+
+}  // namespace convlm::cuda

@@ -1,0 +1,88 @@
+"""The emulator sees the faults that it is there for."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from build import library
+
+
+def run(what: str, x: Tensor, order: int = 0) -> tuple[Tensor, str]:
+    out = torch.full_like(x, torch.nan)
+    function = library().run_faulty
+    function.restype = ctypes.c_char_p
+    complaint = function(
+        what.encode(), ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr()), order
+    )
+    return out, complaint.decode()
+
+
+X = torch.arange(64.0)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_sound_kernels_are_right_in_any_order(order: int) -> None:
+    reversed_x, complaint = run("reverse", X, order)
+    assert (reversed_x.tolist(), complaint) == (X.flip(0).tolist(), "")
+    sums, complaint = run("sum", X, order)
+    assert (sums.view(2, 32)[:, 0].tolist(), complaint) == (X.view(2, 32).sum(1).tolist(), "")
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_missing_barrier_gives_nan(order: int) -> None:
+    out, _ = run("missing barrier", X, order)
+    assert out.isnan().any()
+
+
+def test_wrong_lanes_give_wrong_numbers() -> None:
+    out, _ = run("wrong lanes", X)
+    assert out[0] != X[:32].sum()
+
+
+def test_a_copy_has_not_happened_before_it_is_waited_for() -> None:
+    out, complaint = run("copy not waited for", X)
+    assert out[0].isnan()
+    assert "never waited for" in complaint
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("barrier for some", "ended while others wait at a barrier"),
+        ("instruction of a warp for some", "waits for its warp at exchange"),
+        ("misaligned", "no multiple of 16"),
+    ],
+)
+def test_what_the_emulator_complains_of(what: str, expected: str) -> None:
+    _, complaint = run(what, X)
+    assert expected in complaint
+    assert run("reverse", X)[1] == ""  # it goes on after a complaint
+
+
+@pytest.mark.parametrize("what", ["read outside a buffer", "write outside shared memory"])
+def test_accesses_outside_end_the_process_under_the_sanitizer(what: str) -> None:
+    preload = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    )
+    environment = os.environ | {
+        "CONVLM_EMULATOR_SANITIZE": "address,undefined",
+        "LD_PRELOAD": preload.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
+    here = Path(__file__).resolve().parent
+    script = (
+        f"import sys; sys.path[:0] = [{str(here)!r}, {str(here.parent / 'cuda_emulator')!r}]\n"
+        f"import test_emulator; test_emulator.run({what!r}, test_emulator.X)"
+    )
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "heap-buffer-overflow" in ended.stderr

@@ -1,0 +1,138 @@
+"""The CUDA kernels, executed by the emulator, against the oracle."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import BY_HAND, CASES, DTYPES, LAYOUTS, SETTINGS, Case, parametrize, problem
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import assert_close, exact_forward, exact_gradients
+
+from build import SANITIZE, library, operators
+from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.geometry import output_length
+
+pytestmark = pytest.mark.usefixtures("nan_in_empty")
+
+# The emulator's threads take turns: some 100 ns a multiply-add, 30 us for an element of the weight.
+MOST_PRODUCTS = 400_000
+MOST_WEIGHTS = 400 if SANITIZE else 4000
+AFFORDABLE = [
+    case
+    for case in CASES
+    if math.prod(case.weight_shape) <= MOST_WEIGHTS
+    and math.prod(case.weight_shape) * case.batch * case.out_length <= MOST_PRODUCTS
+]
+
+
+def check(case: Case, dtype: torch.dtype, layout: str | None = None) -> None:
+    forward, grad_input, grad_weight = operators()
+    p = problem(case, dtype)
+    if layout:
+        p = type(p)(*map(LAYOUTS[layout], p))
+    y = forward(p.x, p.weight, p.bias, *case.window, "none")
+    exact_forward(p.x, p.weight, p.bias, case.window).allows(y, alike=bool(layout))
+    grad_x = grad_input(p.grad_output, p.weight, case.length, *case.window)
+    grad_w, grad_b = grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True)
+    exact = exact_gradients(p.x, p.weight, p.grad_output, case.window)
+    for expected, actual in zip(exact, (grad_x, grad_w, grad_b), strict=True):
+        expected.allows(actual, alike=bool(layout))
+
+
+@parametrize("dtype", DTYPES)
+@parametrize("case", AFFORDABLE)
+def test_all_three_functions(case: Case, dtype: torch.dtype) -> None:
+    check(case, dtype)
+
+
+def test_most_cases_are_affordable() -> None:
+    assert len(AFFORDABLE) > len(CASES) // 3
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str) -> None:
+    check(BY_HAND, torch.float32, layout)
+    check(SETTINGS[2], torch.bfloat16, layout)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@parametrize("dtype", (torch.float32, torch.float64))
+def test_fused_activation(activation: str, dtype: torch.dtype) -> None:
+    p = problem(BY_HAND, dtype)
+    y = operators()[0](p.x, p.weight, p.bias, *BY_HAND.window, activation)
+    exact = exact_forward(*p[:3], BY_HAND.window)
+    value = ACTIVATIONS[activation](exact.value)
+    rounding = 4 * torch.finfo(dtype).eps * value.abs()
+    assert_close(y, value, 1.13 * exact.sum_error(dtype) + rounding)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_the_order_of_threads_changes_nothing(order: int) -> None:
+    forward, _, grad_weight = operators()
+    p = problem(BY_HAND, torch.float32)
+
+    def results() -> list[torch.Tensor]:
+        y = forward(p.x, p.weight, p.bias, *BY_HAND.window, "tanh")
+        return [y, *grad_weight(p.grad_output, p.x, 3, *BY_HAND.window, True)]
+
+    expected = results()
+    library().set_order(order)
+    try:
+        actual = results()
+    finally:
+        library().set_order(0)
+    assert all(map(torch.equal, actual, expected))
+
+
+def test_a_sample_has_the_same_bits_in_any_batch() -> None:
+    forward, grad_input, _ = operators()
+    p = problem(BY_HAND, torch.float32)
+    y = forward(p.x, p.weight, p.bias, *BY_HAND.window, "none")
+    grad_x = grad_input(p.grad_output, p.weight, BY_HAND.length, *BY_HAND.window)
+    part = slice(5, 8)
+    assert torch.equal(forward(p.x[part], p.weight, p.bias, *BY_HAND.window, "none"), y[part])
+    part_of_grad = p.grad_output[part]
+    grad_part = grad_input(part_of_grad, p.weight, BY_HAND.length, *BY_HAND.window)
+    assert torch.equal(grad_part, grad_x[part])
+
+
+@st.composite
+def small_cases(draw: st.DrawFn) -> Case:
+    def number(most: int, least: int = 1) -> int:
+        return draw(st.integers(least, most))
+
+    groups = number(3)
+    kernel_size, stride, dilation = number(6), number(5), number(4)
+    pads = number(9, 0), number(9, 0)
+    length = number(40, max(1, (kernel_size - 1) * dilation + 1 - sum(pads)))
+    assert output_length(length, kernel_size, stride, dilation, *pads) >= 1
+    channels = groups * number(5), groups * number(5)
+    return Case("", number(3), *channels, length, kernel_size, stride, dilation, groups, pads)
+
+
+@given(small_cases(), st.sampled_from(DTYPES))
+@settings(max_examples=20 if SANITIZE else 60, deadline=None, derandomize=True)
+def test_fuzz(case: Case, dtype: torch.dtype) -> None:
+    check(case, dtype)
+
+
+@pytest.mark.skipif(bool(SANITIZE), reason="this is the run under the sanitizers")
+def test_all_of_this_under_the_sanitizers() -> None:
+    preload = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    )
+    environment = os.environ | {
+        "CONVLM_EMULATOR_SANITIZE": "address,undefined",
+        "LD_PRELOAD": preload.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+    }
+    names = ["float32 or bfloat16 or layouts or batch or fuzz"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k"]
+    run = subprocess.run([*command, *names], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr

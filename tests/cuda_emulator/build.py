@@ -1,0 +1,66 @@
+"""Builds the CUDA kernels for the CPU: the same sources, compiled by g++ against the emulator."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+
+from convlm_kernels import ops
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+
+# Set by the test that runs the others again under the sanitizers.
+SANITIZE = os.environ.get("CONVLM_EMULATOR_SANITIZE", "")
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The emulated kernels: operators ``convlm_emulated::forward`` and so on, for CPU tensors."""
+    spec = importlib.util.spec_from_file_location("convlm_setup", ROOT / "setup.py")
+    setup = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setup)
+
+    found = setup.find_torch()
+    flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    flags += ["-DCONVLM_CUDA_EMULATOR", f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
+    flags += [f"-isystem{found.path / 'include'}"]
+    flags += [f"-DTORCH_TARGET_VERSION={setup.TORCH_TARGET_VERSION}"]
+    sanitize = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
+    ninja = setup.NinjaFile(setup.find_compiler(), [])
+    objects = [
+        ninja.build("cxx", f"{source.name}.o", [source], [*flags, *sanitize, "-x", "c++"])
+        for source in [*sorted((ROOT / "csrc/cuda").glob("*.cu")), *sorted(HERE.glob("*.cpp"))]
+    ]
+    link = [*sanitize, f"-L{found.path / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+    name = ninja.build("link", "libconvlm_emulated.so", objects, link)
+
+    directory = ROOT / "build" / f"emulator{SANITIZE and '-sanitized'}"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "build.ninja").write_text(ninja.text)
+    subprocess.run([setup.find_ninja()], cwd=directory, check=True, stdout=subprocess.DEVNULL)
+    return ctypes.CDLL(str(directory / name))
+
+
+@functools.cache
+def operators() -> tuple[object, object, object]:
+    """forward, grad_input and grad_weight on the emulator, called like those of ``ops``."""
+    native = (ops.forward, ops.grad_input, ops.grad_weight)
+    definitions = torch.library.Library("convlm_emulated", "DEF")
+    for operator in native:
+        definitions.define(str(operator._schema).removeprefix("convlm::"))
+    _keep.append(definitions)
+    library()
+    return tuple(
+        getattr(torch.ops.convlm_emulated, operator._schema.name.removeprefix("convlm::")).default
+        for operator in native
+    )
+
+
+_keep: list[torch.library.Library] = []  # a definition goes with the object that made it

@@ -1,0 +1,68 @@
+// CUDA on the CPU, for tests: the blocks of a launch run one after the other, the threads of a
+// block as fibers that take turns at barriers and at the instructions of a warp.
+//
+// What it catches that a GPU may let pass: a barrier or an instruction of a warp that not all
+// threads reach, reads of shared memory that nothing wrote (it starts as NaN) or that another
+// thread has yet to write (the order of threads can be turned round), asynchronous copies that
+// nobody waited for, misaligned accesses of 16 bytes; and under AddressSanitizer any access outside
+// a buffer, shared memory included.
+#pragma once
+#include <cstdint>
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+using cudaError_t = int;
+using cudaStream_t = void*;
+constexpr cudaError_t cudaSuccess = 0;
+
+namespace emulator {
+
+struct Index {
+  unsigned x;
+};
+
+// The coordinates of the running thread.
+Index thread_index();
+Index block_index();
+Index block_dimension();
+Index grid_dimension();
+
+unsigned char* shared_memory();
+
+// Runs `body` once for each thread. Throws std::runtime_error with what the kernel did wrong.
+void run(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& body);
+
+// 0: threads run in ascending order; 1: in descending order; else: shuffled by this seed.
+void set_order(unsigned seed);
+
+void synchronize_block();
+
+// Every lane of a warp arrives with a pointer to its own operands; the last one to arrive calls
+// `together` with all 32. `name` is the instruction: lanes must not meet at different ones.
+void collective(const char* name, void* operands, void (*together)(void* const* operands));
+
+// Throws unless `bytes` at `address` are aligned to `alignment` and, where asked, in shared memory.
+void check_access(const char* name, const void* address, int bytes, int alignment, bool shared);
+
+// Of the running thread: copies that happen no sooner than they are waited for.
+void copy_later(void* shared, const void* global, int bytes, bool zero);
+void commit_copies();
+void wait_for_copies(int groups_left);
+
+float from_float16(uint16_t bits);
+uint16_t to_float16(float value);
+uint16_t to_bfloat16(float value);
+
+}  // namespace emulator
+
+#define threadIdx (emulator::thread_index())
+#define blockIdx (emulator::block_index())
+#define blockDim (emulator::block_dimension())
+#define gridDim (emulator::grid_dimension())
+inline void __syncthreads() { emulator::synchronize_block(); }
