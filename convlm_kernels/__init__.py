@@ -3,7 +3,16 @@
 from ._library import build_info
 from .functional import conv1d
 from .layers import CausalConv1d, Conv1d, swap_conv1d
+from .stack import DilatedStack, StackLayer
 
 __version__ = "0.1.0"
 
-__all__ = ["CausalConv1d", "Conv1d", "build_info", "conv1d", "swap_conv1d"]
+__all__ = [
+    "CausalConv1d",
+    "Conv1d",
+    "DilatedStack",
+    "StackLayer",
+    "build_info",
+    "conv1d",
+    "swap_conv1d",
+]
