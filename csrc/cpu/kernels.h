@@ -14,6 +14,10 @@ struct Kernels {
   void (*forward)(const ForwardArguments&);
   void (*grad_input)(const GradInputArguments&);
   void (*grad_weight)(const GradWeightArguments&);
+  void (*lookup)(const LookupArguments&);
+  void (*grad_table)(const GradTableArguments&);
+  void (*cross_entropy)(const CrossEntropyArguments&);
+  void (*sgd)(const SgdArguments&);
   // Which kernel runs, from geometry and strides alone; for grad_input that of the first positions.
   Kernel (*forward_kernel)(const ForwardArguments&);
   Kernel (*grad_input_kernel)(const GradInputArguments&);

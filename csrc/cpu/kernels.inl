@@ -44,6 +44,11 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/grad_weight_fast.inl"
 #include "cpu/select.inl"
 #include "cpu/functions.inl"
+#include "cpu/lookup.inl"
+#include "cpu/grad_table.inl"
+#include "cpu/table.inl"
+#include "cpu/cross_entropy.inl"
+#include "cpu/sgd.inl"
 // clang-format on
 
 }  // namespace
@@ -54,10 +59,16 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #define CONVLM_TABLE(isa) CONVLM_TABLE_NAME(isa)
 #define CONVLM_STRING_OF(isa) #isa
 #define CONVLM_STRING(isa) CONVLM_STRING_OF(isa)
-const Kernels CONVLM_TABLE(CONVLM_ISA) = {
-    CONVLM_STRING(CONVLM_ISA),         &CONVLM_ISA::forward,
-    &CONVLM_ISA::grad_input,           &CONVLM_ISA::grad_weight,
-    &CONVLM_ISA::forward_kernel_of,    &CONVLM_ISA::grad_input_kernel_of,
-    &CONVLM_ISA::grad_weight_kernel_of};
+const Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA),
+                                          &CONVLM_ISA::forward,
+                                          &CONVLM_ISA::grad_input,
+                                          &CONVLM_ISA::grad_weight,
+                                          &CONVLM_ISA::lookup,
+                                          &CONVLM_ISA::grad_table,
+                                          &CONVLM_ISA::cross_entropy,
+                                          &CONVLM_ISA::sgd,
+                                          &CONVLM_ISA::forward_kernel_of,
+                                          &CONVLM_ISA::grad_input_kernel_of,
+                                          &CONVLM_ISA::grad_weight_kernel_of};
 
 }  // namespace convlm::cpu
