@@ -8,20 +8,30 @@ namespace convlm::cpu {
 // of positions.
 enum class Kernel { depthwise, positions, rows, fast_filter_2, fast_filter_4 };
 
+// grad_output (batch, channels, length) times the derivative of the activation that made y.
+struct ActivationGradientArguments {
+  ScalarType dtype;
+  int64_t batch, channels, length;
+  ConstTensor grad_output;
+  Activated activated;
+  void* result;  // contiguous
+};
+
 // One entry per instruction set; all are compiled from the same kernels.inl.
 struct Kernels {
   const char* isa;
   void (*forward)(const ForwardArguments&);
   void (*grad_input)(const GradInputArguments&);
   void (*grad_weight)(const GradWeightArguments&);
-  void (*lookup)(const LookupArguments&);
-  void (*grad_table)(const GradTableArguments&);
-  void (*cross_entropy)(const CrossEntropyArguments&);
-  void (*sgd)(const SgdArguments&);
   // Which kernel runs, from geometry and strides alone; for grad_input that of the first positions.
   Kernel (*forward_kernel)(const ForwardArguments&);
   Kernel (*grad_input_kernel)(const GradInputArguments&);
   Kernel (*grad_weight_kernel)(const GradWeightArguments&);
+  void (*activation_gradient)(const ActivationGradientArguments&);
+  void (*lookup)(const LookupArguments&);
+  void (*grad_table)(const GradTableArguments&);
+  void (*cross_entropy)(const CrossEntropyArguments&);
+  void (*sgd)(const SgdArguments&);
 };
 
 extern const Kernels generic_kernels;

@@ -44,6 +44,7 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/grad_weight_fast.inl"
 #include "cpu/select.inl"
 #include "cpu/functions.inl"
+#include "cpu/activation_gradient.inl"
 #include "cpu/lookup.inl"
 #include "cpu/grad_table.inl"
 #include "cpu/table.inl"
@@ -63,12 +64,13 @@ const Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA),
                                           &CONVLM_ISA::forward,
                                           &CONVLM_ISA::grad_input,
                                           &CONVLM_ISA::grad_weight,
+                                          &CONVLM_ISA::forward_kernel_of,
+                                          &CONVLM_ISA::grad_input_kernel_of,
+                                          &CONVLM_ISA::grad_weight_kernel_of,
+                                          &CONVLM_ISA::activation_gradient,
                                           &CONVLM_ISA::lookup,
                                           &CONVLM_ISA::grad_table,
                                           &CONVLM_ISA::cross_entropy,
-                                          &CONVLM_ISA::sgd,
-                                          &CONVLM_ISA::forward_kernel_of,
-                                          &CONVLM_ISA::grad_input_kernel_of,
-                                          &CONVLM_ISA::grad_weight_kernel_of};
+                                          &CONVLM_ISA::sgd};
 
 }  // namespace convlm::cpu
