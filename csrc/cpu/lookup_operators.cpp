@@ -6,6 +6,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 #include "cpu/tokens.h"
+#include "lookup_checks.h"
 #include "operators.h"
 
 namespace convlm::cpu {
@@ -18,7 +19,7 @@ Tensor lookup(const Tensor& tokens, const Tensor& table, const std::optional<Ten
   a.geometry =
       check_lookup(tokens, table, bias ? &*bias : nullptr, stride, pad_left, pad_right, dilation);
   a.dtype = dtype_of(table);
-  a.activation = activation_of(activation);
+  a.activation = activation_of("lookup", activation);
   a.tokens = read_tokens("lookup", "tokens", tokens, "vocab", table.size(1), Slot::tokens);
   const Tensor rows = torch::stable::contiguous(table);
   a.table = rows.const_data_ptr();
