@@ -89,12 +89,15 @@ def loss_with_gradients(
     """The mean cross-entropy, and its gradients of embedding, weight and bias, at stride 1.
 
     For training loops that do without autograd, whose overhead is larger than the work of a small
-    model; call it under ``torch.no_grad()``. None where the loss does not come with its gradients:
-    then there is :func:`embedding_conv1d_cross_entropy`. Arguments and errors are its own.
+    model. None where the loss does not come with its gradients: then there is
+    :func:`embedding_conv1d_cross_entropy`. Arguments and errors are its own.
     """
     window = (1, 0, 0, 1)
     if not _is_fused(tokens, embedding, weight, window, backend):
         return None
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return lookup_ops.cross_entropy(tokens, target, embedding, weight, bias, *window)
     return lookup_ops.cross_entropy(tokens, target, embedding, weight, bias, *window)
 
 
@@ -105,5 +108,7 @@ def _is_fused(
         embedding.dtype in (torch.float32, torch.float64)
         and _has_kernels(tokens, embedding, backend)
         and not _autocast_enabled(tokens)
-        and _prefers_table(tokens, embedding, weight[0].numel() // embedding.shape[1], window)
+        and _prefers_table(
+            tokens, embedding, weight.shape[1] * weight.shape[2] // embedding.shape[1], window
+        )
     )

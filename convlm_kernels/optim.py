@@ -24,7 +24,6 @@ def _sgd_fake(parameters: list[Tensor], gradients: list[Tensor], lr: float) -> N
     )
 
 
-@torch.no_grad()
 def sgd_step(parameters: Iterable[Tensor], lr: float) -> None:
     """parameter -= lr * parameter.grad, in place, for each parameter that has a gradient.
 
@@ -36,11 +35,19 @@ def sgd_step(parameters: Iterable[Tensor], lr: float) -> None:
         RuntimeError: a gradient whose shape, dtype or device is not its parameter's; on the CPU, a
             dtype other than float32, float64, bfloat16 and float16.
     """
-    updated = [p for p in parameters if p.grad is not None]
-    gradients: list[Tensor] = [p.grad for p in updated]  # type: ignore[misc]
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return sgd_step(parameters, lr)
+    updated, gradients, on_cpu = [], [], True
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is not None:
+            updated.append(parameter)
+            gradients.append(gradient)
+            on_cpu &= parameter.is_cpu
     if not updated:
         return
-    if all(p.is_cpu for p in updated):
+    if on_cpu:
         sgd_(updated, gradients, lr)
     else:
         torch._foreach_add_(updated, gradients, alpha=-lr)

@@ -255,14 +255,14 @@ def test_autocast(method: str) -> None:
 
 
 def test_the_rule() -> None:
-    """A table where it is fewer multiply-adds, and not where it is too large to be looked up in."""
-    assert prefers_table(28, 10, 8, 32 * 16)  # the seed's batch
-    assert not prefers_table(28, 10, 8, 8)  # one word
-    assert not prefers_table(50_000, 64, 3, 32 * 128)
-    assert not prefers_table(28, 2, 8, 10**6)  # two products cost less than a look-up
-    assert not prefers_table(50_000, 64, 8, 100_000)  # more rows than results
-    assert prefers_table(28, 10, 8)  # any length
-    assert not prefers_table(50_000, 64, 3)
+    """A table where words repeat, and not where it is too large to be looked up in."""
+    assert prefers_table(28, 8, 32 * 16)  # the seed's batch
+    assert not prefers_table(28, 8, 16)  # one word
+    assert not prefers_table(50_000, 3, 32 * 128)
+    assert prefers_table(50_000, 1, 100_000)
+    assert not prefers_table(50_000, 8, 100_000)  # more rows than results
+    assert prefers_table(28, 8)  # any length
+    assert not prefers_table(50_000, 3)
 
 
 def test_the_rule_is_followed() -> None:

@@ -53,7 +53,8 @@ class CharModel(nn.Module):
     def training_step(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean loss of a batch; leaves its gradients in `.grad`, in place of others."""
         self.zero_grad()
-        loss = self.loss(x, y)
+        with torch.enable_grad():
+            loss = self.loss(x, y)
         loss.backward()
         return loss.detach()
 
@@ -134,12 +135,11 @@ class CNN(CharModel):
 
     def training_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
-        embedding, conv = self.embedding.weight, self.conv
-        parameters = embedding, conv.weight, conv.bias
-        found = None
-        if self.fused:
-            with torch.no_grad():
-                found = loss_with_gradients(x, y, *parameters, backend=conv.backend)
+        if not self.fused:
+            return super().training_step(x, y)
+        conv = self.conv
+        parameters = self.embedding.weight, conv.weight, conv.bias
+        found = loss_with_gradients(x, y, *parameters, backend=conv.backend)
         if found is None:
             return super().training_step(x, y)
         loss, *gradients = found

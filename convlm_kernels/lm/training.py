@@ -52,6 +52,7 @@ class Progress:
         return len(self.losses)
 
 
+@torch.no_grad()  # a step knows itself when it needs autograd
 def train(
     model: CharModel,
     split: Split,
