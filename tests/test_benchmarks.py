@@ -17,6 +17,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import bench_conv1d  # noqa: E402
+import bench_lm  # noqa: E402
 import ceilings  # noqa: E402
 import oracle  # noqa: E402
 import plot_results  # noqa: E402
@@ -173,3 +174,17 @@ def test_without_a_compiler_matrix_products_are_the_ceiling(
     ceilings.peaks.cache_clear()
     assert "FMA peak unknown" in capsys.readouterr().err
     assert ceilings.Ceilings(1, {}, 90.0, 20.0, 1.0).peak(torch.float32) == 90.0
+
+
+@pytest.mark.parametrize("bench", bench_lm.BENCHES, ids=lambda bench: bench.name)
+def test_language_models_are_compared_before_they_are_timed(
+    bench: bench_lm.Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_lm, "ROWS", 100)
+    providers = bench.make()
+    assert list(providers) == [bench_lm.OURS, bench_lm.PEER]
+    ours, peer = (torch.as_tensor(provider()) for provider in providers.values())
+    bench_lm.assert_equal(ours, peer)
+    monkeypatch.setattr(bench_lm, "on_torch_layers", lambda model: bench_lm.CNN(fused=False))
+    with pytest.raises(AssertionError, match="not close"):
+        bench.make()

@@ -28,6 +28,10 @@ struct Kernels {
   Kernel (*grad_input_kernel)(const GradInputArguments&);
   Kernel (*grad_weight_kernel)(const GradWeightArguments&);
   void (*activation_gradient)(const ActivationGradientArguments&);
+  void (*lookup)(const LookupArguments&);
+  void (*grad_table)(const GradTableArguments&);
+  void (*cross_entropy)(const CrossEntropyArguments&);
+  void (*sgd)(const SgdArguments&);
 };
 
 extern const Kernels generic_kernels;

@@ -45,6 +45,11 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/select.inl"
 #include "cpu/functions.inl"
 #include "cpu/activation_gradient.inl"
+#include "cpu/lookup.inl"
+#include "cpu/grad_table.inl"
+#include "cpu/table.inl"
+#include "cpu/cross_entropy.inl"
+#include "cpu/sgd.inl"
 // clang-format on
 
 }  // namespace
@@ -62,6 +67,10 @@ const Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA),
                                           &CONVLM_ISA::forward_kernel_of,
                                           &CONVLM_ISA::grad_input_kernel_of,
                                           &CONVLM_ISA::grad_weight_kernel_of,
-                                          &CONVLM_ISA::activation_gradient};
+                                          &CONVLM_ISA::activation_gradient,
+                                          &CONVLM_ISA::lookup,
+                                          &CONVLM_ISA::grad_table,
+                                          &CONVLM_ISA::cross_entropy,
+                                          &CONVLM_ISA::sgd};
 
 }  // namespace convlm::cpu

@@ -1,15 +1,18 @@
 """The models: shapes, receptive fields, and the CNN and the MLP being one function."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from convlm_kernels.lm import CNN, MLP, DilatedCNN, contexts, evaluate, load_words, make_data
-from convlm_kernels.lm.models import MODELS, CharModel, build_model
-from convlm_kernels.lm.training import loss_of
+from convlm_kernels.lm.models import MODELS, CharModel, build_model, loss_of
 
 BUILDS = [
     pytest.param(CNN, {}, id="cnn-seed"),
     pytest.param(CNN, {"vocab": 5, "context": 3, "embedding": 2}, id="cnn-context3"),
+    pytest.param(CNN, {"fused": False}, id="cnn-convolved"),
+    pytest.param(DilatedCNN, {"fused": False}, id="dilated-convolved"),
     pytest.param(MLP, {"vocab": 5, "context": 3, "embedding": 2}, id="mlp-context3"),
     pytest.param(DilatedCNN, {}, id="dilated-seed"),
     *(
@@ -21,26 +24,23 @@ BUILDS = [
 
 @pytest.mark.parametrize(("kind", "sizes"), BUILDS)
 def test_logits_and_receptive_field(kind: type[CharModel], sizes):
-    """The gradient of one prediction reaches its own characters, all of them, and no others."""
+    """A prediction depends on each of its own characters, and on no others."""
     torch.manual_seed(0)
     model = kind(**sizes).double()
-    assert {**model.sizes(), **sizes} == model.sizes()
+    assert {**model.sizes(), **{k: v for k, v in sizes.items() if k != "fused"}} == model.sizes()
     field = model.receptive_field
     length = 2 * field + 3
-    reached = []
-
-    def watch(module, args, embedded):
-        embedded.register_hook(lambda grad: reached.append(grad.abs().sum(2)))
-
-    model.embedding.register_forward_hook(watch)
-    logits = model(torch.randint(model.vocab, (2, length)))
+    tokens = torch.randint(model.vocab, (2, length))
+    logits = model(tokens)
     assert logits.shape == (2, model.vocab, length - field + 1)
-    for position in (0, 2, length - field):
-        reached.clear()
-        logits[1, :, position].square().sum().backward(retain_graph=True)
-        expected = torch.zeros(2, length, dtype=torch.bool)
-        expected[1, position : position + field] = True
-        assert ((reached[0] > 0) == expected).all()
+    for position in range(length):
+        other = tokens.clone()
+        other[1, position] = (tokens[1, position] + 1) % model.vocab
+        changed = ((model(other) - logits).abs() > 1e-9).any(1)
+        first, last = position - field + 1, position
+        expected = torch.zeros_like(changed)
+        expected[1, max(0, first) : last + 1] = True
+        assert torch.equal(changed, expected)
 
 
 def test_the_seeds_shapes():
@@ -72,6 +72,29 @@ def test_own_layers_equal_torch_layers(kind):
     torch.testing.assert_close(ours(tokens), peer(tokens), rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(ours.parameters(), peer.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 32])
+@pytest.mark.parametrize("kind", [CNN, DilatedCNN])
+def test_fused_is_the_same_function(kind: type[CharModel], rows: int, dtype: torch.dtype):
+    """Losses and gradients, on few positions too, where nothing is looked up."""
+    torch.manual_seed(0)
+    fused, plain = kind().to(dtype), kind(fused=False).to(dtype)
+    plain.load_state_dict(fused.state_dict())
+    x, y = torch.randint(28, (rows, 23)), torch.randint(28, (rows, 16))
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
+    close(fused(x), plain(x))
+    for reduction in ("mean", "sum", "none"):
+        close(fused.loss(x, y, reduction), plain.loss(x, y, reduction))
+    close(fused.training_step(x, y), plain.training_step(x, y))
+    gradients = [p.grad.clone() for p in fused.parameters()]
+    close(gradients, [p.grad for p in plain.parameters()])
+    fused.training_step(x, y)  # takes the place of what is there
+    assert all(map(torch.equal, gradients, (p.grad for p in fused.parameters())))
+    (gradient,) = torch.autograd.grad(fused.loss(x, y), fused.embedding.weight)
+    close(gradient, plain.embedding.weight.grad)
 
 
 def test_mlp_equals_cnn():

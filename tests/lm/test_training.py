@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from convlm_kernels.lm import CNN, DilatedCNN, Progress, Schedule, evaluate, make_data, train
+from convlm_kernels.lm.models import CharModel, loss_of
 from convlm_kernels.lm.plots import moving_average, plot_losses
-from convlm_kernels.lm.training import TrainingError, loss_of
+from convlm_kernels.lm.training import TrainingError
 
 WORDS = [a + b + a for a in "abcde" for b in "abcde"]
 
@@ -38,6 +39,30 @@ def test_one_step_is_sgd(data):
         torch.testing.assert_close(ours, before - 0.3 * before.grad)
 
 
+@pytest.mark.parametrize("kind", [CNN, DilatedCNN])
+def test_fused_training_is_the_same(data, kind):
+    """The same batches, losses and weights as on layers of torch and with its optimizer."""
+    torch.manual_seed(0)
+    model = kind(len(data.alphabet), context=2, embedding=4).double()
+    twin = kind(len(data.alphabet), context=2, embedding=4, fused=False, backend="torch").double()
+    twin.load_state_dict(model.state_dict())
+    progress, steps = Progress.start(7), 50
+    train(model, data.train, Schedule(steps, batch_size=8, lr=0.3), progress)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.3)
+    generator = torch.Generator().manual_seed(7)
+    losses = []
+    for _ in range(steps):
+        rows = torch.randint(len(data.train.x), (8,), generator=generator)
+        loss = loss_of(twin(data.train.x[rows]), data.train.y[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert progress.losses == pytest.approx(losses, rel=1e-10)
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 def test_training_lowers_the_loss(data, capsys):
     model = small_model(data)
     progress = Progress.start(0)
@@ -53,18 +78,19 @@ def test_both_losses(data):
     """Against a model that gives each symbol the same logit but stop one that is higher by a."""
     a, stop = 3.0, data.alphabet.stop
 
-    class Constant(torch.nn.Module):
+    class Constant(CharModel):
         def forward(self, x):
             logits = torch.zeros(len(x), len(data.alphabet), x.shape[1] - 1)
             logits[:, stop] = a
             return logits
 
     normal = math.log(len(data.alphabet) - 1 + math.exp(a))
-    losses = evaluate(Constant(), data.train, stop, chunk=7)
+    model = Constant(len(data.alphabet), context=2, embedding=1)
+    losses = evaluate(model, data.train, stop, chunk=7)
     assert losses.real_predictions == pytest.approx(normal - a / 4)  # three letters and a stop
     assert losses.all_positions == pytest.approx(normal - a / 4)  # no word is shorter
     longer = make_data([*WORDS, "a" * 7], context=2)
-    losses = evaluate(Constant(), longer.val, stop)
+    losses = evaluate(model, longer.val, stop)
     assert losses.real_predictions == pytest.approx(normal - a / 4)
     assert losses.all_positions == pytest.approx(normal - a * 5 / 8)
 

@@ -1,0 +1,296 @@
+"""An embedding followed by a convolution, as sums of table rows: ``EmbeddingConv1d``.
+
+The convolution is linear in each embedding, so what tap j makes of word v is a row that can be
+computed once, T[j, v] = weight[:, :, j] @ embedding[v], and an output is a sum of such rows, one
+for each tap. With a small vocabulary these are far fewer products.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import backends, functional, lookup
+from .functional import check_activation, conv1d
+from .geometry import Padding, as_int, output_length, resolve_padding
+from .layers import Conv1d
+from .lookup import Window
+
+# A table of fewer rows than this is small whatever it is used for.
+SMALL_TABLE = 4096
+
+
+def prefers_table(vocab: int, kernel_size: int, positions: int | None = None) -> bool:
+    """Whether a table of all words costs less than a convolution of gathered embeddings.
+
+    A table multiplies for each word what the convolution multiplies for each position. With many
+    positions a word, tables were from 1.2 (embeddings of 2 numbers) to 2.7 times as fast (of 32),
+    gradients included; with as many words as positions they were slower. A table that is not small
+    must not have more rows than there are positions either. ``positions`` is None where it is not
+    known, as torch.compile traces one graph for any length: then there are many.
+    """
+    rows = kernel_size * vocab
+    if positions is None:
+        return rows <= SMALL_TABLE
+    return 2 * vocab <= positions and rows <= max(positions, SMALL_TABLE)
+
+
+def embedding_conv1d(
+    tokens: Tensor,
+    embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: Padding = 0,
+    dilation: int | tuple[int, ...] = 1,
+    *,
+    padding_idx: int | None = None,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """conv1d(embedding[tokens].mT, weight, bias, ...), differentiable to any order.
+
+    Args:
+        tokens: (batch, length), or (length) unbatched; int64 or int32, in [0, vocab).
+        embedding: (vocab, embedding_dim).
+        weight: (out_channels, embedding_dim, kernel_size), of the dtype of ``embedding``; or
+            (out_channels, 1, kernel_size * embedding_dim), that of a convolution with stride
+            ``embedding_dim`` over embeddings laid end to end.
+        bias: (out_channels), of the same dtype, or None.
+        stride, padding, dilation: in tokens, otherwise as for :func:`convlm_kernels.conv1d`. A
+            padded position contributes zero.
+        padding_idx: a word whose embedding gets no gradient, as in ``torch.nn.Embedding``.
+        activation, backend: as for :func:`convlm_kernels.conv1d`. The C++ backend chooses between
+            a table of all words and a convolution of gathered embeddings by their cost, which
+            may show in the last bits (:func:`prefers_table`); every other one convolves.
+
+    Returns:
+        (batch, out_channels, out_length), or without batch as ``tokens``; of the dtype of
+        ``embedding``, or the one that autocast gives a convolution.
+
+    Raises:
+        TypeError: an unsupported dtype.
+        ValueError: an unknown ``activation``, ``backend``, or a ``padding_idx`` that is no word.
+        RuntimeError: a token outside the vocabulary on the CPU, an impossible geometry, differing
+            dtypes, or an explicit backend that cannot run this problem.
+    """
+    check_activation(activation)
+    backends.check_name(backend)
+    _check_tokens(tokens)
+    weight = _by_tap(embedding, weight)
+    window = _window(weight, stride, padding, dilation)
+    if padding_idx is not None:
+        embedding = _without_gradient(embedding, check_padding_idx(padding_idx, embedding.shape[0]))
+    if _autocast_enabled(tokens):
+        embedding, weight, bias = functional._autocast(tokens.device.type, embedding, weight, bias)
+    if tokens.dim() == 1:
+        batch = _run(tokens[None], embedding, weight, bias, window, activation, backend)
+        return batch.squeeze(0)
+    return _run(tokens, embedding, weight, bias, window, activation, backend)
+
+
+def _run(
+    tokens: Tensor,
+    embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    activation: str | None,
+    backend: str,
+) -> Tensor:
+    kernels = _has_kernels(tokens, embedding, backend)
+    if kernels and _prefers_table(tokens, embedding, weight.shape[2], window):
+        return _by_table(tokens, embedding, weight, bias, window, activation or "none")
+    if kernels:  # a table of one tap: gathers, and checks the tokens on the way
+        x = lookup.lookup(tokens, embedding.unsqueeze(0), None, (1, 0, 0, 1))
+    else:
+        x = F.embedding(tokens, embedding).transpose(1, 2)
+    stride, pad_left, pad_right, dilation = window
+    pads = pad_left, pad_right
+    return conv1d(x, weight, bias, stride, pads, dilation, activation=activation, backend=backend)
+
+
+def _by_table(
+    tokens: Tensor,
+    embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    activation: str,
+) -> Tensor:
+    dtype = embedding.dtype
+    if dtype in (torch.bfloat16, torch.float16):  # so that sums are rounded once
+        embedding, weight = embedding.float(), weight.float()
+        bias = None if bias is None else bias.float()
+    table = lookup.make_table(embedding, weight)
+    return lookup.lookup(tokens, table, bias, window, activation).to(dtype)
+
+
+def _has_kernels(tokens: Tensor, embedding: Tensor, backend: str) -> bool:
+    return (
+        backend in ("auto", "cpp")
+        and (tokens.is_cpu or tokens.is_meta)
+        and embedding.dtype in backends.KERNEL_DTYPES
+    )
+
+
+def _prefers_table(tokens: Tensor, embedding: Tensor, kernel_size: int, window: Window) -> bool:
+    vocab = embedding.shape[0]
+    if torch.compiler.is_compiling():
+        return prefers_table(vocab, kernel_size)
+    batch, length = tokens.shape
+    stride, pad_left, pad_right, dilation = window
+    out_length = output_length(length, kernel_size, stride, dilation, pad_left, pad_right)
+    return prefers_table(vocab, kernel_size, batch * out_length)
+
+
+def _autocast_enabled(tokens: Tensor) -> bool:
+    if tokens.is_cpu:
+        return torch.is_autocast_enabled("cpu")
+    return functional._autocast_enabled_for(tokens.device.type)
+
+
+def _window(weight: Tensor, stride: object, padding: Padding, dilation: object) -> Window:
+    """The settings as four integers: stride, pad_left, pad_right, dilation."""
+    stride, dilation = as_int("stride", stride), as_int("dilation", dilation)
+    if stride < 1:  # divided by before a kernel can refuse it
+        raise RuntimeError(f"stride must be at least 1, got {stride}")
+    return stride, *resolve_padding(padding, weight.shape[2], stride, dilation), dilation
+
+
+def _check_tokens(tokens: Tensor) -> None:
+    if tokens.dim() not in (1, 2):
+        raise RuntimeError(
+            f"tokens must be (length) or (batch, length), got shape {tuple(tokens.shape)}"
+        )
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise RuntimeError(f"tokens must be int64 or int32, got {tokens.dtype}")
+
+
+def _by_tap(embedding: Tensor, weight: Tensor) -> Tensor:
+    """``weight`` as (out_channels, embedding_dim, kernel_size), which may be a view.
+
+    Raises:
+        RuntimeError: it has neither this shape nor (out_channels, 1, kernel_size * embedding_dim).
+    """
+    if embedding.dim() != 2:
+        raise RuntimeError(
+            f"embedding must be (vocab, embedding_dim), got shape {tuple(embedding.shape)}"
+        )
+    size = embedding.shape[1]
+    if weight.dim() == 3 and size > 0:
+        if weight.shape[1] == size:
+            return weight
+        if weight.shape[1] == 1 and weight.shape[2] % size == 0:
+            return weight.unflatten(2, (-1, size)).squeeze(1).transpose(1, 2)
+    raise RuntimeError(
+        f"weight must be (out_channels, {size}, kernel_size), or end to end (out_channels, 1, "
+        f"kernel_size * {size}), got shape {tuple(weight.shape)}"
+    )
+
+
+def check_padding_idx(padding_idx: int, vocab: int) -> int:
+    """``padding_idx`` counted from the front.
+
+    Raises:
+        ValueError: it is outside [-vocab, vocab).
+    """
+    if not -vocab <= padding_idx < vocab:
+        raise ValueError(f"padding_idx must lie in [-{vocab}, {vocab}), got {padding_idx}")
+    return padding_idx % vocab
+
+
+def _without_gradient(embedding: Tensor, row: int) -> Tensor:
+    rows = torch.arange(embedding.shape[0], device=embedding.device)
+    return torch.where((rows == row)[:, None], embedding.detach(), embedding)
+
+
+class EmbeddingConv1d(nn.Module):
+    """``torch.nn.Embedding`` followed by ``torch.nn.Conv1d``, by look-up.
+
+    The parameters are those of the two: ``embedding.weight`` (vocab, embedding_dim),
+    ``conv.weight`` (out_channels, embedding_dim, kernel_size) and ``conv.bias``. A ``conv.weight``
+    of a convolution with stride ``embedding_dim`` over embeddings laid end to end, of shape
+    (out_channels, 1, kernel_size * embedding_dim), is loaded as well.
+
+    Args:
+        vocab, embedding_dim: of the embedding.
+        out_channels, kernel_size, stride, padding, dilation, bias: of the convolution, in tokens;
+            ``padding`` as for :class:`convlm_kernels.Conv1d`.
+        padding_idx: a word whose embedding starts as zeros and gets no gradient.
+        activation, backend: as for :func:`embedding_conv1d`.
+
+    Shape:
+        tokens (batch, length), int64 or int32, to (batch, out_channels, out_length).
+
+    Raises:
+        ValueError: an argument that the two modules refuse, or an unknown ``activation`` or
+            ``backend``.
+    """
+
+    def __init__(
+        self,
+        vocab: int,
+        embedding_dim: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: Padding = 0,
+        dilation: int = 1,
+        bias: bool = True,
+        padding_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if padding_idx is not None:
+            padding_idx = check_padding_idx(padding_idx, vocab)
+        self.embedding = nn.Embedding(vocab, embedding_dim, padding_idx, device=device, dtype=dtype)
+        self.conv = Conv1d(
+            embedding_dim,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+            activation=activation,
+            backend=backend,
+        )
+        self.register_load_state_dict_pre_hook(_turn_end_to_end_weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        conv = self.conv
+        return embedding_conv1d(
+            tokens,
+            self.embedding.weight,
+            conv.weight,
+            conv.bias,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            padding_idx=self.embedding.padding_idx,
+            activation=conv.activation,
+            backend=conv.backend,
+        )
+
+
+def _turn_end_to_end_weight(
+    module: EmbeddingConv1d, state_dict: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    weight = state_dict.get(prefix + "conv.weight")
+    out_channels, embedding_dim, kernel_size = module.conv.weight.shape
+    if isinstance(weight, Tensor) and weight.shape == (
+        out_channels,
+        1,
+        kernel_size * embedding_dim,
+    ):
+        state_dict[prefix + "conv.weight"] = _by_tap(module.embedding.weight, weight)

@@ -1,0 +1,177 @@
+// The softmax cross-entropy of looked-up logits, and its gradient, without the logits ever leaving
+// the cache: a tile of them is summed up, becomes the gradient in place, and is added to the
+// gradient of the table. The idea is that of Liger-Kernel's fused linear cross-entropy (Hsu et al.,
+// 2024, arXiv 2410.10989).
+
+template <class T>
+struct Largest {
+  static CONVLM_INLINE Vector<T> of(Vector<T> a, Vector<T> b) { return a > b ? a : b; }
+};
+template <class T>
+struct Total {
+  static CONVLM_INLINE Vector<T> of(Vector<T> a, Vector<T> b) { return a + b; }
+};
+
+// Lane i of the result combines all lanes of rows[i]: log2 of the lanes steps for all rows
+// together.
+template <class T, template <class> class Combine, int HALF = 1>
+CONVLM_INLINE Vector<T> combine_lanes(Vector<T>* rows) {
+  constexpr int W = kLanes<T>;
+  if constexpr (HALF == W) {
+    return rows[0];
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < W / HALF / 2; ++i) {
+      exchange<T, HALF>(rows[2 * i], rows[2 * i + 1], std::make_integer_sequence<int, W>{});
+      rows[i] = Combine<T>::of(rows[2 * i], rows[2 * i + 1]);
+    }
+    return combine_lanes<T, Combine, 2 * HALF>(rows);
+  }
+}
+
+// Natural logarithm of normal numbers; NaN for NaN and infinity. In float 1 ulp: x is 2^n * (1 + z)
+// with z around 0, and the polynomial a least-maximum fit of (log(1 + z) - z + z^2 / 2) / z^3.
+CONVLM_INLINE Vector<float> logarithm(Vector<float> x) {
+  constexpr int32_t kRootOfHalf = 0x3f3504f3;
+  const Integers<float> bits = (Integers<float>)x - kRootOfHalf;
+  const Vector<float> n = __builtin_convertvector(bits >> Exp<float>::kMantissa, Vector<float>);
+  const Vector<float> z = (Vector<float>)((bits & 0x7fffff) + kRootOfHalf) - 1.0f;
+  const Vector<float> tail =
+      polynomial<float>(z, {0.333333313f, -0.250008225f, 0.200012267f, -0.166233554f, 0.142017677f,
+                            -0.131602094f, 0.127615184f, -0.076343514f});
+  const Vector<float> log1p = (z * z) * (z * tail - 0.5f) + n * Exp<float>::kLn2Low + z;
+  return n * Exp<float>::kLn2High + log1p + (x - x);
+}
+CONVLM_INLINE Vector<double> logarithm(Vector<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_log(x[i]);
+  return x;
+}
+
+// The rows of a tile of logits become exp(logit - the largest of the row).
+template <class T>
+struct Softmax {
+  static constexpr int W = kLanes<T>;
+  static constexpr int64_t kRows = 32;  // a multiple of the lanes of every instruction set
+  int64_t padded;
+  Integers<T> exists;  // the lanes of the last vector that have a channel
+  T largest[kRows], sum[kRows], log_sum[kRows];
+
+  explicit Softmax(int64_t channels) : padded(divide_up(channels, W) * W), exists{} {
+    for (int i = 0; i < W; ++i) exists[i] = padded - W + i < channels ? -1 : 0;
+  }
+
+  // As many rows at a time as a vector has lanes: the tile has room for them.
+  CONVLM_INLINE void run(T* tile, int64_t rows) {
+    for (int64_t first = 0; first < rows; first += W) {
+      Vector<T> most[W], total[W];
+      for (int i = 0; i < W; ++i) most[i] = largest_lanes(tile + (first + i) * padded);
+      store(largest + first, combine_lanes<T, Largest>(most));
+      for (int i = 0; i < W; ++i)
+        total[i] = exponentials(tile + (first + i) * padded, broadcast(largest[first + i]));
+      const Vector<T> sums = combine_lanes<T, Total>(total);
+      store(sum + first, sums);
+      store(log_sum + first, logarithm(sums));
+    }
+  }
+
+ private:
+  CONVLM_INLINE Vector<T> largest_lanes(const T* row) const {
+    // A lane without a channel repeats the first logit.
+    Vector<T> most = choose<T>(exists, load(row + padded - W), broadcast(row[0]));
+    for (int64_t c = 0; c < padded - W; c += W) most = Largest<T>::of(load(row + c), most);
+    return most;
+  }
+
+  CONVLM_INLINE Vector<T> exponentials(T* row, Vector<T> most) const {
+    Vector<T> total{};
+    for (int64_t c = 0; c < padded - W; c += W) {
+      const Vector<T> e = exponential_below_one<T>(load(row + c) - most);
+      store(row + c, e);
+      total += e;
+    }
+    const Vector<T> last = choose<T>(exists, load(row + padded - W), most);
+    const Vector<T> e = choose<T>(exists, exponential_below_one<T>(last - most), Vector<T>{});
+    store(row + padded - W, e);
+    return total + e;
+  }
+};
+
+template <class T>
+struct CrossEntropy {
+  static constexpr int W = kLanes<T>;
+
+  const CrossEntropyArguments& a;
+  const Conv1dGeometry& g;
+  const Table<T> table;
+  const T* bias;
+  const TableSums<T> sums;  // without data where no gradient is wanted
+
+  static void run(const CrossEntropyArguments& a) {
+    const Conv1dGeometry& g = a.geometry;
+    const Table<T> table(a);
+    const bool gradients = a.grad_embedding != nullptr;
+    const int64_t positions = g.batch * g.out_length;
+    const int64_t pieces = gradients ? table_pieces(g, table.padded) : divide_up(positions, 256);
+    const T* bias = stage_bias<T>(a.bias, g.out_channels, table.padded);
+    const CrossEntropy self{a, g, table, bias,
+                            gradients ? table_sums<T>(g, pieces, table.padded) : TableSums<T>{}};
+    const int64_t work = divide_up(positions, larger(1, pieces)) * table.padded;
+    parallel_jobs(pieces, work * (2 * g.kernel_size + 16), [&](int64_t begin, int64_t end) {
+      for (int64_t piece = begin; piece < end; ++piece)
+        self.add_piece(piece, positions * piece / pieces, positions * (piece + 1) / pieces);
+    });
+    if (!gradients) return;
+    add_pieces(self.sums, pieces);
+    table.grad_weight(self.sums.table(0));
+    table.grad_embedding(self.sums.table(0));
+    if (a.grad_bias != nullptr)
+      store_rows(self.sums.bias(0), table.padded, 1, g.out_channels, static_cast<T*>(a.grad_bias));
+  }
+
+  // The positions [begin, end) of all samples.
+  void add_piece(int64_t piece, int64_t begin, int64_t end) const {
+    if (sums.data != nullptr) sums.clear(piece);
+    Softmax<T> softmax(g.out_channels);
+    T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * softmax.kRows * table.padded));
+    for (int64_t i = 0; i < softmax.kRows * table.padded; i += W) store(tile + i, Vector<T>{});
+    for_stretches(g, begin, end, softmax.kRows, [&](int64_t n, int64_t first, int64_t count) {
+      const int64_t* target = a.target + n * g.out_length + first;
+      T* loss = static_cast<T*>(a.losses) + n * g.out_length + first;
+      for (int64_t t = 0; t < count; ++t) {
+        sum_rows(table.data, rows(n, first + t), bias, g.out_channels, tile + t * table.padded);
+        loss[t] = tile[t * table.padded + target[t]];
+      }
+      softmax.run(tile, count);
+      for (int64_t t = 0; t < count; ++t)
+        loss[t] = softmax.log_sum[t] - (loss[t] - softmax.largest[t]);
+      if (sums.data != nullptr) add_gradients(piece, n, first, count, softmax, target, tile);
+    });
+  }
+
+  // Turns a tile of exponentials into the gradients of its logits, and adds them to the sums.
+  void add_gradients(int64_t piece, int64_t n, int64_t first, int64_t count,
+                     const Softmax<T>& softmax, const int64_t* target, T* tile) const {
+    const T scale = T(1) / (g.batch * g.out_length);
+    for (int64_t t = 0; t < count; ++t) {
+      T* row = tile + t * table.padded;
+      for (int64_t c = 0; c < table.padded; c += W)
+        store(row + c, load(row + c) * (scale / softmax.sum[t]));
+      row[target[t]] -= scale;
+    }
+    for (int64_t t = 0; t < count; ++t)
+      add_to_rows(tile + t * table.padded, table.padded, rows(n, first + t), sums.table(piece));
+    add_tile(tile, table.padded, count, table.padded, sums.bias(piece));
+  }
+
+  CONVLM_INLINE Rows rows(int64_t n, int64_t t) const {
+    return {g, a.tokens + n * g.length, taps_of(g, t), table.padded};
+  }
+};
+
+void cross_entropy(const CrossEntropyArguments& a) {
+#if defined(CONVLM_DOT_BFLOAT16)
+  CONVLM_DOT_BFLOAT16.cross_entropy(a);
+#else
+  a.dtype == ScalarType::float64 ? CrossEntropy<double>::run(a) : CrossEntropy<float>::run(a);
+#endif
+}
