@@ -15,4 +15,17 @@ STABLE_TORCH_LIBRARY(convlm, m) {
       "grad_weight(Tensor grad_output, Tensor x, SymInt kernel_size, SymInt stride, "
       "SymInt pad_left, SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision, "
       "bool with_bias, Tensor? y=None, str activation=\"none\") -> (Tensor, Tensor)");
+  // A chain of convolutions of stride 1. x is (batch, channels, length), or with tokens (batch,
+  // length) an embedding (vocab, channels) of them; an empty bias is none.
+  m.def(
+      "stack_forward(Tensor x, Tensor? tokens, Tensor[] weights, Tensor[] biases, "
+      "int[] dilations, int[] pads, str[] activations, int[] residuals, bool share, bool save) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "stack_backward(Tensor grad_output, Tensor saved, Tensor x, Tensor? tokens, "
+      "Tensor[] weights, Tensor[] biases, int[] dilations, int[] pads, str[] activations, "
+      "int[] residuals, bool share, bool with_x) -> Tensor[]");
+  m.def(
+      "stack_rows(Tensor x, Tensor tokens, Tensor[] weights, Tensor[] biases, int[] dilations, "
+      "int[] pads, str[] activations, int[] residuals, bool share) -> Tensor");
 }

@@ -1,6 +1,7 @@
 // The table of CPU kernels, one for each instruction set.
 #pragma once
 #include "arguments.h"
+#include "stack.h"
 
 namespace convlm::cpu {
 
@@ -28,6 +29,8 @@ struct Kernels {
   Kernel (*grad_input_kernel)(const GradInputArguments&);
   Kernel (*grad_weight_kernel)(const GradWeightArguments&);
   void (*activation_gradient)(const ActivationGradientArguments&);
+  void (*stack_forward)(const StackArguments&);
+  void (*stack_backward)(const StackArguments&);
 };
 
 extern const Kernels generic_kernels;

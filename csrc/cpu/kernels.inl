@@ -45,6 +45,9 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/select.inl"
 #include "cpu/functions.inl"
 #include "cpu/activation_gradient.inl"
+#include "cpu/row_product.inl"
+#include "cpu/stack.inl"
+#include "cpu/stack_backward.inl"
 // clang-format on
 
 }  // namespace
@@ -62,6 +65,8 @@ const Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA),
                                           &CONVLM_ISA::forward_kernel_of,
                                           &CONVLM_ISA::grad_input_kernel_of,
                                           &CONVLM_ISA::grad_weight_kernel_of,
-                                          &CONVLM_ISA::activation_gradient};
+                                          &CONVLM_ISA::activation_gradient,
+                                          &CONVLM_ISA::stack_forward,
+                                          &CONVLM_ISA::stack_backward};
 
 }  // namespace convlm::cpu

@@ -18,7 +18,23 @@ int64_t threads();
 // A buffer of this thread, aligned to a cache line, valid until the same slot is asked for again.
 // Its contents are left from earlier calls. Kept between calls: fresh pages cost more than the
 // work.
-enum class Slot { taps, parts, plan, weight, staged, panel, tile, partial, last, count };
+enum class Slot {
+  taps,
+  parts,
+  plan,
+  weight,
+  staged,
+  panel,
+  tile,
+  partial,
+  last,
+  stack,
+  stack_group,
+  stack_sums,
+  links,
+  numbers,
+  count
+};
 void* scratch(Slot slot, size_t bytes);
 
 }  // namespace convlm::cpu

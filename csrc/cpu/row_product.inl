@@ -1,0 +1,263 @@
+// Products of rows, the core of fused stacks: a row holds the channels of a position, and rows are
+// found through pointers, so that padding, dilation and rows shared by several positions all look
+// alike here.
+
+// Rows at a time for each number of vectors, so that the sums fill the registers.
+template <int VECTORS>
+constexpr int kRowsAtOnce = (CONVLM_VECTOR_BYTES == 64 ? 24 : 12) / VECTORS;
+// Rows of a tile: whole strips of each of these.
+constexpr int64_t kTileRows = CONVLM_VECTOR_BYTES == 64 ? 48 : 24;
+// The additions that one register takes before its sum goes elsewhere.
+constexpr int64_t kRowChain = 128;
+
+// Rows begin at cache lines.
+template <class T>
+constexpr int64_t row_pitch(int64_t channels) {
+  constexpr int64_t line = 64 / sizeof(T);
+  return divide_up(channels, line) * line;
+}
+
+// Columns of a weight, cut into panels of at most kMaxVectors vectors.
+template <class T>
+struct Panels {
+  int64_t vectors, count, pitch;
+
+  explicit Panels(int64_t columns)
+      : vectors(divide_up(columns, kLanes<T>)),
+        count(divide_up(vectors, kMaxVectors)),
+        pitch(divide_up(vectors, count) * kLanes<T>) {}
+  int64_t first(int64_t panel) const { return vectors * panel / count; }
+  int width(int64_t panel) const { return static_cast<int>(first(panel + 1) - first(panel)); }
+  int64_t columns() const { return vectors * kLanes<T>; }
+};
+
+// A weight as the core reads it: [panel][channel][tap][pitch].
+template <class T>
+struct PackedWeight {
+  Panels<T> panels;
+  int64_t channels, taps;
+  const T* data;
+
+  int64_t size() const { return panels.count * channels * taps * panels.pitch; }
+  const T* panel(int64_t index) const { return data + index * channels * taps * panels.pitch; }
+};
+
+template <class T>
+struct RowProduct {
+  const T* const* rows;  // [tap][kTileRows]
+  const T* zeros;        // where a row points that is nothing but padding
+  const T* weight;
+  int64_t taps, channels;
+  int64_t tap_step, channel_step;  // of the weight
+  T* out;
+  int64_t out_pitch;
+};
+
+// out[i][:] = sum over taps and channels of rows[tap][i][channel] * weight[channel][tap][:]. Each
+// tap is summed by itself: then it makes no difference to the bits whether products are gathered
+// after the multiplication or rows before it.
+template <class T, int VECTORS>
+void row_product(const RowProduct<T>& p) {
+  constexpr int W = kLanes<T>, ROWS = kRowsAtOnce<VECTORS>;
+  Vector<T> total[ROWS][VECTORS] = {};
+  for (int64_t k = 0; k < p.taps; ++k) {
+    const T* const* rows = p.rows + k * kTileRows;
+    bool padding = true;
+#pragma GCC unroll 32
+    for (int i = 0; i < ROWS; ++i) padding = padding && rows[i] == p.zeros;
+    if (padding) continue;
+    Vector<T> part[ROWS][VECTORS] = {};
+    for (int64_t first = 0; first < p.channels; first += kRowChain) {
+      Vector<T> sum[ROWS][VECTORS];
+#pragma GCC unroll 32
+      for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<T>{};
+      const T* weight = p.weight + k * p.tap_step + first * p.channel_step;
+      const int64_t last = smaller(p.channels, first + kRowChain);
+      for (int64_t c = first; c < last; ++c, weight += p.channel_step) {
+        Vector<T> v[VECTORS];
+#pragma GCC unroll 4
+        for (int j = 0; j < VECTORS; ++j) v[j] = load(weight + j * W);
+#pragma GCC unroll 32
+        for (int i = 0; i < ROWS; ++i) {
+          const T scalar = rows[i][c];
+#pragma GCC unroll 4
+          for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(sum[i][j], scalar, v[j]);
+        }
+      }
+      for (int i = 0; i < ROWS; ++i)
+        for (int j = 0; j < VECTORS; ++j) part[i][j] += sum[i][j];
+    }
+    for (int i = 0; i < ROWS; ++i)
+      for (int j = 0; j < VECTORS; ++j) total[i][j] += part[i][j];
+  }
+  for (int i = 0; i < ROWS; ++i)
+    for (int j = 0; j < VECTORS; ++j) store(p.out + i * p.out_pitch + j * W, total[i][j]);
+}
+
+// The rows of one tile, in strips, times all panels of a weight.
+template <class T, int... V>
+CONVLM_INLINE void multiply_tile(RowProduct<T> p, const PackedWeight<T>& weight, int64_t first_tap,
+                                 int64_t rows, std::integer_sequence<int, V...>) {
+  static constexpr void (*table[])(const RowProduct<T>&) = {&row_product<T, V + 1>...};
+  static constexpr int rows_at_once[] = {kRowsAtOnce<V + 1>...};
+  const T* const* first_row = p.rows;
+  T* const out = p.out;
+  p.tap_step = weight.panels.pitch;
+  p.channel_step = weight.taps * p.tap_step;
+  for (int64_t panel = 0; panel < weight.panels.count; ++panel) {
+    const int width = weight.panels.width(panel);
+    p.weight = weight.panel(panel) + first_tap * weight.panels.pitch;
+    for (int64_t i = 0; i < rows; i += rows_at_once[width - 1]) {
+      p.rows = first_row + i;
+      p.out = out + i * p.out_pitch + weight.panels.first(panel) * kLanes<T>;
+      table[width - 1](p);
+    }
+  }
+}
+
+// Rows, and which of them each row of a result reads with each tap.
+template <class T>
+struct LinkedRows {
+  const T* data;
+  int64_t pitch, tap_pitch;  // tap_pitch: where each tap has rows of its own
+  const T* zeros;
+  const int32_t* links;  // [tap][link_pitch]; null: row r reads row r
+  int64_t link_pitch;
+
+  const T* at(int64_t tap, int64_t row) const {
+    if (links == nullptr) return data + tap * tap_pitch + row * pitch;
+    const int32_t link = links[tap * link_pitch + row];
+    return link < 0 ? zeros : data + link * pitch;
+  }
+};
+
+// Calls finish(tile, pitch, first, count) for each tile of the product of `count` linked rows with
+// `taps` taps of a weight, from `first_tap` on.
+template <class T, class Finish>
+CONVLM_INLINE void multiply_rows(const LinkedRows<T>& in, int64_t count,
+                                 const PackedWeight<T>& weight, int64_t first_tap, int64_t taps,
+                                 const Finish& finish) {
+  // One vector more than there are columns: what reads the second half of a gated row may pass the
+  // end.
+  const int64_t tile_pitch = weight.panels.columns() + kLanes<T>;
+  const int64_t tiles = divide_up(count, kTileRows);
+  const int64_t work = kTileRows * taps * weight.channels * weight.panels.columns();
+  parallel_jobs(tiles, work, [&](int64_t begin, int64_t end) {
+    T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kTileRows * tile_pitch));
+    const T** rows = static_cast<const T**>(scratch(Slot::plan, sizeof(T*) * taps * kTileRows));
+    for (int64_t job = begin; job < end; ++job) {
+      const int64_t first = job * kTileRows, tile_rows = smaller(kTileRows, count - first);
+      for (int64_t k = 0; k < taps; ++k)
+        for (int64_t i = 0; i < kTileRows; ++i)
+          rows[k * kTileRows + i] = i < tile_rows ? in.at(k, first + i) : in.zeros;
+      RowProduct<T> p{rows, in.zeros, nullptr, taps, weight.channels, 0, 0, tile, tile_pitch};
+      multiply_tile(p, weight, first_tap, tile_rows,
+                    std::make_integer_sequence<int, kMaxVectors>{});
+      finish(tile, tile_pitch, first, tile_rows);
+    }
+  });
+}
+
+// ---- the gradient of the weight ----
+
+// sums[channel][:] += sum over rows of in[row][channel] * grad[row][:], for a few channels.
+template <class T>
+struct RowGradient {
+  const T* const* in;
+  const T* const* grad;
+  int64_t rows, channel, column;  // the first ones
+  T* sums;
+  int64_t sums_pitch;
+};
+
+template <class T, int VECTORS>
+void row_gradient(const RowGradient<T>& p) {
+  constexpr int W = kLanes<T>, CHANNELS = kRowsAtOnce<VECTORS>;
+  Vector<T> sum[CHANNELS][VECTORS];
+#pragma GCC unroll 32
+  for (int i = 0; i < CHANNELS; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<T>{};
+  for (int64_t r = 0; r < p.rows; ++r) {
+    const T *in = p.in[r] + p.channel, *grad = p.grad[r] + p.column;
+    Vector<T> v[VECTORS];
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) v[j] = load(grad + j * W);
+#pragma GCC unroll 32
+    for (int i = 0; i < CHANNELS; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(sum[i][j], in[i], v[j]);
+  }
+#pragma GCC unroll 32
+  for (int i = 0; i < CHANNELS; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) {
+      T* out = p.sums + i * p.sums_pitch + j * W;
+      store(out, load(out) + sum[i][j]);
+    }
+}
+
+// The gradient of a weight as it is summed: [channel][tap][pitch], then the bias. A tile of
+// channels may reach past the last one, into rows that nobody reads.
+template <class T>
+struct WeightSums {
+  int64_t channels, taps, columns;
+  Panels<T> panels;
+  T* data;
+
+  int64_t pitch() const { return panels.columns(); }
+  int64_t size() const { return ((channels + kTileRows) * taps + 1) * pitch(); }
+  T* row(int64_t channel, int64_t tap) const { return data + (channel * taps + tap) * pitch(); }
+  T* bias() const { return row(channels + kTileRows, 0); }
+};
+
+// Rows of the result that are added up in registers, and stay in the first cache.
+constexpr int64_t kGradientRows = 64;
+
+template <class T, int... V>
+CONVLM_INLINE void add_gradient_block(RowGradient<T> p, const WeightSums<T>& sums, int64_t tap,
+                                      int64_t first, int64_t last,
+                                      std::integer_sequence<int, V...>) {
+  static constexpr void (*table[])(const RowGradient<T>&) = {&row_gradient<T, V + 1>...};
+  static constexpr int channels_at_once[] = {kRowsAtOnce<V + 1>...};
+  p.sums_pitch = sums.taps * sums.pitch();
+  for (int64_t panel = 0; panel < sums.panels.count; ++panel) {
+    const int width = sums.panels.width(panel);
+    p.column = sums.panels.first(panel) * kLanes<T>;
+    for (p.channel = first; p.channel < last; p.channel += channels_at_once[width - 1]) {
+      p.sums = sums.row(p.channel, tap) + p.column;
+      table[width - 1](p);
+    }
+  }
+}
+
+// sums += the gradient from `count` rows of the result. in.at(tap, row) was multiplied by the tap,
+// grad.at(tap, row) is the gradient of that product. Cut by taps and channels: a sum is made by one
+// thread, in the order of the rows.
+template <class T>
+void add_weight_gradient(const LinkedRows<T>& in, const LinkedRows<T>& grad, int64_t count,
+                         const WeightSums<T>& sums) {
+  const int64_t blocks = divide_up(sums.channels, kTileRows);
+  parallel_jobs(sums.taps * blocks, count * kTileRows * sums.columns,
+                [&](int64_t begin, int64_t end) {
+                  const T** rows =
+                      static_cast<const T**>(scratch(Slot::plan, sizeof(T*) * 2 * kGradientRows));
+                  for (int64_t job = begin; job < end; ++job) {
+                    const int64_t tap = job / blocks, first_channel = job % blocks * kTileRows;
+                    for (int64_t row = 0; row < count;) {
+                      RowGradient<T> p{rows, rows + kGradientRows, 0, 0, 0, nullptr, 0};
+                      for (; row < count && p.rows < kGradientRows; ++row) {
+                        const T* from = in.at(tap, row);
+                        if (from == in.zeros) continue;
+                        rows[p.rows] = from;
+                        rows[kGradientRows + p.rows++] = grad.at(tap, row);
+                      }
+                      add_gradient_block(p, sums, tap, first_channel,
+                                         smaller(first_channel + kTileRows, sums.channels),
+                                         std::make_integer_sequence<int, kMaxVectors>{});
+                    }
+                  }
+                });
+}
