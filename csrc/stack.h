@@ -49,6 +49,10 @@ struct StackArguments {
   // The rows of all layers but the last, and slopes; where null, nothing is kept for gradients.
   void* saved;
 
+  // Of the softmax cross-entropy of each position of the result, (batch, out_length), contiguous.
+  const int64_t* target;
+  void* losses;
+
   void* output;              // contiguous (batch, channels, out_length); null where there is a loss
   ConstTensor grad_output;   // of that shape
   MutableTensor grad_input;  // as `input`; data is null where it is not wanted

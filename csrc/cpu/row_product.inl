@@ -53,22 +53,35 @@ struct RowProduct {
   int64_t out_pitch;
 };
 
+// tile[i][j] = sum[i][j], or that more.
+template <class T, int ROWS, int VECTORS>
+CONVLM_INLINE void put_sums(T* tile, int64_t pitch, const Vector<T> (&sum)[ROWS][VECTORS],
+                            bool add) {
+#pragma GCC unroll 32
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) {
+      T* out = tile + i * pitch + j * kLanes<T>;
+      store(out, add ? load(out) + sum[i][j] : sum[i][j]);
+    }
+}
+
 // out[i][:] = sum over taps and channels of rows[tap][i][channel] * weight[channel][tap][:]. Each
 // tap is summed by itself: then it makes no difference to the bits whether products are gathered
 // after the multiplication or rows before it.
 template <class T, int VECTORS>
 void row_product(const RowProduct<T>& p) {
   constexpr int W = kLanes<T>, ROWS = kRowsAtOnce<VECTORS>;
-  Vector<T> total[ROWS][VECTORS] = {};
+  T part[ROWS * VECTORS * W];
+  bool any = false;
   for (int64_t k = 0; k < p.taps; ++k) {
     const T* const* rows = p.rows + k * kTileRows;
     bool padding = true;
 #pragma GCC unroll 32
     for (int i = 0; i < ROWS; ++i) padding = padding && rows[i] == p.zeros;
     if (padding) continue;
-    Vector<T> part[ROWS][VECTORS] = {};
+    Vector<T> sum[ROWS][VECTORS];
     for (int64_t first = 0; first < p.channels; first += kRowChain) {
-      Vector<T> sum[ROWS][VECTORS];
 #pragma GCC unroll 32
       for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 4
@@ -86,14 +99,16 @@ void row_product(const RowProduct<T>& p) {
           for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(sum[i][j], scalar, v[j]);
         }
       }
-      for (int i = 0; i < ROWS; ++i)
-        for (int j = 0; j < VECTORS; ++j) part[i][j] += sum[i][j];
+      if (p.channels > kRowChain) put_sums<T>(part, VECTORS * W, sum, first > 0);
     }
-    for (int i = 0; i < ROWS; ++i)
-      for (int j = 0; j < VECTORS; ++j) total[i][j] += part[i][j];
+    if (p.channels > kRowChain)
+      for (int i = 0; i < ROWS; ++i)
+        for (int j = 0; j < VECTORS; ++j) sum[i][j] = load(part + (i * VECTORS + j) * W);
+    put_sums<T>(p.out, p.out_pitch, sum, any);
+    any = true;
   }
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < VECTORS; ++j) store(p.out + i * p.out_pitch + j * W, total[i][j]);
+  const Vector<T> zero[ROWS][VECTORS] = {};
+  if (!any) put_sums<T>(p.out, p.out_pitch, zero, false);
 }
 
 // The rows of one tile, in strips, times all panels of a weight.

@@ -279,10 +279,10 @@ TapProducts<T> take_tap_products(Arena& arena, const StackArguments& a) {
   return {arena.take<T>(size + kLanes<T>), 0, 0};
 }
 
-template <class T>
+template <class T, class Finish>
 void multiply_then_gather(const StackLayer& layer, const LinkedRows<T>& in,
                           const PackedLayer<T>& packed, TapProducts<T> products,
-                          const FinishRows<T>& finish) {
+                          const Finish& finish) {
   constexpr int W = kLanes<T>;
   const int64_t columns = packed.weight.panels.columns();
   products.pitch = row_pitch<T>(layer.columns);
@@ -431,17 +431,30 @@ struct StackGroup {
     }
   }
 
-  void forward() const {
+  // To the rows of a layer's result.
+  FinishRows<T> finish(int64_t i) const {
+    return {a.layers[i], input_of(i), plan.packed[i].bias, rows_of(i)};
+  }
+
+  template <class Finish>
+  void run_layer(int64_t i, const Finish& finish_tile) const {
+    const StackLayer current = layer(i);
+    const PackedLayer<T>& packed = plan.packed[i];
+    if (current.multiply_first())
+      multiply_then_gather(current, input_of(i), packed, products, finish_tile);
+    else
+      multiply_rows(input_of(i), current.out_rows, packed.weight, 0, current.kernel_size,
+                    finish_tile);
+  }
+
+  void forward_before_last() const {
     stage_input();
-    for (int64_t i = 0; i < a.depth; ++i) {
-      const StackLayer current = layer(i);
-      const LinkedRows<T> in = input_of(i);
-      const FinishRows<T> finish{current, in, plan.packed[i].bias, rows_of(i)};
-      if (current.multiply_first())
-        multiply_then_gather(current, in, plan.packed[i], products, finish);
-      else
-        multiply_rows(in, current.out_rows, plan.packed[i].weight, 0, current.kernel_size, finish);
-    }
+    for (int64_t i = 0; i + 1 < a.depth; ++i) run_layer(i, finish(i));
+  }
+
+  void forward() const {
+    forward_before_last();
+    run_layer(a.depth - 1, finish(a.depth - 1));
   }
 };
 
