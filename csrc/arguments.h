@@ -63,4 +63,51 @@ struct GradWeightArguments {
   void* grad_bias;    // contiguous, or null
 };
 
+// A look-up is the convolution of one-hot vectors: the vocabulary is the channels of its input, and
+// the table (kernel_size, vocab, out_channels) is its weight. Tokens are below in_channels.
+
+struct LookupArguments {
+  Conv1dGeometry geometry;
+  ScalarType dtype;
+  const int64_t* tokens;  // (batch, length), contiguous
+  const void* table;      // contiguous
+  ConstTensor bias;       // data is null without a bias
+  Activation activation;
+  void* y;  // contiguous
+};
+
+struct GradTableArguments {
+  Conv1dGeometry geometry;
+  ScalarType dtype;
+  const int64_t* tokens;  // (batch, length), contiguous
+  ConstTensor grad_output;
+  void* grad_table;  // contiguous
+  void* grad_bias;   // contiguous, or null
+};
+
+// Of float32 and float64 only. The table is the product of weight (out_channels, embedding_dim,
+// kernel_size) and embedding (vocab, embedding_dim).
+struct CrossEntropyArguments {
+  Conv1dGeometry geometry;
+  ScalarType dtype;
+  int64_t embedding_dim;
+  const int64_t* tokens;  // (batch, length), contiguous
+  const int64_t* target;  // (batch, out_length), contiguous, below out_channels
+  ConstTensor embedding, weight;
+  ConstTensor bias;      // data is null without a bias
+  void* losses;          // (batch, out_length), contiguous
+  void* grad_embedding;  // of the mean loss, contiguous; null where no gradient is wanted
+  void* grad_weight;     // of the mean loss, with the strides of weight
+  void* grad_bias;       // of the mean loss, contiguous, or null
+};
+
+// parameter -= lr * gradient, for `count` elements that are `stride` apart.
+struct SgdArguments {
+  ScalarType dtype;
+  int64_t count, parameter_stride, gradient_stride;
+  void* parameter;
+  const void* gradient;
+  double lr;
+};
+
 }  // namespace convlm

@@ -4,6 +4,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <string>
+#include <vector>
 
 #include "arguments.h"
 #include "geometry.h"
@@ -16,6 +17,13 @@ inline std::string shape_of(const Tensor& t) {
   std::string text = "(";
   for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
   return text + ")";
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t i = 0; i < a.dim(); ++i)
+    if (a.size(i) != b.size(i)) return false;
+  return true;
 }
 
 // The activation of a gradient's y, and the word that named it.
@@ -148,9 +156,11 @@ class GeometryChecks {
 
   Conv1dGeometry geometry_{};
 
+ protected:
+  const char* function_;
+
  private:
   static constexpr int64_t kLargest = int64_t{1} << 40;
-  const char* function_;
 };
 
 inline Conv1dGeometry check_forward(const Tensor& x, const Tensor& weight, const Tensor* bias,
@@ -198,6 +208,23 @@ inline Conv1dGeometry check_grad_weight(const Tensor& grad_output, const Tensor&
   checks.grad_output(grad_output);
   checks.activated(y, activation, grad_output);
   return checks.geometry_;
+}
+
+inline void check_sgd(const std::vector<Tensor>& parameters, const std::vector<Tensor>& gradients) {
+  STD_TORCH_CHECK(parameters.size() == gradients.size(),
+                  "sgd_: there must be a gradient for each parameter, got ", gradients.size(),
+                  " for ", parameters.size());
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const Tensor &p = parameters[i], &g = gradients[i];
+    STD_TORCH_CHECK(same_shape(p, g), "sgd_: gradient ", i, " must have the shape ", shape_of(p),
+                    " of its parameter, got ", shape_of(g));
+    STD_TORCH_CHECK(p.scalar_type() == g.scalar_type(), "sgd_: gradient ", i,
+                    " and its parameter must have one dtype, got ",
+                    torch::headeronly::toString(g.scalar_type()), " and ",
+                    torch::headeronly::toString(p.scalar_type()));
+    STD_TORCH_CHECK(p.device() == g.device(), "sgd_: gradient ", i,
+                    " and its parameter must be on one device");
+  }
 }
 
 }  // namespace convlm

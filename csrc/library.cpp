@@ -15,6 +15,21 @@ STABLE_TORCH_LIBRARY(convlm, m) {
       "grad_weight(Tensor grad_output, Tensor x, SymInt kernel_size, SymInt stride, "
       "SymInt pad_left, SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision, "
       "bool with_bias, Tensor? y=None, str activation=\"none\") -> (Tensor, Tensor)");
+  m.def(
+      "lookup(Tensor tokens, Tensor table, Tensor? bias, SymInt stride, SymInt pad_left, "
+      "SymInt pad_right, SymInt dilation, str activation) -> Tensor");
+  m.def(
+      "lookup_grad_table(Tensor grad_output, Tensor tokens, SymInt kernel_size, SymInt vocab, "
+      "SymInt stride, SymInt pad_left, SymInt pad_right, SymInt dilation, bool with_bias) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "lookup_cross_entropy(Tensor tokens, Tensor target, Tensor embedding, Tensor weight, "
+      "Tensor? bias, SymInt stride, SymInt pad_left, SymInt pad_right, SymInt dilation) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "lookup_losses(Tensor tokens, Tensor target, Tensor embedding, Tensor weight, Tensor? bias, "
+      "SymInt stride, SymInt pad_left, SymInt pad_right, SymInt dilation) -> Tensor");
+  m.def("sgd_(Tensor(a!)[] parameters, Tensor[] gradients, float lr) -> ()");
   // A chain of convolutions of stride 1. x is (batch, channels, length), or with tokens (batch,
   // length) an embedding (vocab, channels) of them; an empty bias is none.
   m.def(
@@ -28,4 +43,13 @@ STABLE_TORCH_LIBRARY(convlm, m) {
   m.def(
       "stack_rows(Tensor x, Tensor tokens, Tensor[] weights, Tensor[] biases, int[] dilations, "
       "int[] pads, str[] activations, int[] residuals, bool share) -> Tensor");
+  // Over tokens, with target (batch, out_length): the mean cross-entropy and its gradients of x,
+  // the weights and the biases; and the losses of all positions.
+  m.def(
+      "stack_cross_entropy(Tensor x, Tensor tokens, Tensor target, Tensor[] weights, "
+      "Tensor[] biases, int[] dilations, int[] pads, str[] activations, int[] residuals, "
+      "bool share) -> (Tensor, Tensor[])");
+  m.def(
+      "stack_losses(Tensor x, Tensor tokens, Tensor target, Tensor[] weights, Tensor[] biases, "
+      "int[] dilations, int[] pads, str[] activations, int[] residuals, bool share) -> Tensor");
 }

@@ -29,8 +29,13 @@ struct Kernels {
   Kernel (*grad_input_kernel)(const GradInputArguments&);
   Kernel (*grad_weight_kernel)(const GradWeightArguments&);
   void (*activation_gradient)(const ActivationGradientArguments&);
+  void (*lookup)(const LookupArguments&);
+  void (*grad_table)(const GradTableArguments&);
+  void (*cross_entropy)(const CrossEntropyArguments&);
+  void (*sgd)(const SgdArguments&);
   void (*stack_forward)(const StackArguments&);
   void (*stack_backward)(const StackArguments&);
+  void (*stack_loss)(const StackArguments&);
 };
 
 extern const Kernels generic_kernels;

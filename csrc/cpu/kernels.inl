@@ -45,9 +45,15 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/select.inl"
 #include "cpu/functions.inl"
 #include "cpu/activation_gradient.inl"
+#include "cpu/lookup.inl"
+#include "cpu/grad_table.inl"
+#include "cpu/table.inl"
+#include "cpu/cross_entropy.inl"
+#include "cpu/sgd.inl"
 #include "cpu/row_product.inl"
 #include "cpu/stack.inl"
 #include "cpu/stack_backward.inl"
+#include "cpu/stack_loss.inl"
 // clang-format on
 
 }  // namespace
@@ -66,7 +72,12 @@ const Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA),
                                           &CONVLM_ISA::grad_input_kernel_of,
                                           &CONVLM_ISA::grad_weight_kernel_of,
                                           &CONVLM_ISA::activation_gradient,
+                                          &CONVLM_ISA::lookup,
+                                          &CONVLM_ISA::grad_table,
+                                          &CONVLM_ISA::cross_entropy,
+                                          &CONVLM_ISA::sgd,
                                           &CONVLM_ISA::stack_forward,
-                                          &CONVLM_ISA::stack_backward};
+                                          &CONVLM_ISA::stack_backward,
+                                          &CONVLM_ISA::stack_loss};
 
 }  // namespace convlm::cpu

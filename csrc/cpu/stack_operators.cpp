@@ -9,6 +9,8 @@
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 #include "cpu/links.h"
+#include "cpu/mean.h"
+#include "cpu/tokens.h"
 #include "stack_checks.h"
 
 namespace convlm::cpu {
@@ -47,8 +49,7 @@ class StackCall {
     arguments_.group = tokens ? arguments_.batch : samples_of_group(x);
     take_links(function);
     if (tokens)
-      link_tokens(tokens_.data(), arguments_.batch, x.size(0), checks_.taps_, share,
-                  arguments_.layers);
+      link_tokens(tokens_, arguments_.batch, x.size(0), checks_.taps_, share, arguments_.layers);
     else
       for (int64_t i = 0; i < arguments_.depth; ++i)
         link_positions(checks_.taps_[i], arguments_.batch, arguments_.group, arguments_.layers[i]);
@@ -57,6 +58,33 @@ class StackCall {
   StackArguments& arguments() { return arguments_; }
   const StackLayer& last() const { return arguments_.layers[arguments_.depth - 1]; }
   std::vector<StackLayer>& layers() { return checks_.layers_; }
+
+  // For x (empty where it is not wanted), the weights, and the biases.
+  Tensors allocate_gradients(const Tensor& x, const Tensors& weights, const Tensors& biases,
+                             bool with_x) {
+    Tensors results;
+    const std::vector<int64_t> x_sizes(x.sizes().begin(), x.sizes().end());
+    results.push_back(torch::stable::new_empty(x, with_x ? x_sizes : std::vector<int64_t>{0}));
+    if (with_x) arguments_.grad_input.data = results[0].mutable_data_ptr();
+    for (size_t i = 0; i < weights.size(); ++i) {
+      results.push_back(torch::stable::empty_like(weights[i]));
+      layers()[i].grad_weight = writable(results.back());
+    }
+    for (size_t i = 0; i < biases.size(); ++i) {
+      results.push_back(torch::stable::new_empty(biases[i], {biases[i].numel()}));
+      if (biases[i].numel() > 0) layers()[i].grad_bias = writable(results.back());
+    }
+    return results;
+  }
+
+  void take_target(const char* function, const Tensor& target) {
+    check_indices(function, "target", target, "(batch, out_length)");
+    STD_TORCH_CHECK(target.size(0) == arguments_.batch && target.size(1) == arguments_.out_length,
+                    function, ": target must have the shape (", arguments_.batch, ", ",
+                    arguments_.out_length, "), got ", shape_of(target));
+    arguments_.target = read_tokens(function, "target", target, "out_channels",
+                                    last().out_channels(), Slot::target);
+  }
 
   // In bytes, and the same whether rows are shared or not: what is shared needs less.
   int64_t saved_size(const Tensor& x) const {
@@ -70,6 +98,22 @@ class StackCall {
   }
 
  private:
+  static MutableTensor writable(Tensor& t) {
+    MutableTensor result{t.mutable_data_ptr(), {0, 0, 0}};
+    for (int64_t i = 0; i < t.dim(); ++i) result.stride[i] = t.stride(i);
+    return result;
+  }
+
+  static void check_indices(const char* function, const char* argument, const Tensor& t,
+                            const char* dimensions) {
+    using Dtype = torch::headeronly::ScalarType;
+    STD_TORCH_CHECK(t.dim() == 2, function, ": ", argument, " must have the two dimensions ",
+                    dimensions, ", got shape ", shape_of(t));
+    STD_TORCH_CHECK(t.scalar_type() == Dtype::Long || t.scalar_type() == Dtype::Int, function, ": ",
+                    argument, " must be int64 or int32, got ",
+                    torch::headeronly::toString(t.scalar_type()));
+  }
+
   void check_x(const char* function, const Tensor& x) {
     GeometryChecks(function, 1, 0, 0, 1, 1)
         .three_dimensional("x", x, "(batch, in_channels, length)");
@@ -83,25 +127,11 @@ class StackCall {
                     ": x, the embedding of the tokens, must have the two dimensions (vocab, "
                     "channels), got shape ",
                     shape_of(embedding));
-    STD_TORCH_CHECK(tokens.dim() == 2, function,
-                    ": tokens must have the two dimensions (batch, length), got shape ",
-                    shape_of(tokens));
-    STD_TORCH_CHECK(tokens.scalar_type() == torch::headeronly::ScalarType::Long, function,
-                    ": tokens must be int64, got ",
-                    torch::headeronly::toString(tokens.scalar_type()));
+    check_indices(function, "tokens", tokens, "(batch, length)");
     arguments_.batch = tokens.size(0);
     arguments_.length = tokens.size(1);
     checks_.layers("x", embedding, embedding.size(1), tokens.size(1));
-    tokens_.resize(arguments_.batch * arguments_.length);
-    const int64_t* in = static_cast<const int64_t*>(tokens.const_data_ptr());
-    for (int64_t n = 0; n < arguments_.batch; ++n)
-      for (int64_t t = 0; t < arguments_.length; ++t) {
-        const int64_t token = in[n * tokens.stride(0) + t * tokens.stride(1)];
-        STD_TORCH_CHECK(0 <= token && token < embedding.size(0), function,
-                        ": tokens must be from 0 to ", embedding.size(0) - 1, ", got ", token,
-                        " at (", n, ", ", t, ")");
-        tokens_[n * arguments_.length + t] = token;
-      }
+    tokens_ = read_tokens(function, "tokens", tokens, "vocab", embedding.size(0), Slot::tokens);
   }
 
   int64_t samples_of_group(const Tensor& x) const {
@@ -131,7 +161,7 @@ class StackCall {
   }
 
   StackChecks checks_;
-  std::vector<int64_t> tokens_;
+  const int64_t* tokens_ = nullptr;
   StackArguments arguments_{};
 };
 
@@ -143,6 +173,8 @@ StackSettings settings_of(std::vector<int64_t> dilations, std::vector<int64_t> p
 Tensor bytes_like(const Tensor& t, int64_t size) {
   return torch::stable::new_empty(t, {size}, torch::headeronly::ScalarType::Byte);
 }
+
+void clear(Tensor& t) { std::memset(t.mutable_data_ptr(), 0, t.numel() * t.element_size()); }
 
 std::tuple<Tensor, Tensor> stack_forward(const Tensor& x, const OptionalTensor& tokens,
                                          Tensors weights, Tensors biases,
@@ -178,28 +210,59 @@ Tensors stack_backward(const Tensor& grad_output, const Tensor& saved, const Ten
                   call.saved_size(x), " elements, got ", saved.numel());
   a.grad_output = operand(grad_output);
   a.saved = const_cast<void*>(saved.const_data_ptr());
-  Tensors results;
-  results.push_back(
-      torch::stable::new_empty(x, with_x ? std::vector<int64_t>(x.sizes().begin(), x.sizes().end())
-                                         : std::vector<int64_t>{0}));
-  if (with_x) a.grad_input.data = results[0].mutable_data_ptr();
-  for (const Tensor& w : weights) {
-    results.push_back(torch::stable::new_empty(w, {w.size(0), w.size(1), w.size(2)}));
-    call.layers()[results.size() - 2].grad_weight = {results.back().mutable_data_ptr(),
-                                                     {w.size(1) * w.size(2), w.size(2), 1}};
-  }
-  for (size_t i = 0; i < biases.size(); ++i) {
-    results.push_back(torch::stable::new_empty(biases[i], {biases[i].numel()}));
-    if (biases[i].numel() > 0)
-      call.layers()[i].grad_bias = {results.back().mutable_data_ptr(), {1, 0, 0}};
-  }
-  if (a.batch > 0) {
+  Tensors results = call.allocate_gradients(x, weights, biases, with_x);
+  if (a.batch > 0)
     kernels().stack_backward(a);
-  } else {
-    for (Tensor& result : results)
-      std::memset(result.mutable_data_ptr(), 0, result.numel() * result.element_size());
-  }
+  else
+    for (Tensor& result : results) clear(result);
   return results;
+}
+
+// A call whose result is compared with a target.
+StackCall loss_call(const char* function, const Tensor& x, const Tensor& tokens,
+                    const Tensor& target, const Tensors& weights, const Tensors& biases,
+                    const StackSettings& settings, bool share) {
+  StackCall call(function, x, tokens, weights, biases, settings, share);
+  STD_TORCH_CHECK(dtype_of(x) == ScalarType::float32 || dtype_of(x) == ScalarType::float64,
+                  function, ": x must be float32 or float64, got ",
+                  torch::headeronly::toString(x.scalar_type()));
+  call.take_target(function, target);
+  return call;
+}
+
+std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& tokens,
+                                                const Tensor& target, Tensors weights,
+                                                Tensors biases, std::vector<int64_t> dilations,
+                                                std::vector<int64_t> pads,
+                                                std::vector<std::string> activations,
+                                                std::vector<int64_t> residuals, bool share) {
+  const StackSettings settings = settings_of(dilations, pads, activations, residuals);
+  StackCall call =
+      loss_call("stack_cross_entropy", x, tokens, target, weights, biases, settings, share);
+  StackArguments& a = call.arguments();
+  Tensor loss = torch::stable::new_empty(x, {});
+  Tensors results = call.allocate_gradients(x, weights, biases, true);
+  a.losses = scratch(Slot::losses, target.numel() * x.element_size());
+  if (a.batch > 0)
+    kernels().stack_loss(a);
+  else
+    for (Tensor& result : results) clear(result);
+  const bool is_double = a.dtype == ScalarType::float64;
+  (is_double ? mean<double> : mean<float>)(a.losses, target.numel(), loss.mutable_data_ptr());
+  return {loss, results};
+}
+
+Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target, Tensors weights,
+                    Tensors biases, std::vector<int64_t> dilations, std::vector<int64_t> pads,
+                    std::vector<std::string> activations, std::vector<int64_t> residuals,
+                    bool share) {
+  const StackSettings settings = settings_of(dilations, pads, activations, residuals);
+  StackCall call = loss_call("stack_losses", x, tokens, target, weights, biases, settings, share);
+  StackArguments& a = call.arguments();
+  Tensor losses = torch::stable::new_empty(x, {a.batch, a.out_length});
+  a.losses = losses.mutable_data_ptr();
+  if (a.batch > 0) kernels().stack_loss(a);
+  return losses;
 }
 
 // How many rows each layer of a stack over tokens has, as forward and backward number them.
@@ -220,6 +283,8 @@ Tensor stack_rows(const Tensor& x, const Tensor& tokens, Tensors weights, Tensor
 STABLE_TORCH_LIBRARY_IMPL(convlm, CPU, m) {
   m.impl("stack_forward", TORCH_BOX(&stack_forward));
   m.impl("stack_backward", TORCH_BOX(&stack_backward));
+  m.impl("stack_cross_entropy", TORCH_BOX(&stack_cross_entropy));
+  m.impl("stack_losses", TORCH_BOX(&stack_losses));
   m.impl("stack_rows", TORCH_BOX(&stack_rows));
 }
 

@@ -1,0 +1,173 @@
+// grad_table[k][v][o] = the sum of grad_output[n][o][t] over all n, t whose tap k reads token v,
+// and grad_bias[o] = the sum over all n, t. The positions are cut into pieces with a table each, by
+// geometry alone, and the tables are added in order: any number of threads gives the same bits.
+
+// A piece has to clear its table and to add it up, so it gets many positions for each of its rows.
+inline int64_t table_pieces(const Conv1dGeometry& g, int64_t padded) {
+  constexpr int64_t kPositionsPerToken = 16, kMaxPieces = 32;
+  constexpr int64_t kMaxSums = 4 * 1024 * 1024;  // of all pieces together
+  const int64_t by_work = g.batch * g.out_length / (kPositionsPerToken * g.in_channels);
+  const int64_t by_room = kMaxSums / (g.kernel_size * g.in_channels * padded);
+  return larger(1, smaller(kMaxPieces, smaller(by_work, by_room)));
+}
+
+// Each of the rows += g, for VECTORS vectors.
+template <int VECTORS, class T>
+CONVLM_INLINE void add_vectors(const T* g, const Rows& rows, T* table) {
+  constexpr int W = kLanes<T>;
+  Vector<T> v[VECTORS];
+#pragma GCC unroll 4
+  for (int j = 0; j < VECTORS; ++j) v[j] = load(g + j * W);
+  rows.for_each([&](int64_t offset) {
+    T* row = table + offset;
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) store(row + j * W, load(row + j * W) + v[j]);
+  });
+}
+
+// The same for any number of vectors.
+template <class T>
+CONVLM_INLINE void add_to_rows(const T* g, int64_t padded, const Rows& rows, T* table) {
+  constexpr int64_t W = kLanes<T>;
+  int64_t c = 0;
+  for (; c + kRowVectors * W <= padded; c += kRowVectors * W)
+    add_vectors<kRowVectors>(g + c, rows, table + c);
+  with_vectors((padded - c) / W, [&](auto vectors) {
+    add_vectors<decltype(vectors)::value>(g + c, rows, table + c);
+  });
+}
+
+// sum += the rows of a tile.
+template <class T>
+CONVLM_INLINE void add_tile(const T* tile, int64_t pitch, int64_t rows, int64_t padded, T* sum) {
+  for (int64_t c = 0; c < padded; c += kLanes<T>) {
+    Vector<T> total{};
+    for (int64_t t = 0; t < rows; ++t) total += load(tile + t * pitch + c);
+    store(sum + c, load(sum + c) + total);
+  }
+}
+
+// The sums of one or more pieces: for each its table (kernel_size, vocab, padded), then its bias.
+template <class T>
+struct TableSums {
+  T* data;
+  int64_t rows, padded;
+
+  int64_t size() const { return (rows + 1) * padded; }
+  T* table(int64_t piece) const { return data + piece * size(); }
+  T* bias(int64_t piece) const { return table(piece) + rows * padded; }
+  void clear(int64_t piece) const {
+    for (int64_t i = 0; i < size(); i += kLanes<T>) store(table(piece) + i, Vector<T>{});
+  }
+};
+
+template <class T>
+TableSums<T> table_sums(const Conv1dGeometry& g, int64_t pieces, int64_t padded) {
+  TableSums<T> sums{nullptr, g.kernel_size * g.in_channels, padded};
+  sums.data = static_cast<T*>(scratch(Slot::partial, sizeof(T) * pieces * sums.size()));
+  return sums;
+}
+
+// Adds the other pieces to the first, in order.
+template <class T>
+void add_pieces(const TableSums<T>& sums, int64_t pieces) {
+  constexpr int W = kLanes<T>;
+  if (pieces == 1) return;
+  parallel_jobs(sums.size() / W, pieces * W, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * W; i < end * W; i += W) {
+      Vector<T> sum = load(sums.table(0) + i);
+      for (int64_t piece = 1; piece < pieces; ++piece) sum += load(sums.table(piece) + i);
+      store(sums.table(0) + i, sum);
+    }
+  });
+}
+
+// Copies `rows` rows out of their padding, into the storage type.
+template <class S>
+void store_rows(const Compute<S>* in, int64_t padded, int64_t rows, int64_t channels, S* out) {
+  constexpr int W = kLanes<Compute<S>>;
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t c = 0; c < channels; c += W) {
+      const Vector<Compute<S>> v = load(in + row * padded + c);
+      if (c + W <= channels)
+        store(out + row * channels + c, v);
+      else
+        store_partial(out + row * channels + c, v, static_cast<int>(channels - c));
+    }
+}
+
+// Calls body(sample, first position, count) for the positions [begin, end) of all samples, in
+// stretches of one sample of at most `most`.
+template <class Body>
+CONVLM_INLINE void for_stretches(const Conv1dGeometry& g, int64_t begin, int64_t end, int64_t most,
+                                 const Body& body) {
+  for (int64_t position = begin, count; position < end; position += count) {
+    const int64_t n = position / g.out_length, t = position % g.out_length;
+    count = smaller(most, smaller(g.out_length - t, end - position));
+    body(n, t, count);
+  }
+}
+
+template <class S>
+struct GradTable {
+  using T = Compute<S>;
+  static constexpr int64_t kPositions = 32;  // of one tile
+  static constexpr int64_t kChannels = kRowVectors * kLanes<T>;
+
+  static void run(const GradTableArguments& a) {
+    const Conv1dGeometry& g = a.geometry;
+    const int64_t padded = divide_up(g.out_channels, kLanes<T>) * kLanes<T>;
+    const int64_t pieces = table_pieces(g, padded), blocks = divide_up(g.out_channels, kChannels);
+    const int64_t positions = g.batch * g.out_length;
+    const TableSums<T> sums = table_sums<T>(g, pieces, padded);
+    parallel_jobs(pieces, sums.size(), [&](int64_t begin, int64_t end) {
+      for (int64_t piece = begin; piece < end; ++piece) sums.clear(piece);
+    });
+    parallel_jobs(pieces * blocks, positions / pieces * g.kernel_size * smaller(padded, kChannels),
+                  [&](int64_t begin, int64_t end) {
+                    for (int64_t job = begin; job < end; ++job) {
+                      const int64_t piece = job / blocks, c = job % blocks * kChannels;
+                      add_positions(a, sums, piece, positions * piece / pieces,
+                                    positions * (piece + 1) / pieces, c);
+                    }
+                  });
+    add_pieces(sums, pieces);
+    store_rows(sums.table(0), padded, sums.rows, g.out_channels, static_cast<S*>(a.grad_table));
+    if (a.grad_bias != nullptr)
+      store_rows(sums.bias(0), padded, 1, g.out_channels, static_cast<S*>(a.grad_bias));
+  }
+
+  // The positions [begin, end) of all samples, up to kChannels channels from c on.
+  static void add_positions(const GradTableArguments& a, const TableSums<T>& sums, int64_t piece,
+                            int64_t begin, int64_t end, int64_t c) {
+    const Conv1dGeometry& g = a.geometry;
+    const int64_t channels = smaller(kChannels, g.out_channels - c);
+    const int64_t padded = divide_up(channels, kLanes<T>) * kLanes<T>;
+    T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kPositions * kChannels));
+    for (int64_t i = 0; i < kPositions * kChannels; ++i) tile[i] = 0;  // lanes without a channel
+    for_stretches(g, begin, end, kPositions, [&](int64_t n, int64_t first, int64_t count) {
+      stage(a.grad_output, n, c, channels, first, count, tile);
+      for (int64_t t = 0; t < count; ++t) {
+        const Rows rows{g, a.tokens + n * g.length, taps_of(g, first + t), sums.padded};
+        add_to_rows(tile + t * kChannels, padded, rows, sums.table(piece) + c);
+      }
+      add_tile(tile, kChannels, count, padded, sums.bias(piece) + c);
+    });
+  }
+
+  // A row per position.
+  static void stage(const ConstTensor& grad_output, int64_t n, int64_t c, int64_t channels,
+                    int64_t first, int64_t count, T* tile) {
+    const int64_t* stride = grad_output.stride;
+    const S* in =
+        static_cast<const S*>(grad_output.data) + n * stride[0] + c * stride[1] + first * stride[2];
+    if (stride[2] == 1) return transpose(in, stride[1], channels, count, tile, kChannels);
+    for (int64_t t = 0; t < count; ++t)
+      for (int64_t o = 0; o < channels; ++o)
+        tile[t * kChannels + o] = to_compute(in[o * stride[1] + t * stride[2]]);
+  }
+};
+
+void grad_table(const GradTableArguments& arguments) {
+  for_dtype<GradTable>(arguments, &Kernels::grad_table);
+}

@@ -1,0 +1,115 @@
+// The operators of embeddings by look-up, on CPU tensors.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "cpu/dispatch.h"
+#include "cpu/kernels.h"
+#include "cpu/mean.h"
+#include "cpu/tokens.h"
+#include "lookup_checks.h"
+#include "operators.h"
+
+namespace convlm::cpu {
+namespace {
+
+Tensor lookup(const Tensor& tokens, const Tensor& table, const std::optional<Tensor>& bias,
+              int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
+              const std::string& activation) {
+  LookupArguments a{};
+  a.geometry =
+      check_lookup(tokens, table, bias ? &*bias : nullptr, stride, pad_left, pad_right, dilation);
+  a.dtype = dtype_of(table);
+  a.activation = activation_of("lookup", activation);
+  a.tokens = read_tokens("lookup", "tokens", tokens, "vocab", table.size(1), Slot::tokens);
+  const Tensor rows = torch::stable::contiguous(table);
+  a.table = rows.const_data_ptr();
+  if (bias) a.bias = operand(*bias);
+  Tensor y = torch::stable::new_empty(
+      table, {a.geometry.batch, a.geometry.out_channels, a.geometry.out_length});
+  a.y = y.mutable_data_ptr();
+  kernels().lookup(a);
+  return y;
+}
+
+std::tuple<Tensor, Tensor> lookup_grad_table(const Tensor& grad_output, const Tensor& tokens,
+                                             int64_t kernel_size, int64_t vocab, int64_t stride,
+                                             int64_t pad_left, int64_t pad_right, int64_t dilation,
+                                             bool with_bias) {
+  GradTableArguments a{};
+  a.geometry = check_lookup_grad_table(grad_output, tokens, kernel_size, vocab, stride, pad_left,
+                                       pad_right, dilation);
+  a.dtype = dtype_of(grad_output);
+  a.tokens = read_tokens("lookup_grad_table", "tokens", tokens, "vocab", vocab, Slot::tokens);
+  a.grad_output = operand(grad_output);
+  Tensor table =
+      torch::stable::new_empty(grad_output, {kernel_size, vocab, a.geometry.out_channels});
+  Tensor bias = torch::stable::new_empty(grad_output, {with_bias ? a.geometry.out_channels : 0});
+  a.grad_table = table.mutable_data_ptr();
+  if (with_bias) a.grad_bias = bias.mutable_data_ptr();
+  kernels().grad_table(a);
+  return {table, bias};
+}
+
+CrossEntropyArguments cross_entropy_arguments(const char* function, const Tensor& tokens,
+                                              const Tensor& target, const Tensor& embedding,
+                                              const Tensor& weight,
+                                              const std::optional<Tensor>& bias, int64_t stride,
+                                              int64_t pad_left, int64_t pad_right,
+                                              int64_t dilation) {
+  CrossEntropyArguments a{};
+  a.geometry = check_cross_entropy(function, tokens, target, embedding, weight,
+                                   bias ? &*bias : nullptr, stride, pad_left, pad_right, dilation);
+  a.dtype = dtype_of(weight);
+  a.embedding_dim = weight.size(1);
+  a.tokens = read_tokens(function, "tokens", tokens, "vocab", embedding.size(0), Slot::tokens);
+  a.target = read_tokens(function, "target", target, "out_channels", weight.size(0), Slot::target);
+  a.embedding = operand(embedding);
+  a.weight = operand(weight);
+  if (bias) a.bias = operand(*bias);
+  return a;
+}
+
+Tensor lookup_losses(const Tensor& tokens, const Tensor& target, const Tensor& embedding,
+                     const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride,
+                     int64_t pad_left, int64_t pad_right, int64_t dilation) {
+  CrossEntropyArguments a =
+      cross_entropy_arguments("lookup_losses", tokens, target, embedding, weight, bias, stride,
+                              pad_left, pad_right, dilation);
+  Tensor losses = torch::stable::new_empty(weight, {a.geometry.batch, a.geometry.out_length});
+  a.losses = losses.mutable_data_ptr();
+  kernels().cross_entropy(a);
+  return losses;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> lookup_cross_entropy(
+    const Tensor& tokens, const Tensor& target, const Tensor& embedding, const Tensor& weight,
+    const std::optional<Tensor>& bias, int64_t stride, int64_t pad_left, int64_t pad_right,
+    int64_t dilation) {
+  CrossEntropyArguments a =
+      cross_entropy_arguments("lookup_cross_entropy", tokens, target, embedding, weight, bias,
+                              stride, pad_left, pad_right, dilation);
+  const bool is_double = a.dtype == ScalarType::float64;
+  Tensor loss = torch::stable::new_empty(weight, {});
+  Tensor grad_embedding = torch::stable::new_empty(weight, {embedding.size(0), weight.size(1)});
+  Tensor grad_weight = torch::stable::empty_like(weight);
+  Tensor grad_bias = torch::stable::new_empty(weight, {bias ? weight.size(0) : 0});
+  a.losses = scratch(Slot::losses, target.numel() * weight.element_size());
+  a.grad_embedding = grad_embedding.mutable_data_ptr();
+  a.grad_weight = grad_weight.mutable_data_ptr();
+  if (bias) a.grad_bias = grad_bias.mutable_data_ptr();
+  kernels().cross_entropy(a);
+  (is_double ? mean<double> : mean<float>)(a.losses, target.numel(), loss.mutable_data_ptr());
+  return {loss, grad_embedding, grad_weight, grad_bias};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(convlm, CPU, m) {
+  m.impl("lookup", TORCH_BOX(&lookup));
+  m.impl("lookup_grad_table", TORCH_BOX(&lookup_grad_table));
+  m.impl("lookup_losses", TORCH_BOX(&lookup_losses));
+  m.impl("lookup_cross_entropy", TORCH_BOX(&lookup_cross_entropy));
+}
+
+}  // namespace convlm::cpu

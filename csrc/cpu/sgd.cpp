@@ -1,0 +1,47 @@
+// The step of stochastic gradient descent on CPU tensors: a list of parameters in one call.
+#include <torch/csrc/stable/library.h>
+
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/kernels.h"
+#include "operators.h"
+
+namespace convlm::cpu {
+namespace {
+
+// Dimension by dimension down to the last one, whose elements are one call of the kernel.
+void step_along(const Tensor& parameter, const Tensor& gradient, int64_t dimension, SgdArguments a,
+                size_t element) {
+  if (dimension == parameter.dim()) return kernels().sgd(a);
+  a.count = parameter.size(dimension);
+  a.parameter_stride = parameter.stride(dimension);
+  a.gradient_stride = gradient.stride(dimension);
+  if (dimension + 1 == parameter.dim()) return kernels().sgd(a);
+  char* p = static_cast<char*>(a.parameter);
+  const char* g = static_cast<const char*>(a.gradient);
+  for (int64_t i = 0, size = a.count; i < size; ++i) {
+    a.parameter = p + i * parameter.stride(dimension) * element;
+    a.gradient = g + i * gradient.stride(dimension) * element;
+    step_along(parameter, gradient, dimension + 1, a, element);
+  }
+}
+
+void sgd(std::vector<Tensor> parameters, std::vector<Tensor> gradients, double lr) {
+  check_sgd(parameters, gradients);
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const Tensor &parameter = parameters[i], &gradient = gradients[i];
+    SgdArguments a{dtype_of(parameter),          parameter.numel(),         1, 1,
+                   parameter.mutable_data_ptr(), gradient.const_data_ptr(), lr};
+    if (parameter.is_contiguous() && gradient.is_contiguous())
+      kernels().sgd(a);
+    else
+      step_along(parameter, gradient, 0, a, parameter.element_size());
+  }
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(convlm, CPU, m) { m.impl("sgd_", TORCH_BOX(&sgd)); }
+
+}  // namespace convlm::cpu
