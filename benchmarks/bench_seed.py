@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from convlm_kernels import Conv1d
 from convlm_kernels.lm import CNN, DilatedCNN, Split
-from convlm_kernels.lm.models import CharModel
-from convlm_kernels.lm.training import loss_of
+from convlm_kernels.lm.models import CharModel, loss_of
 
 BATCH = 32
 OURS, PEER, ATEN = "ours", "nn.Conv1d", "aten"
@@ -39,6 +38,8 @@ def on_torch_layers(module: nn.Module) -> nn.Module:
         plain.load_state_dict(module.state_dict())
         return nn.Sequential(plain, nn.Tanh()) if module.activation == "tanh" else plain
     copy = deepcopy(module)
+    if hasattr(copy, "fused"):
+        copy.fused = False
     for name, child in module.named_children():
         setattr(copy, name, on_torch_layers(child))
     return copy

@@ -7,13 +7,28 @@ the logits at position i belong to the character after tokens[:, i : i + context
 from itertools import pairwise
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..embedding import (
+    embedding_conv1d,
+    embedding_conv1d_cross_entropy,
+    loss_with_gradients,
+    tap_weight,
+)
 from ..layers import Conv1d
 
 
+def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of logits (batch, vocab, length) and y (batch, length), in float32 at least."""
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    return F.cross_entropy(logits, y, reduction=reduction)
+
+
 class CharModel(nn.Module):
-    """What the models share: the embedding, the check of the tokens, and their sizes."""
+    """What the models share: the embedding, the check of the tokens, their sizes and their loss."""
 
     def __init__(self, vocab: int, context: int, embedding: int) -> None:
         super().__init__()
@@ -35,8 +50,19 @@ class CharModel(nn.Module):
             "embedding": self.embedding.embedding_dim,
         }
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Embeddings (batch, length, embedding) of `tokens` (batch, length)."""
+    def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross-entropy of the predictions from `x` (batch, length) and what follows, `y`."""
+        return loss_of(self(x), y, reduction)
+
+    def training_step(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean loss of a batch; leaves its gradients in `.grad`, in place of others."""
+        self.zero_grad()
+        loss = self.loss(x, y)
+        loss.backward()
+        return loss.detach()
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Raises ValueError unless `tokens` is (batch, length) and holds a context."""
         if tokens.dim() != 2:
             raise ValueError(f"tokens must be (batch, length), got shape {tuple(tokens.shape)}")
         if tokens.shape[1] < self.context:
@@ -44,6 +70,10 @@ class CharModel(nn.Module):
                 f"tokens have length {tokens.shape[1]}, but a prediction needs a context of "
                 f"{self.context}"
             )
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings (batch, length, embedding) of `tokens` (batch, length)."""
+        self.check_tokens(tokens)
         return self.embedding(tokens)
 
     def embed_as_signal(self, tokens: Tensor) -> Tensor:
@@ -53,18 +83,72 @@ class CharModel(nn.Module):
         """
         return self.embed(tokens).flatten(1).unsqueeze(1)
 
+    def embed_and_convolve(self, tokens: Tensor, conv: Conv1d) -> Tensor:
+        """`conv` of the embeddings as one signal, by look-up."""
+        self.check_tokens(tokens)
+        return embedding_conv1d(
+            tokens,
+            self.embedding.weight,
+            tap_weight(conv.weight, self.embedding.embedding_dim),
+            conv.bias,
+            activation=conv.activation,
+            backend=conv.backend,
+        )
+
 
 class CNN(CharModel):
-    """One convolution that sees the whole context: kernel context * embedding, stride embedding."""
+    """One convolution that sees the whole context: kernel context * embedding, stride embedding.
+
+    fused: look up what each tap makes of each character, and train without writing out the logits,
+    instead of convolving the embeddings. The same function of the same parameters.
+    """
 
     def __init__(
-        self, vocab: int = 28, context: int = 8, embedding: int = 10, *, backend: str = "auto"
+        self,
+        vocab: int = 28,
+        context: int = 8,
+        embedding: int = 10,
+        *,
+        fused: bool = True,
+        backend: str = "auto",
     ) -> None:
         super().__init__(vocab, context, embedding)
+        self.fused = fused
         self.conv = Conv1d(1, vocab, context * embedding, stride=embedding, backend=backend)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        if self.fused:
+            return self.embed_and_convolve(tokens, self.conv)
         return self.conv(self.embed_as_signal(tokens))
+
+    def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        if not self.fused:
+            return super().loss(x, y, reduction)
+        self.check_tokens(x)
+        return embedding_conv1d_cross_entropy(
+            x, y, *self.operands(), reduction=reduction, backend=self.conv.backend
+        )
+
+    def training_step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Without autograd where the loss comes with its gradients."""
+        if not self.fused:
+            return super().training_step(x, y)
+        with torch.no_grad():
+            found = loss_with_gradients(x, y, *self.operands(), backend=self.conv.backend)
+        if found is None:
+            return super().training_step(x, y)
+        loss, grad_embedding, grad_weight, grad_bias = found
+        conv = self.conv
+        self.embedding.weight.grad = grad_embedding
+        conv.weight.grad = grad_weight.transpose(1, 2).view_as(conv.weight)
+        if conv.bias is not None:
+            conv.bias.grad = grad_bias
+        return loss
+
+    def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Embedding, weight and bias of the convolution whose kernel counts characters."""
+        weight = tap_weight(self.conv.weight, self.embedding.embedding_dim)
+        return self.embedding.weight, weight, self.conv.bias
 
 
 class MLP(CharModel):
@@ -98,6 +182,8 @@ class DilatedCNN(CharModel):
 
     The first convolution fuses two neighbouring embeddings; each further one has two taps, and its
     dilation is the number of characters that its input has fused already. Tanh between them.
+
+    fused: the first one by look-up, as in `CNN`.
     """
 
     def __init__(
@@ -107,12 +193,14 @@ class DilatedCNN(CharModel):
         embedding: int = 10,
         hidden: int = 100,
         *,
+        fused: bool = True,
         backend: str = "auto",
     ) -> None:
         if context < 2 or context & (context - 1):
             raise ValueError(f"context must be a power of two from 2 on, got {context}")
         _positive(hidden=hidden)
         super().__init__(vocab, context, embedding)
+        self.fused = fused
         self.hidden = hidden
         depth = context.bit_length() - 1
         channels = [1] + [hidden] * (depth - 1) + [vocab]
@@ -134,6 +222,9 @@ class DilatedCNN(CharModel):
         return {**super().sizes(), "hidden": self.hidden}
 
     def forward(self, tokens: Tensor) -> Tensor:
+        if self.fused:
+            first: Any = self.layers[0]
+            return self.layers[1:](self.embed_and_convolve(tokens, first))
         return self.layers(self.embed_as_signal(tokens))
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..optim import sgd_step
 from .data import Split, real_predictions
+from .models import CharModel
 
 PRINT_EVERY = 1_000  # steps
 BAR_EVERY = 20  # steps; formatting the loss costs more than some models' step does
@@ -52,15 +52,8 @@ class Progress:
         return len(self.losses)
 
 
-def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of logits (batch, vocab, length) and y (batch, length), in float32 at least."""
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    return F.cross_entropy(logits, y, reduction=reduction)
-
-
 def train(
-    model: nn.Module,
+    model: CharModel,
     split: Split,
     schedule: Schedule,
     progress: Progress,
@@ -70,7 +63,7 @@ def train(
 
     Raises TrainingError, with the weights as they were, at the first loss that is not finite.
     """
-    optimizer = torch.optim.SGD(model.parameters(), lr=schedule.lr)
+    parameters = list(model.parameters())
     model.train()
     first, begin = progress.step, perf_counter()
     with tqdm(total=schedule.steps, initial=first, disable=None) as bar:
@@ -78,18 +71,16 @@ def train(
             rows = torch.randint(
                 len(split.x), (schedule.batch_size,), generator=progress.generator
             ).to(split.x.device)
-            loss = loss_of(model(split.x[rows]), split.y[rows])
-            if not math.isfinite(loss.item()):
+            x, y = split.x.index_select(0, rows), split.y.index_select(0, rows)
+            loss = model.training_step(x, y).item()
+            if not math.isfinite(loss):
                 raise TrainingError(
-                    f"the loss became {loss.item()} at step {progress.step}; "
+                    f"the loss became {loss} at step {progress.step}; "
                     "a lower learning rate or another dtype may help"
                 )
-            optimizer.param_groups[0]["lr"] = schedule.lr_at(progress.step)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            sgd_step(parameters, schedule.lr_at(progress.step))
 
-            progress.losses.append(loss.item())
+            progress.losses.append(loss)
             bar.update()
             if progress.step % BAR_EVERY == 0:
                 bar.set_postfix(loss=f"{mean(progress.losses[-BAR_EVERY:]):.4f}", refresh=False)
@@ -114,13 +105,13 @@ class Losses:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, stop: int, chunk: int = 1024) -> Losses:
+def evaluate(model: CharModel, split: Split, stop: int, chunk: int = 1024) -> Losses:
     """The losses over all rows of `split`, `chunk` rows at a time; `stop` is the stop token."""
     was_training = model.training
     model.eval()
     total = real_total = real_count = 0.0
     for x, y in zip(split.x.split(chunk), split.y.split(chunk), strict=True):
-        losses = loss_of(model(x), y, reduction="none").double()
+        losses = model.loss(x, y, reduction="none").double()
         real = real_predictions(y, stop)
         total += losses.sum().item()
         real_total += losses[real].sum().item()

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from convlm_kernels.lm import CNN, DilatedCNN, Progress, Schedule, evaluate, make_data, train
+from convlm_kernels.lm.models import CharModel, loss_of
 from convlm_kernels.lm.plots import moving_average, plot_losses
-from convlm_kernels.lm.training import TrainingError, loss_of
+from convlm_kernels.lm.training import TrainingError
 
 WORDS = [a + b + a for a in "abcde" for b in "abcde"]
 
@@ -53,18 +54,19 @@ def test_both_losses(data):
     """Against a model that gives each symbol the same logit but stop one that is higher by a."""
     a, stop = 3.0, data.alphabet.stop
 
-    class Constant(torch.nn.Module):
+    class Constant(CharModel):
         def forward(self, x):
             logits = torch.zeros(len(x), len(data.alphabet), x.shape[1] - 1)
             logits[:, stop] = a
             return logits
 
     normal = math.log(len(data.alphabet) - 1 + math.exp(a))
-    losses = evaluate(Constant(), data.train, stop, chunk=7)
+    model = Constant(len(data.alphabet), context=2, embedding=1)
+    losses = evaluate(model, data.train, stop, chunk=7)
     assert losses.real_predictions == pytest.approx(normal - a / 4)  # three letters and a stop
     assert losses.all_positions == pytest.approx(normal - a / 4)  # no word is shorter
     longer = make_data([*WORDS, "a" * 7], context=2)
-    losses = evaluate(Constant(), longer.val, stop)
+    losses = evaluate(model, longer.val, stop)
     assert losses.real_predictions == pytest.approx(normal - a / 4)
     assert losses.all_positions == pytest.approx(normal - a * 5 / 8)
 

@@ -1,0 +1,241 @@
+"""Look-ups that can be differentiated: sums of rows of a table, one row for each tap.
+
+    lookup(tokens, table)[n, :, t] = sum over taps of table[tap, tokens[n, position(t, tap)]]
+
+is linear in the table, and so is its gradient in the gradient of the output: the two operators are
+each other's derivatives. The table of an embedding followed by a convolution is a pointwise
+convolution, whose derivatives are those of ``autograd``.
+
+``window`` stands for the settings (stride, pad_left, pad_right, dilation) throughout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import autograd, lookup_ops
+from .autograd import _FROM_OUTPUT, ACTIVATIONS, _apply_transformed, _direct, _transformed
+
+Window = tuple[int, int, int, int]
+
+_grad_enabled = torch.is_grad_enabled
+
+_POINTWISE = (1, 0, 0, 1, 1, "ieee")
+
+
+class _Lookup(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return lookup_ops.lookup(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        tokens, table, _, *window, activation = inputs
+        ctx.settings = table.shape[0], table.shape[1], window, activation
+        ctx.save_for_backward(tokens, table, output)
+        ctx.save_for_forward(tokens, table, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        tokens, _, y = ctx.saved_tensors
+        kernel_size, vocab, window, activation = ctx.settings
+        _, table_needed, bias_needed, *_ = ctx.needs_input_grad
+        grad_t = grad_b = None
+        if activation != "none":
+            grad_output = _FROM_OUTPUT[activation](grad_output, y)
+        if table_needed:
+            grad_t, grad_b = grad_table(
+                grad_output, tokens, kernel_size, vocab, window, bias_needed
+            )
+        elif bias_needed:
+            grad_b = grad_output.sum((0, 2))
+        return None, grad_t, grad_b if bias_needed else None, *(None,) * 5
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, table_tangent: Any, bias_tangent: Any, *__: None) -> Tensor:
+        tokens, table, y = ctx.saved_tensors
+        _, _, window, activation = ctx.settings
+        if table_tangent is None:
+            table_tangent = torch.zeros_like(table)
+        tangent = lookup(tokens, table_tangent, bias_tangent, window)
+        return tangent if activation == "none" else _FROM_OUTPUT[activation](tangent, y)
+
+
+class _GradTable(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return lookup_ops.grad_table(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, tokens, *ctx.settings = inputs
+        ctx.save_for_backward(tokens)
+        ctx.save_for_forward(tokens)
+
+    @staticmethod
+    def backward(ctx: Any, grad_t: Tensor, grad_b: Tensor) -> Any:
+        (tokens,) = ctx.saved_tensors
+        _, _, *window, with_bias = ctx.settings
+        grad_grad_output = lookup(tokens, grad_t, grad_b if with_bias else None, window)
+        return grad_grad_output, *(None,) * 8
+
+    @staticmethod
+    def jvp(ctx: Any, grad_output_tangent: Tensor, *_: None) -> tuple[Tensor, Tensor]:
+        (tokens,) = ctx.saved_tensors
+        kernel_size, vocab, *window, with_bias = ctx.settings
+        return grad_table(grad_output_tangent, tokens, kernel_size, vocab, window, with_bias)
+
+
+def _save_what_is_needed(ctx: Any, inputs: Any, output: Any) -> None:
+    tokens, table, _, *window, activation = inputs
+    ctx.settings = table.shape[0], table.shape[1], window, activation
+    ctx.save_for_backward(tokens, None, None if activation == "none" else output)
+
+
+_LookupDirect = _direct(_Lookup, lookup_ops.lookup, _save_what_is_needed)
+_GradTableDirect = _direct(_GradTable, lookup_ops.grad_table, _GradTable.setup_context)
+
+
+def make_table(embedding: Tensor, weight: Tensor) -> Tensor:
+    """The table (kernel_size, vocab, out_channels) of an embedding and the convolution after it.
+
+    Shapes: embedding (vocab, embedding_dim), weight (out_channels, embedding_dim, kernel_size).
+    Differentiable to any order.
+    """
+    return autograd.forward(weight.permute(2, 1, 0), embedding.unsqueeze(2), None, _POINTWISE)
+
+
+def lookup(
+    tokens: Tensor, table: Tensor, bias: Tensor | None, window: Any, activation: str = "none"
+) -> Tensor:
+    """activation(sums of rows of ``table`` + bias), differentiable to any order.
+
+    Shapes: tokens (batch, length), int64 or int32; table (kernel_size, vocab, out_channels), bias
+    (out_channels), result (batch, out_channels, out_length), of one dtype.
+
+    Raises:
+        RuntimeError: a token outside [0, vocab), an impossible geometry; names argument and value.
+    """
+    fused = activation == "none" or activation in _FROM_OUTPUT
+    settings = *window, activation if fused else "none"
+    if _transformed():
+        y = _apply_transformed(_Lookup, tokens, table, bias, *settings)
+    elif wants_gradients(table, bias):
+        y = _LookupDirect.apply(tokens, table, bias, *settings)
+    else:
+        return lookup_ops.lookup(tokens, table, bias, *window, activation)
+    return y if fused else ACTIVATIONS[activation](y)
+
+
+def grad_table(
+    grad_output: Tensor,
+    tokens: Tensor,
+    kernel_size: int,
+    vocab: int,
+    window: Any,
+    with_bias: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of table and of bias (empty unless ``with_bias``), differentiable to any order."""
+    inputs = grad_output, tokens, kernel_size, vocab, *window, with_bias
+    if _transformed():
+        return _apply_transformed(_GradTable, *inputs)
+    if _grad_enabled() and grad_output.requires_grad:
+        return _GradTableDirect.apply(*inputs)
+    return lookup_ops.grad_table(*inputs)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The mean loss, which comes with its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        tokens, target, embedding, weight, bias, *window = inputs
+        loss, *gradients = lookup_ops.cross_entropy(*inputs)
+        ctx.window = window
+        ctx.save_for_backward(tokens, target, embedding, weight, bias, *gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> Any:
+        tokens, target, embedding, weight, bias, *values = ctx.saved_tensors
+        needed = ctx.needs_input_grad[2:5]
+        if _grad_enabled():  # to be differentiated again: by the formula, not by its values
+            loss = composed_cross_entropy(tokens, target, embedding, weight, bias, ctx.window)
+            operands = embedding, weight, bias
+            leaves = [t for t, wanted in zip(operands, needed, strict=True) if wanted]
+            found = iter(torch.autograd.grad(loss, leaves, grad_loss, create_graph=True))
+            gradients = [next(found) if wanted else None for wanted in needed]
+        else:
+            gradients = [
+                value * grad_loss if wanted else None
+                for value, wanted in zip(values, needed, strict=True)
+            ]
+        return None, None, *gradients, *(None,) * 4
+
+
+def composed_cross_entropy(
+    tokens: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Any,
+) -> Tensor:
+    """:func:`cross_entropy` step by step, differentiable to any order."""
+    logits = lookup(tokens, make_table(embedding, weight), bias, window)
+    return F.cross_entropy(logits, target.long())
+
+
+def cross_entropy(
+    tokens: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Any,
+) -> Tensor:
+    """Mean cross-entropy of looked-up logits, in one pass with its gradients.
+
+    Shapes: tokens (batch, length), target (batch, out_length); the others as in
+    :func:`make_table` and :func:`lookup`. float32 or float64.
+
+    The idea is that of Liger-Kernel's fused linear cross-entropy (Hsu et al., 2024, arXiv
+    2410.10989): the loss is the end of the network, so its gradients are known with it, and the
+    logits need never be written out.
+
+    Raises:
+        RuntimeError: a token outside [0, vocab) or a target outside [0, out_channels).
+    """
+    operands = tokens, target, embedding, weight, bias
+    if _transformed() or torch.compiler.is_compiling():
+        return composed_cross_entropy(*operands, window)
+    if wants_gradients(embedding, weight, bias):
+        return _CrossEntropy.apply(*operands, *window)
+    return losses(*operands, window).mean()
+
+
+def losses(
+    tokens: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Any,
+) -> Tensor:
+    """Cross-entropies (batch, out_length) of looked-up logits; otherwise as above, no gradients."""
+    return lookup_ops.losses(tokens, target, embedding, weight, bias, *window)
+
+
+def wants_gradients(*operands: Tensor | None) -> bool:
+    """Whether anything must be kept for a derivative of an operation with these."""
+    return _transformed() or (
+        _grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+    )

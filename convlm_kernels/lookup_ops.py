@@ -1,0 +1,195 @@
+"""The operators of look-ups, bound once, and what torch must know about them besides their kernels.
+
+A look-up sums rows of a table (kernel_size, vocab, out_channels), one row for each tap: the
+convolution of one-hot vectors, whose weight is the table. Private like those of ``ops``: nothing
+here is differentiable, ``lookup`` is. ``window`` is (stride, pad_left, pad_right, dilation).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ops import _Checks, _front, _into_batch, _text
+
+lookup = torch.ops.convlm.lookup.default
+grad_table = torch.ops.convlm.lookup_grad_table.default
+cross_entropy = torch.ops.convlm.lookup_cross_entropy.default
+losses = torch.ops.convlm.lookup_losses.default
+sgd_ = torch.ops.convlm.sgd_.default
+
+
+class _LookupChecks(_Checks):
+    """The checks of ``csrc/lookup_checks.h``, in its order and words."""
+
+    def __init__(
+        self, function: str, stride: int, pad_left: int, pad_right: int, dilation: int
+    ) -> None:
+        super().__init__(function, stride, pad_left, pad_right, dilation, 1, "ieee")
+
+    def indices(self, argument: str, tensor: Tensor, dimensions: str) -> None:
+        self.require(
+            tensor.dim() == 2,
+            f"{argument} must have the two dimensions {dimensions}, got shape {_text(tensor)}",
+        )
+        self.require(
+            tensor.dtype in (torch.int64, torch.int32),
+            f"{argument} must be int64 or int32, got {tensor.dtype}",
+        )
+
+    def tokens(self, tokens: Tensor) -> None:
+        self.indices("tokens", tokens, "(batch, length)")
+
+    def table_sizes(self, kernel_size: int, vocab: int, out_channels: int) -> None:
+        self.at_least("vocab", vocab, 1)
+        self.channels(vocab, out_channels, kernel_size)
+
+
+@torch.library.register_fake("convlm::lookup")
+def _lookup_fake(tokens: Tensor, table: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    *window, _activation = settings
+    checks = _LookupChecks("lookup", *window)
+    checks.tokens(tokens)
+    checks.three_dimensional("table", table, "(kernel_size, vocab, out_channels)")
+    kernel_size, vocab, out_channels = table.shape
+    checks.table_sizes(kernel_size, vocab, out_channels)
+    if bias is not None:
+        checks.same_kind("bias", bias, "table", table)
+        checks.bias(bias, out_channels)
+    out_length = checks.out_length(tokens.shape[1], kernel_size)
+    return table.new_empty((tokens.shape[0], out_channels, out_length))
+
+
+@torch.library.register_fake("convlm::lookup_grad_table")
+def _grad_table_fake(
+    grad_output: Tensor, tokens: Tensor, kernel_size: int, vocab: int, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    *window, with_bias = settings
+    checks = _LookupChecks("lookup_grad_table", *window)
+    checks.tokens(tokens)
+    checks.three_dimensional("grad_output", grad_output, "(batch, out_channels, out_length)")
+    out_channels = grad_output.shape[1]
+    checks.table_sizes(kernel_size, vocab, out_channels)
+    out_length = checks.out_length(tokens.shape[1], kernel_size)
+    checks.grad_output(grad_output, tokens.shape[0], out_channels, out_length)
+    grad_table = grad_output.new_empty((kernel_size, vocab, out_channels))
+    return grad_table, grad_output.new_empty(out_channels if with_bias else 0)
+
+
+def _check_cross_entropy(
+    function: str,
+    tokens: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *window: Any,
+) -> None:
+    checks = _LookupChecks(function, *window)
+    checks.require(
+        weight.dtype in (torch.float32, torch.float64),
+        f"weight must be float32 or float64, got {weight.dtype}",
+    )
+    checks.tokens(tokens)
+    checks.same_kind("embedding", embedding, "weight", weight)
+    checks.three_dimensional("weight", weight, "(out_channels, embedding_dim, kernel_size)")
+    out_channels, embedding_dim, kernel_size = weight.shape
+    checks.require(
+        embedding.dim() == 2 and embedding.shape[1] == embedding_dim,
+        f"embedding must have the shape (vocab, {embedding_dim}), got {_text(embedding)}",
+    )
+    checks.at_least("embedding_dim", embedding_dim, 1)
+    checks.table_sizes(kernel_size, embedding.shape[0], out_channels)
+    if bias is not None:
+        checks.same_kind("bias", bias, "weight", weight)
+        checks.bias(bias, out_channels)
+    out_length = checks.out_length(tokens.shape[1], kernel_size)
+    checks.indices("target", target, "(batch, out_length)")
+    checks.require(
+        target.shape[0] == tokens.shape[0] and target.shape[1] == out_length,
+        f"target must have the shape ({tokens.shape[0]}, {out_length}), got {_text(target)}",
+    )
+
+
+@torch.library.register_fake("convlm::lookup_losses")
+def _losses_fake(tokens: Tensor, target: Tensor, *others: Any) -> Tensor:
+    _check_cross_entropy("lookup_losses", tokens, target, *others)
+    return others[1].new_empty(target.shape)
+
+
+@torch.library.register_fake("convlm::lookup_cross_entropy")
+def _cross_entropy_fake(
+    tokens: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *window: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_cross_entropy("lookup_cross_entropy", tokens, target, embedding, weight, bias, *window)
+    grad_bias = weight.new_empty(0 if bias is None else weight.shape[0])
+    gradients = weight.new_empty(embedding.shape), torch.empty_like(weight), grad_bias
+    return weight.new_empty(()), *gradients
+
+
+@torch.library.register_fake("convlm::sgd_")
+def _sgd_fake(parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
+    return None
+
+
+# vmap. Batched tokens alone are a longer batch. Batched gradients of tables are one of a vocabulary
+# that is as many times as large, in which every example has words of its own.
+
+
+@torch.library.register_vmap("convlm::lookup")
+def _lookup_vmap(
+    info: Any, in_dims: Any, tokens: Tensor, table: Tensor, bias: Tensor | None, *settings: Any
+) -> tuple[Tensor, int]:
+    tokens_dim, table_dim, bias_dim, *_ = in_dims
+    size = info.batch_size
+    if table_dim is None and bias_dim is None:
+        y = lookup(_into_batch(tokens, tokens_dim, size), table, bias, *settings)
+        return y.unflatten(0, (size, -1)), 0
+    examples = [
+        lookup(
+            _example(tokens, tokens_dim, i),
+            _example(table, table_dim, i),
+            None if bias is None else _example(bias, bias_dim, i),
+            *settings,
+        )
+        for i in range(size)
+    ]
+    return torch.stack(examples), 0
+
+
+def _example(tensor: Tensor, batch_dim: int | None, i: int) -> Tensor:
+    return tensor if batch_dim is None else tensor.select(batch_dim, i)
+
+
+@torch.library.register_vmap("convlm::lookup_grad_table")
+def _grad_table_vmap(
+    info: Any,
+    in_dims: Any,
+    grad_output: Tensor,
+    tokens: Tensor,
+    kernel_size: int,
+    vocab: int,
+    *settings: Any,
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
+    *window, with_bias = settings
+    size = info.batch_size
+    grads = _front(grad_output, in_dims[0], size)
+    words = _front(tokens, in_dims[1], size)
+    grad_b = grads.sum((1, 3)) if with_bias else grads.new_empty(0)
+    first_words = vocab * torch.arange(size, dtype=words.dtype, device=words.device)
+    grad_t, _ = grad_table(
+        grads.flatten(0, 1),
+        (words + first_words[:, None, None]).flatten(0, 1),
+        kernel_size,
+        size * vocab,
+        *window,
+        False,
+    )
+    return (grad_t.unflatten(1, (size, vocab)), grad_b), (1, 0 if with_bias else None)

@@ -1,0 +1,32 @@
+"""The step of stochastic gradient descent, in one call for all parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from . import lookup_ops
+from .backends import KERNEL_DTYPES
+
+
+@torch.no_grad()
+def sgd_step(parameters: Iterable[Tensor], lr: float) -> None:
+    """parameter -= lr * parameter.grad, in place, for each parameter that has a gradient.
+
+    What ``torch.optim.SGD`` without momentum does, at a fraction of its overhead: a plain loop over
+    a small model spends more time in an optimizer than in the model. 16-bit parameters are computed
+    in float32 and rounded once. Any device; the kernel is for the CPU.
+
+    Raises:
+        RuntimeError: a gradient whose shape, dtype or device is not its parameter's.
+    """
+    updated = [p for p in parameters if p.grad is not None]
+    gradients: list[Tensor] = [p.grad for p in updated]  # type: ignore[misc]
+    if not updated:
+        return
+    if all(p.device.type == "cpu" and p.dtype in KERNEL_DTYPES for p in updated):
+        lookup_ops.sgd_(updated, gradients, lr)
+    else:
+        torch._foreach_add_(updated, gradients, alpha=-lr)

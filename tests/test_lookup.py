@@ -1,0 +1,199 @@
+"""The operators of look-ups: what torch must know about them, the fused loss, and SGD."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import DTYPES, LAYOUTS, Case, parametrize, random
+from test_embedding import CASES, VOCAB, bits, composed, operands, settings
+from torch import Tensor
+from torch.nn import functional as F
+
+from convlm_kernels import (
+    embedding_conv1d_cross_entropy,
+    lookup_ops,
+    sgd_step,
+)
+
+DOUBLE = torch.float64
+
+
+def tokens_of(*shape: int, below: int = VOCAB) -> Tensor:
+    return torch.randint(below, shape, generator=torch.Generator().manual_seed(6))
+
+
+def test_opcheck() -> None:
+    tokens, target = tokens_of(2, 9), tokens_of(2, 5, below=4)
+    table, embedding, weight = random(3, VOCAB, 4), random(VOCAB, 5), random(4, 5, 3)
+    window = 2, 1, 3, 1
+    samples = [
+        (lookup_ops.lookup, (tokens, table, random(4), *window, "tanh")),
+        (lookup_ops.lookup, (tokens.int(), table, None, *window, "none")),
+        (lookup_ops.grad_table, (random(2, 4, 6), tokens, 3, VOCAB, *window, True)),
+        (lookup_ops.grad_table, (random(2, 4, 6), tokens, 3, VOCAB, *window, False)),
+        (lookup_ops.losses, (tokens, tokens_of(2, 6, below=4), embedding, weight, None, *window)),
+        (lookup_ops.cross_entropy, (tokens, target, embedding, weight, random(4), 2, 1, 1, 1)),
+        (
+            lookup_ops.cross_entropy,
+            (tokens, target, embedding, weight.mT.contiguous().mT, None, 2, 1, 1, 1),
+        ),
+        (lookup_ops.sgd_, ([random(3, 4), random(5)], [random(3, 4), random(5)], 0.1)),
+    ]
+    for operator, arguments in samples:
+        torch.library.opcheck(operator, arguments)
+
+
+# --- The loss that comes with its gradients ---
+
+
+def loss_operands(case: Case, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    tokens, *others = operands(case, dtype)
+    return tokens, tokens_of(case.batch, case.out_length, below=case.out_channels), *others
+
+
+def composed_loss(
+    case, tokens: Tensor, target: Tensor, *others: Tensor, reduction="mean"
+) -> Tensor:
+    return F.cross_entropy(composed(tokens, *others, case), target, reduction=reduction)
+
+
+@pytest.fixture
+def by_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convlm_kernels.embedding.prefers_table", lambda *sizes: True)
+
+
+@pytest.mark.usefixtures("by_table")
+@parametrize("dtype", [torch.float32, DOUBLE])
+@parametrize("case", CASES)
+def test_loss_and_gradients(case: Case, dtype: torch.dtype) -> None:
+    tokens, target, *others = loss_operands(case, dtype)
+    leaves = [t.requires_grad_() for t in others]
+    loss = embedding_conv1d_cross_entropy(tokens, target, *leaves, **settings(case))
+    doubles = [t.detach().double().requires_grad_() for t in leaves]
+    exact = composed_loss(case, tokens, target, *doubles)
+    tolerance = (
+        dict(rtol=2e-5, atol=2e-6) if dtype == torch.float32 else dict(rtol=1e-12, atol=1e-13)
+    )
+    torch.testing.assert_close(loss.double(), exact, **tolerance)
+    own = torch.autograd.grad(loss, leaves)
+    for mine, right in zip(own, torch.autograd.grad(exact, doubles), strict=True):
+        torch.testing.assert_close(mine.double(), right, **tolerance)
+    with torch.no_grad():
+        for reduction in ("mean", "sum", "none"):
+            value = embedding_conv1d_cross_entropy(
+                tokens, target, *others, **settings(case), reduction=reduction
+            )
+            exact = composed_loss(case, tokens, target, *doubles, reduction=reduction)
+            torch.testing.assert_close(value.double(), exact, rtol=tolerance["rtol"], atol=1e-4)
+
+
+@pytest.mark.usefixtures("by_table")
+def test_derivatives_of_the_loss() -> None:
+    case = CASES[2]._replace(batch=1, length=12, in_channels=2, out_channels=3)
+    tokens, target, *others = loss_operands(case, DOUBLE)
+    leaves = [t.requires_grad_() for t in others]
+    for reduction in ("mean", "sum", "none"):
+
+        def run(*leaves: Tensor, reduction: str = reduction) -> Tensor:
+            return embedding_conv1d_cross_entropy(
+                tokens, target, *leaves, **settings(case), reduction=reduction
+            )
+
+        assert torch.autograd.gradcheck(run, leaves)
+        assert torch.autograd.gradgradcheck(run, leaves)
+    tokens_free = torch.func.grad(
+        lambda weight: embedding_conv1d_cross_entropy(
+            tokens, target, others[0], weight, **settings(case)
+        )
+    )(others[1].detach())
+    (right,) = torch.autograd.grad(
+        composed_loss(case, tokens, target, *leaves[:2], None), leaves[1]
+    )
+    torch.testing.assert_close(tokens_free, right)
+
+
+@pytest.mark.usefixtures("by_table")
+def test_only_the_gradients_that_are_wanted() -> None:
+    case = CASES[2]
+    tokens, target, embedding, weight, _ = loss_operands(case, DOUBLE)
+    weight.requires_grad_()
+    loss = embedding_conv1d_cross_entropy(tokens, target, embedding, weight, **settings(case))
+    (3 * loss).backward()
+    (right,) = torch.autograd.grad(
+        3 * composed_loss(case, tokens, target, embedding, weight, None), weight
+    )
+    torch.testing.assert_close(weight.grad, right)
+    assert embedding.grad is None
+
+
+@pytest.mark.usefixtures("by_table")
+def test_extreme_logits() -> None:
+    """Neither large logits nor one of probability 0 spoil the loss or a gradient."""
+    tokens, target = torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[1]])
+    for logits in ([0.0, 500.0, -500.0], [300.0, 0.0, 299.0], [-1e30, 1e30, 0.0]):
+        embedding = torch.ones(1, 1, dtype=DOUBLE, requires_grad=True)
+        weight = torch.tensor(logits, dtype=DOUBLE).view(3, 1, 1).requires_grad_()
+        loss = embedding_conv1d_cross_entropy(tokens, target, embedding, weight)
+        exact = F.cross_entropy((weight.flatten() * embedding.flatten())[None], target[0])
+        torch.testing.assert_close(loss, exact)
+        own, right = (torch.autograd.grad(t, weight) for t in (loss, exact))
+        torch.testing.assert_close(own, right)
+    weight = torch.tensor([0.0, torch.nan, 1.0]).view(3, 1, 1)
+    assert embedding_conv1d_cross_entropy(tokens, target, torch.ones(1, 1), weight).isnan()
+
+
+@pytest.mark.usefixtures("by_table")
+@parametrize("case", CASES)
+def test_same_loss_for_any_number_of_threads(case: Case) -> None:
+    tokens, target, *others = loss_operands(case, torch.float32)
+    window = case.stride, *case.pads, case.dilation
+
+    def run() -> list[bytes]:
+        return bits(lookup_ops.cross_entropy(tokens, target, *others, *window))
+
+    expected = run()
+    for count in (2, 3):
+        torch.set_num_threads(count)
+        assert run() == expected, f"{count} threads"
+
+
+@pytest.mark.usefixtures("by_table")
+def test_a_target_that_is_no_channel() -> None:
+    tokens, target, *others = loss_operands(CASES[1], torch.float32)
+    target[1, 3] = 28
+    with pytest.raises(RuntimeError, match=r"target must lie in \[0, out_channels = 28\), got 28"):
+        embedding_conv1d_cross_entropy(tokens, target, *others)
+    with pytest.raises(RuntimeError, match=r"target must have the shape \(4, 16\), got \(4, 15\)"):
+        embedding_conv1d_cross_entropy(tokens, target[:, 1:], *others)
+    with pytest.raises(ValueError, match="reduction must be 'mean', 'sum' or 'none', got 'max'"):
+        embedding_conv1d_cross_entropy(tokens, target, *others, reduction="max")
+
+
+# --- SGD ---
+
+
+@parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "sliced", "transposed", "unaligned"])
+def test_sgd_step(layout: str, dtype: torch.dtype) -> None:
+    shapes = (), (1,), (17,), (5, 33), (3, 4, 50)
+    change = LAYOUTS.get(layout, torch.clone)
+    parameters = [change(random(*shape, dtype=dtype, seed=1)) for shape in shapes]
+    for p in parameters:
+        p.grad = random(*p.shape, dtype=dtype, seed=2)
+    without = random(3)
+    expected = [(p.double() - 0.3 * p.grad.double()).to(dtype) for p in parameters]
+    sgd_step([*parameters, without], lr=0.3)
+    for own, right in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(own, right)
+    assert torch.equal(without, random(3))
+    sgd_step([without], lr=1.0)
+
+
+def test_sgd_refuses() -> None:
+    for gradient, message in (
+        ([random(4)], r"gradient 0 must have the shape \(3\) of its parameter, got \(4\)"),
+        ([random(3).double()], "gradient 0 and its parameter must have one dtype"),
+        ([], "there must be a gradient for each parameter, got 0 for 1"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            lookup_ops.sgd_([random(3)], gradient, 0.1)
