@@ -79,39 +79,71 @@ class _Stack(torch.autograd.Function):
         settings, share = ctx.settings
         weights, biases = _halves(parameters)
         needed = ctx.needs_input_grad[3:]
+        gradients: Any
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            gradients = _composed_gradients(grad_output, tokens, settings, [x, *parameters], needed)
+            y = compose(x, tokens, weights, biases, settings)
+            gradients = _gradients_with_graph(y, grad_output, [x, *parameters], needed)
         else:
             gradients = stack_ops.stack_backward(
                 grad_output, saved, x, tokens, weights, biases, *settings, share, needed[0]
             )
-        wanted = (g if need else None for g, need in zip(gradients, needed, strict=True))
-        return None, None, None, *wanted
+        return None, None, None, *_wanted(gradients, needed)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The mean loss, which comes with its gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tokens: Tensor,
+        target: Tensor,
+        settings: Settings,
+        share: bool,
+        x: Tensor,
+        *parameters: Any,
+    ) -> Tensor:
+        loss, gradients = stack_ops.stack_cross_entropy(
+            x, tokens, target, *_halves(parameters), *settings, share
+        )
+        ctx.save_for_backward(tokens, target, x, *parameters, *gradients)
+        ctx.settings = settings
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> Any:
+        tokens, target, *rest = ctx.saved_tensors
+        inputs, gradients = _halves(rest)
+        needed = ctx.needs_input_grad[4:]
+        if torch.is_grad_enabled():  # to be differentiated again: by the formula
+            logits = compose(inputs[0], tokens, *_halves(inputs[1:]), ctx.settings)
+            loss = F.cross_entropy(logits, target.long())
+            found = _gradients_with_graph(loss, grad_loss, inputs, needed)
+        else:
+            found = [g * grad_loss for g in gradients]
+        return None, None, None, None, *_wanted(found, needed)
 
 
 def _halves(parameters: Any) -> tuple[list[Tensor], list[Tensor]]:
-    depth = len(parameters) // 2
-    return list(parameters[:depth]), list(parameters[depth:])
+    half = len(parameters) // 2
+    return list(parameters[:half]), list(parameters[half:])
 
 
-def _composed_gradients(
-    grad_output: Tensor,
-    tokens: Tensor | None,
-    settings: Settings,
-    inputs: list[Tensor],
-    needed: tuple[bool, ...],
+def _wanted(gradients: Any, needed: tuple[bool, ...]) -> list[Tensor | None]:
+    return [g if need else None for g, need in zip(gradients, needed, strict=True)]
+
+
+def _gradients_with_graph(
+    y: Tensor, grad_output: Tensor, inputs: list[Tensor], needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """The gradients with a graph of their own, for derivatives of them."""
-    y = compose(inputs[0], tokens, *_halves(inputs[1:]), settings)
-    found = torch.autograd.grad(
-        y,
-        [t for t, need in zip(inputs, needed, strict=True) if need],
-        grad_output,
-        create_graph=True,
-        allow_unused=True,
-    )
-    gradients = iter(found)
-    return [next(gradients) if need else None for need in needed]
+    leaves = [t for t, need in zip(inputs, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(y, leaves, grad_output, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needed]
+
+
+def _wants_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def stack(
@@ -125,7 +157,7 @@ def stack(
     """A chain of convolutions of stride 1 in one operator, differentiable to any order.
 
     Args:
-        x: (batch, channels, length); with ``tokens`` (batch, length), int64, an embedding
+        x: (batch, channels, length); with ``tokens`` (batch, length), int64 or int32, an embedding
             (vocab, channels) of them. float32, float64, bfloat16 or float16, on the CPU.
         weights: (out_channels, in_channels, kernel_size) for each layer, of the dtype of ``x``; the
             out_channels of a gated layer are twice those of its result.
@@ -137,11 +169,53 @@ def stack(
         (batch, out_channels, out_length) of the last layer.
 
     Raises:
-        RuntimeError: sizes that do not fit; names the argument and its value.
+        RuntimeError: sizes that do not fit, a token outside [0, vocab); names argument and value.
     """
     if autograd._transformed():
         return compose(x, tokens, weights, biases, settings)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases)):
+    if tokens is not None and x.shape[0] > tokens.shape[0] * tokens.shape[1]:
+        # Rows of the embedding that no position reads would be multiplied too.
+        x, tokens = F.embedding(tokens, x).transpose(1, 2), None
+    if _wants_gradients(x, *weights, *biases):
         return _Stack.apply(tokens, settings, share, x, *weights, *biases)
     y, _ = stack_ops.stack_forward(x, tokens, weights, biases, *settings, share, False)
     return y
+
+
+def cross_entropy(
+    x: Tensor,
+    tokens: Tensor,
+    target: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    settings: Settings,
+    reduction: str = "mean",
+    share: bool = True,
+) -> Tensor:
+    """Softmax cross-entropy of a stack over tokens, differentiable to any order.
+
+    The logits never leave the cache; the mean comes with its gradients in one operator, as that of
+    :func:`convlm_kernels.embedding_conv1d_cross_entropy`.
+
+    Args:
+        target: (batch, out_length), int64 or int32, in [0, out_channels).
+        reduction: "mean", "sum" or "none".
+        The others are those of :func:`stack`, float32 or float64.
+
+    Returns:
+        A scalar, or with "none" (batch, out_length).
+
+    Raises:
+        RuntimeError: a target outside [0, out_channels), and as :func:`stack`.
+    """
+    composed = autograd._transformed() or torch.compiler.is_compiling()
+    wants_gradients = _wants_gradients(x, *weights, *biases)
+    if composed or (wants_gradients and reduction != "mean"):
+        logits = stack(x, tokens, weights, biases, settings, share)
+        return F.cross_entropy(logits, target.long(), reduction=reduction)
+    if wants_gradients:
+        return _CrossEntropy.apply(tokens, target, settings, share, x, *weights, *biases)
+    losses = stack_ops.stack_losses(x, tokens, target, weights, biases, *settings, share)
+    if reduction == "none":
+        return losses
+    return losses.sum() if reduction == "sum" else losses.mean()

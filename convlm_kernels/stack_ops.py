@@ -16,6 +16,8 @@ from .geometry import output_length
 
 stack_forward = torch.ops.convlm.stack_forward.default
 stack_backward = torch.ops.convlm.stack_backward.default
+stack_cross_entropy = torch.ops.convlm.stack_cross_entropy.default
+stack_losses = torch.ops.convlm.stack_losses.default
 stack_rows = torch.ops.convlm.stack_rows.default
 
 _LINE = 64  # bytes: where rows begin
@@ -78,5 +80,26 @@ def _stack_backward_fake(
     *settings: Any,
 ) -> list[Tensor]:
     with_x = settings[-1]
-    parameters = [t.new_empty(t.shape) for t in (*weights, *biases)]
-    return [x.new_empty(x.shape if with_x else (0,)), *parameters]
+    return _gradients(x.new_empty(x.shape if with_x else (0,)), weights, biases)
+
+
+def _gradients(grad_x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> list[Tensor]:
+    grads_b = [b.new_empty(b.shape) for b in biases]
+    return [grad_x, *(torch.empty_like(w) for w in weights), *grads_b]
+
+
+@torch.library.register_fake("convlm::stack_cross_entropy")
+def _stack_cross_entropy_fake(
+    x: Tensor,
+    tokens: Tensor,
+    target: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    *settings: Any,
+) -> tuple[Tensor, list[Tensor]]:
+    return x.new_empty(()), _gradients(x.new_empty(x.shape), weights, biases)
+
+
+@torch.library.register_fake("convlm::stack_losses")
+def _stack_losses_fake(x: Tensor, tokens: Tensor, target: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(target.shape)

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from convlm_kernels import CausalConv1d, Conv1d
+from convlm_kernels import CausalConv1d, Conv1d, EmbeddingConv1d
 from convlm_kernels.stack import DilatedStack, StackLayer
 
 
@@ -145,7 +145,6 @@ def _hooked() -> nn.Module:
         ),
         (lambda: StackLayer(4, 4, 2, backend="torch"), "layer 1 asks for backend='torch'"),
         (lambda: StackLayer(4, 4, 2).double(), "layer 1 has another dtype or device"),
-        (lambda: StackLayer(4, 2000, 2), "layer 1 has more than .* channels"),
     ],
 )
 def test_the_plan_says_why_not(layer: Callable[[], nn.Module], reason: str) -> None:
@@ -158,6 +157,13 @@ def test_the_plan_says_why_not(layer: Callable[[], nn.Module], reason: str) -> N
         torch.testing.assert_close(stack(x), nn.Sequential.forward(stack, x))
 
 
+def test_wide_layers_of_three_taps_are_left_to_their_own_kernels() -> None:
+    x = random(1, 129, 9)
+    assert DilatedStack(StackLayer(129, 129, 2)).plan(x).fused
+    reason = DilatedStack(StackLayer(129, 129, 3)).plan(x).reason
+    assert reason == "layer 0 has more than 128 channels and more than two taps"
+
+
 def test_inputs_that_no_fused_kernel_takes() -> None:
     stack, x = wavenet(torch.float32), random(2, 4, 9)
     assert str(stack.plan(x)) == "one fused operator"
@@ -168,3 +174,84 @@ def test_inputs_that_no_fused_kernel_takes() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert stack.plan(x).reason == "autocast is on"
         assert stack(x).dtype == torch.bfloat16
+
+
+def words(dtype: torch.dtype = torch.float64, padding: str | int = 0) -> DilatedStack:
+    torch.manual_seed(0)
+    return DilatedStack(
+        EmbeddingConv1d(7, 4, 6, 2, padding=padding, padding_idx=3, activation="tanh"),
+        StackLayer(6, 6, 2, padding=padding, dilation=2, gated=True),
+        StackLayer(6, 5, 2, padding=padding, dilation=4),
+    ).to(dtype)
+
+
+def few_words(batch: int = 12, length: int = 14) -> Tensor:
+    """Most contexts repeat."""
+    tokens = torch.zeros(batch, length, dtype=torch.long)
+    tokens[:, length // 2 :] = torch.randint(
+        7, (batch, 1), generator=torch.Generator().manual_seed(0)
+    )
+    tokens[0, 3] = 5
+    return tokens
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["dense", "shared"])
+@pytest.mark.parametrize("padding", [0, "causal"])
+def test_over_tokens_it_is_layer_by_layer(padding: str | int, share: bool) -> None:
+    stack, tokens = words(padding=padding), few_words()
+    stack.share_contexts = share
+    parameters = list(stack.parameters())
+    results = []
+    for function in (stack, layer_by_layer(stack)):
+        y = function(tokens)
+        results.append([y, *torch.autograd.grad(y.square().sum(), parameters)])
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(stack(tokens[0].int()), results[1][0][0])
+    assert (results[0][1][3] == 0).all(), "the padding word has no gradient"
+
+
+def test_derivatives_over_tokens() -> None:
+    stack, tokens = words(), few_words(3, 9)
+    names = [name for name, _ in stack.named_parameters()]
+    parameters = [p.detach().clone().requires_grad_() for p in stack.parameters()]
+
+    def function(*parameters: Tensor) -> Tensor:
+        return functional_call(stack, dict(zip(names, parameters, strict=True)), (tokens,))
+
+    # Of the padding word there is no gradient, whatever its embedding would do to the result.
+    stack[0].embedding.padding_idx = None
+    assert torch.autograd.gradcheck(function, parameters)
+    assert torch.autograd.gradgradcheck(function, parameters)
+
+
+def test_the_plan_counts_contexts() -> None:
+    stack, tokens = words(), few_words()
+    plan = stack.plan(tokens)
+    rows = [len({tuple(w) for w in tokens.unfold(1, n, 1).flatten(0, 1).tolist()}) for n in (2, 4)]
+    assert plan.positions == (12 * 13, 12 * 11, 12 * 7)
+    assert plan.rows == (*rows, 12 * 7)
+    assert f"layer 0: {rows[0]} distinct contexts for 156 positions" in str(plan)
+    assert "layer 2: 84 positions, the result" in str(plan)
+    varied = torch.randint(7, (3, 14), generator=torch.Generator().manual_seed(0))
+    assert "layer 1: 33 positions, more than half distinct" in str(stack.plan(varied))
+    stack.share_contexts = False
+    assert stack.plan(tokens).rows == plan.positions
+
+
+def test_a_vocabulary_larger_than_the_input_is_gathered_first() -> None:
+    torch.manual_seed(0)
+    stack = DilatedStack(EmbeddingConv1d(1000, 4, 6, 2), StackLayer(6, 5, 2)).double()
+    tokens = torch.randint(1000, (2, 9))
+    torch.testing.assert_close(stack(tokens), nn.Sequential.forward(stack, tokens))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        (torch.zeros(2, 9), "tokens must be int64 or int32, not torch.float32"),
+        (torch.zeros(2, 3, 9, dtype=torch.long), "the input has 3 dimensions"),
+        (torch.zeros(2, 9, dtype=torch.long, device="meta"), "on two devices"),
+    ],
+)
+def test_tokens_that_no_fused_kernel_takes(tokens: Tensor, reason: str) -> None:
+    assert reason in words().plan(tokens).reason

@@ -15,7 +15,13 @@ from torch.nn import functional as F
 
 from convlm_kernels import _host
 from convlm_kernels.autograd import ACTIVATIONS
-from convlm_kernels.stack_ops import stack_backward, stack_forward, stack_rows
+from convlm_kernels.stack_ops import (
+    stack_backward,
+    stack_cross_entropy,
+    stack_forward,
+    stack_losses,
+    stack_rows,
+)
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 
@@ -156,8 +162,21 @@ def run(stack: Stack, inputs: Inputs, share: bool = False) -> list[Tensor]:
     return [y, *stack_backward(seed, saved, *inputs, *stack.settings, share, True)]
 
 
+def run_loss(stack: Stack, inputs: Inputs, share: bool) -> list[Tensor]:
+    """The losses, their mean, and its gradients of everything."""
+    operands = (*inputs[:2], target_of(stack, inputs), *inputs[2:], *stack.settings, share)
+    loss, gradients = stack_cross_entropy(*operands)
+    return [stack_losses(*operands), loss, *gradients]
+
+
+def target_of(stack: Stack, inputs: Inputs) -> Tensor:
+    shape = reference(stack, inputs).shape
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(shape[1], (shape[0], shape[2]), generator=generator)
+
+
 def bits(tensors: list[Tensor]) -> list[bytes]:
-    return [t.contiguous().view(torch.uint8).numpy().tobytes() for t in tensors]
+    return [t.flatten().view(torch.uint8).numpy().tobytes() for t in tensors]
 
 
 @parametrize("dtype", DTYPES)
@@ -174,6 +193,25 @@ def test_result_and_gradients(stack: Stack, share: bool, dtype: torch.dtype) -> 
     if dtype == torch.float32:
         torchs = [reference(stack, inputs), *reference_gradients(stack, inputs, seed)]
     for actual, value, other in zip(own, right, torchs, strict=True):
+        assert_as_near_as_torch(actual, value, other)
+
+
+@parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("share", [False, True], ids=["dense", "shared"])
+@pytest.mark.parametrize("stack", TOKENS, ids=str)
+def test_cross_entropy_and_gradients(stack: Stack, share: bool, dtype: torch.dtype) -> None:
+    inputs = inputs_of(stack, dtype)
+    target = target_of(stack, inputs)
+
+    def reference_loss(inputs: Inputs) -> list[Tensor]:
+        logits = reference(stack, inputs)
+        losses = F.cross_entropy(logits, target, reduction="none")
+        one = torch.ones((), dtype=logits.dtype) / target.numel()
+        seed = torch.func.grad(lambda z: F.cross_entropy(z, target, reduction="sum"))(logits) * one
+        return [losses, losses.mean(), *reference_gradients(stack, inputs, seed)]
+
+    exact, torchs = reference_loss(double(inputs)), reference_loss(inputs)
+    for actual, value, other in zip(run_loss(stack, inputs, share), exact, torchs, strict=True):
         assert_as_near_as_torch(actual, value, other)
 
 
@@ -199,6 +237,8 @@ def test_same_bits_for_any_number_of_threads(stack: Stack, share: bool) -> None:
     for threads in (1, 2, 3, 5):
         torch.set_num_threads(threads)
         results.append(bits(run(stack, inputs, share)))
+        if stack.vocab:
+            results[-1] += bits(run_loss(stack, inputs, share))
     assert all(result == results[0] for result in results)
 
 
@@ -262,6 +302,10 @@ def test_opcheck(stack: Stack) -> None:
     y, saved = stack_forward(*inputs, *stack.settings, True, True)
     arguments = (torch.ones_like(y), saved, *inputs, *stack.settings, True, True)
     torch.library.opcheck(stack_backward, arguments)
+    if stack.vocab:
+        operands = (*inputs[:2], target_of(stack, inputs), *inputs[2:], *stack.settings, True)
+        torch.library.opcheck(stack_cross_entropy, operands)
+        torch.library.opcheck(stack_losses, operands)
 
 
 def _wrong(**changes: object) -> tuple:
@@ -276,8 +320,11 @@ def _wrong(**changes: object) -> tuple:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokens": torch.full((2, 9), 5)}, r"tokens must be from 0 to 4, got 5 at \(0, 0\)"),
-        ({"tokens": torch.zeros(2, 9)}, "tokens must be int64, got Float"),
+        (
+            {"tokens": torch.full((2, 9), 5)},
+            r"tokens must lie in \[0, vocab = 5\), got 5 at \(0, 0",
+        ),
+        ({"tokens": torch.zeros(2, 9)}, "tokens must be int64 or int32, got Float"),
         ({"tokens": torch.zeros(9, dtype=torch.long)}, r"two dimensions \(batch, length\)"),
         ({"x": torch.zeros(5, 2)}, r"weights\[0\] must have the shape \(out_channels, 2, k"),
         ({"x": torch.zeros(5)}, r"two dimensions \(vocab, channels\), got shape \(5\)"),
@@ -296,6 +343,24 @@ def _wrong(**changes: object) -> tuple:
 def test_impossible_stacks(changes: dict, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         stack_forward(*_wrong(**changes))
+
+
+def test_impossible_targets() -> None:
+    stack = TOKENS[1]
+    inputs = inputs_of(stack, torch.float32)
+    target = target_of(stack, inputs)
+
+    def losses(inputs: Inputs, target: Tensor) -> Tensor:
+        return stack_losses(*inputs[:2], target, *inputs[2:], *stack.settings, True)
+
+    with pytest.raises(RuntimeError, match=r"target must lie in \[0, out_channels = 28\), got 28"):
+        losses(inputs, torch.full_like(target, 28))
+    with pytest.raises(
+        RuntimeError, match=r"target must have the shape \(40, 16\), got \(40, 15\)"
+    ):
+        losses(inputs, target[:, 1:])
+    with pytest.raises(RuntimeError, match="x must be float32 or float64, got Half"):
+        losses(inputs_of(stack, torch.float16), target)
 
 
 @pytest.mark.parametrize("isa", _host.cpu_isas()[1:])

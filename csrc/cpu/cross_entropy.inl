@@ -38,8 +38,10 @@ struct Softmax {
   T largest[kRows], sum[kRows];
 
   explicit Softmax(int64_t channels_of_a_row)
-      : channels(channels_of_a_row), padded(divide_up(channels_of_a_row, W) * W), exists{} {
-    for (int i = 0; i < W; ++i) exists[i] = padded - W + i < channels ? -1 : 0;
+      : channels(channels_of_a_row), padded(divide_up(channels_of_a_row, W) * W) {
+    Integers<T> lanes{};
+    for (int i = 0; i < W; ++i) lanes[i] = padded - W + i < channels ? -1 : 0;
+    exists = lanes;
   }
 
   CONVLM_INLINE void run(T* tile, int64_t pitch, int64_t rows) {

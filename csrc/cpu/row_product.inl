@@ -66,13 +66,47 @@ CONVLM_INLINE void put_sums(T* tile, int64_t pitch, const Vector<T> (&sum)[ROWS]
     }
 }
 
+// sum[i][:] = sum over the channels [first, last) of row_i[channel] * weight[channel][:].
+template <class T, int ROWS, int VECTORS>
+CONVLM_INLINE void sum_chain(const T* const* rows, const T* weight, int64_t channel_step,
+                             int64_t first, int64_t last, Vector<T> (&sum)[ROWS][VECTORS]) {
+#pragma GCC unroll 32
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<T>{};
+  weight += first * channel_step;
+  for (int64_t c = first; c < last; ++c, weight += channel_step) {
+    Vector<T> v[VECTORS];
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) v[j] = load(weight + j * kLanes<T>);
+#pragma GCC unroll 32
+    for (int i = 0; i < ROWS; ++i) {
+      const T scalar = rows[i][c];
+#pragma GCC unroll 4
+      for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(sum[i][j], scalar, v[j]);
+    }
+  }
+}
+
+// The same over all channels, in chains.
+template <class T, int ROWS, int VECTORS>
+void sum_chains(const T* const* rows, const T* weight, int64_t channel_step, int64_t channels,
+                Vector<T> (&total)[ROWS][VECTORS]) {
+  sum_chain<T>(rows, weight, channel_step, 0, kRowChain, total);
+  for (int64_t first = kRowChain; first < channels; first += kRowChain) {
+    Vector<T> sum[ROWS][VECTORS];
+    sum_chain<T>(rows, weight, channel_step, first, smaller(channels, first + kRowChain), sum);
+    for (int i = 0; i < ROWS; ++i)
+      for (int j = 0; j < VECTORS; ++j) total[i][j] += sum[i][j];
+  }
+}
+
 // out[i][:] = sum over taps and channels of rows[tap][i][channel] * weight[channel][tap][:]. Each
 // tap is summed by itself: then it makes no difference to the bits whether products are gathered
 // after the multiplication or rows before it.
 template <class T, int VECTORS>
 void row_product(const RowProduct<T>& p) {
-  constexpr int W = kLanes<T>, ROWS = kRowsAtOnce<VECTORS>;
-  T part[ROWS * VECTORS * W];
+  constexpr int ROWS = kRowsAtOnce<VECTORS>;
   bool any = false;
   for (int64_t k = 0; k < p.taps; ++k) {
     const T* const* rows = p.rows + k * kTileRows;
@@ -80,30 +114,12 @@ void row_product(const RowProduct<T>& p) {
 #pragma GCC unroll 32
     for (int i = 0; i < ROWS; ++i) padding = padding && rows[i] == p.zeros;
     if (padding) continue;
+    const T* weight = p.weight + k * p.tap_step;
     Vector<T> sum[ROWS][VECTORS];
-    for (int64_t first = 0; first < p.channels; first += kRowChain) {
-#pragma GCC unroll 32
-      for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 4
-        for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<T>{};
-      const T* weight = p.weight + k * p.tap_step + first * p.channel_step;
-      const int64_t last = smaller(p.channels, first + kRowChain);
-      for (int64_t c = first; c < last; ++c, weight += p.channel_step) {
-        Vector<T> v[VECTORS];
-#pragma GCC unroll 4
-        for (int j = 0; j < VECTORS; ++j) v[j] = load(weight + j * W);
-#pragma GCC unroll 32
-        for (int i = 0; i < ROWS; ++i) {
-          const T scalar = rows[i][c];
-#pragma GCC unroll 4
-          for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(sum[i][j], scalar, v[j]);
-        }
-      }
-      if (p.channels > kRowChain) put_sums<T>(part, VECTORS * W, sum, first > 0);
-    }
-    if (p.channels > kRowChain)
-      for (int i = 0; i < ROWS; ++i)
-        for (int j = 0; j < VECTORS; ++j) sum[i][j] = load(part + (i * VECTORS + j) * W);
+    if (p.channels <= kRowChain)
+      sum_chain<T>(rows, weight, p.channel_step, 0, p.channels, sum);
+    else
+      sum_chains<T>(rows, weight, p.channel_step, p.channels, sum);
     put_sums<T>(p.out, p.out_pitch, sum, any);
     any = true;
   }
