@@ -187,7 +187,7 @@ class DilatedStack(nn.Sequential):
         if reason is not None:
             return reason
         for name, layer in layers.items():
-            reason = reason_layer_not_fusable(layer, x)
+            reason = _reason_layer_not_fusable(layer, x)
             if reason is not None:
                 return f"layer {name} {reason}"
         return None
@@ -235,20 +235,12 @@ def _pads(layer: Conv1d) -> tuple[int, int]:
 _WIDEST = 128
 
 
-def reason_layer_not_fusable(layer: Any, x: Tensor, stride: int = 1) -> str | None:
-    """Why a stack with ``layer`` in it does not run fused on ``x``, or None.
-
-    ``stride`` is 1 but for a first layer over embeddings laid end to end.
-    """
-    if type(layer) not in (StackLayer, Conv1d, CausalConv1d):
-        return f"is a {type(layer).__name__}"
-    if _has_hooks(layer):
-        return "has hooks"
-    if layer.backend not in ("auto", "cpp"):
-        return f"asks for backend={layer.backend!r}"
-    if layer.weight.dtype != x.dtype or layer.weight.device != x.device:
-        return "has another dtype or device than the input"
-    if as_int("stride", layer.stride) != stride:
+def _reason_layer_not_fusable(layer: Any, x: Tensor) -> str | None:
+    """Why a stack with ``layer`` in it does not run fused on ``x``, or None."""
+    reason = reason_not_a_plain_layer(layer, x)
+    if reason is not None:
+        return reason
+    if as_int("stride", layer.stride) != 1:
         return f"has stride {as_int('stride', layer.stride)}"
     if layer.groups != 1:
         return f"has {layer.groups} groups"
@@ -258,6 +250,19 @@ def reason_layer_not_fusable(layer: Any, x: Tensor, stride: int = 1) -> str | No
         return "pads on the right"
     if layer.kernel_size[0] > 2 and min(layer.in_channels, layer.out_channels) > _WIDEST:
         return f"has more than {_WIDEST} channels and more than two taps"
+    return None
+
+
+def reason_not_a_plain_layer(layer: Any, x: Tensor) -> str | None:
+    """Why ``layer`` must be called itself, whatever its geometry, or None."""
+    if type(layer) not in (StackLayer, Conv1d, CausalConv1d):
+        return f"is a {type(layer).__name__}"
+    if _has_hooks(layer):
+        return "has hooks"
+    if layer.backend not in ("auto", "cpp"):
+        return f"asks for backend={layer.backend!r}"
+    if layer.weight.dtype != x.dtype or layer.weight.device != x.device:
+        return "has another dtype or device than the input"
     return None
 
 

@@ -19,7 +19,8 @@ from ..embedding import (
     tap_weight,
 )
 from ..layers import Conv1d
-from ..stack import parameters_of, reason_layer_not_fusable, reason_not_fusable, settings_of
+from ..stack import parameters_of, reason_not_a_plain_layer, reason_not_fusable
+from ..stack_autograd import Settings
 
 
 def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
@@ -222,6 +223,12 @@ class DilatedCNN(CharModel):
                     backend=backend,
                 )
             )
+        self.settings = Settings(
+            dilations=[2**i for i in range(depth)],
+            pads=[0] * depth,
+            activations=["tanh"] * (depth - 1) + ["none"],
+            residuals=[0] * depth,
+        )
 
     def sizes(self) -> dict[str, int]:
         return {**super().sizes(), "hidden": self.hidden}
@@ -270,21 +277,18 @@ class DilatedCNN(CharModel):
         return (
             self.fused
             and reason_not_fusable(words) is None
-            and all(
-                reason_layer_not_fusable(layer, words, 1 if i else words.shape[1]) is None
-                for i, layer in enumerate(self.layers)
-            )
+            and all(reason_not_a_plain_layer(layer, words) is None for layer in self.layers)
         )
 
     def is_a_stack_with_loss(self) -> bool:
         return self.is_a_stack() and self.embedding.weight.dtype in (torch.float32, torch.float64)
 
-    def stack_operands(self) -> tuple[Tensor, list[Tensor], list[Tensor], stack_autograd.Settings]:
+    def stack_operands(self) -> tuple[Tensor, list[Tensor], list[Tensor], Settings]:
         """Embedding, weights whose kernels count characters, biases, and settings."""
-        words, layers = self.embedding.weight, list(self.layers)
-        weights, biases = parameters_of(layers, words)
+        words = self.embedding.weight
+        weights, biases = parameters_of(list(self.layers), words)
         weights[0] = tap_weight(weights[0], words.shape[1])
-        return words, weights, biases, settings_of(layers)
+        return words, weights, biases, self.settings
 
 
 MODELS: dict[str, type[CharModel]] = {"dilated": DilatedCNN, "cnn": CNN, "mlp": MLP}

@@ -50,8 +50,13 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/table.inl"
 #include "cpu/cross_entropy.inl"
 #include "cpu/sgd.inl"
+#include "cpu/arena.inl"
 #include "cpu/row_product.inl"
+#include "cpu/row_gradient.inl"
+#include "cpu/stack_rows.inl"
+#include "cpu/stack_weights.inl"
 #include "cpu/stack.inl"
+#include "cpu/stack_sums.inl"
 #include "cpu/stack_backward.inl"
 #include "cpu/stack_loss.inl"
 // clang-format on

@@ -120,8 +120,8 @@ void link_positions(const Taps& taps, int64_t batch, int64_t samples, StackLayer
       }
 }
 
-void link_tokens(const int64_t* tokens, int64_t batch, int64_t vocab, const std::vector<Taps>& taps,
-                 bool share, StackLayer* layers) {
+int64_t link_tokens(const int64_t* tokens, int64_t batch, int64_t group, int64_t vocab,
+                    const std::vector<Taps>& taps, bool share, StackLayer* layers) {
   const int64_t positions = batch * most_positions(taps);
   int32_t* numbers = static_cast<int32_t*>(scratch(Slot::numbers, sizeof(int32_t) * 2 * positions));
   Rows in{number_tokens(tokens, batch * taps[0].in_length, numbers), vocab};
@@ -147,7 +147,9 @@ void link_tokens(const int64_t* tokens, int64_t batch, int64_t vocab, const std:
     }
     in = {next, layer.out_rows};
   }
-  for (; i < taps.size(); ++i) link_positions(taps[i], batch, batch, layers[i]);
+  const int64_t together = i == 1 ? group : batch;  // the first layer is the first not to share
+  for (; i < taps.size(); ++i) link_positions(taps[i], batch, together, layers[i]);
+  return together;
 }
 
 }  // namespace convlm::cpu

@@ -20,8 +20,9 @@ void link_positions(const Taps& taps, int64_t batch, int64_t samples, StackLayer
 // Links a stack over tokens (batch, length). A unit sees only its receptive field, and in a batch
 // of padded words most of these repeat: with `share`, a layer has one row for each distinct field
 // where that leaves at most half of them. Sharing ends with the first layer that has more, and
-// before the last one, whose rows are the result.
-void link_tokens(const int64_t* tokens, int64_t batch, int64_t vocab, const std::vector<Taps>& taps,
-                 bool share, StackLayer* layers);
+// before the last one, whose rows are the result. Returns how many samples go through the layers
+// together: `group` where nothing is shared, else all.
+int64_t link_tokens(const int64_t* tokens, int64_t batch, int64_t group, int64_t vocab,
+                    const std::vector<Taps>& taps, bool share, StackLayer* layers);
 
 }  // namespace convlm::cpu

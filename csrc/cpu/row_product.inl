@@ -164,131 +164,50 @@ struct LinkedRows {
   }
 };
 
+// Calls body(rows, first, count) for each tile of `count` linked rows: pointers to them,
+// [tap][row], with rows of zeros to the end of the tile.
+template <class T, class Body>
+CONVLM_INLINE void for_tiles(const LinkedRows<T>& in, int64_t count, int64_t taps,
+                             int64_t multiply_adds, const Body& body) {
+  parallel_jobs(
+      divide_up(count, kTileRows), kTileRows * multiply_adds, [&](int64_t begin, int64_t end) {
+        const T** rows = static_cast<const T**>(scratch(Slot::plan, sizeof(T*) * taps * kTileRows));
+        for (int64_t job = begin; job < end; ++job) {
+          const int64_t first = job * kTileRows, tile_rows = smaller(kTileRows, count - first);
+          for (int64_t k = 0; k < taps; ++k)
+            for (int64_t i = 0; i < kTileRows; ++i)
+              rows[k * kTileRows + i] = i < tile_rows ? in.at(k, first + i) : in.zeros;
+          body(rows, first, tile_rows);
+        }
+      });
+}
+
 // Calls finish(tile, pitch, first, count) for each tile of the product of `count` linked rows with
-// `taps` taps of a weight, from `first_tap` on.
+// a weight.
 template <class T, class Finish>
 CONVLM_INLINE void multiply_rows(const LinkedRows<T>& in, int64_t count,
-                                 const PackedWeight<T>& weight, int64_t first_tap, int64_t taps,
-                                 const Finish& finish) {
+                                 const PackedWeight<T>& weight, const Finish& finish) {
   // One vector more than there are columns: what reads the second half of a gated row may pass the
   // end.
-  const int64_t tile_pitch = weight.panels.columns() + kLanes<T>;
-  const int64_t tiles = divide_up(count, kTileRows);
-  const int64_t work = kTileRows * taps * weight.channels * weight.panels.columns();
-  parallel_jobs(tiles, work, [&](int64_t begin, int64_t end) {
-    T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kTileRows * tile_pitch));
-    const T** rows = static_cast<const T**>(scratch(Slot::plan, sizeof(T*) * taps * kTileRows));
-    for (int64_t job = begin; job < end; ++job) {
-      const int64_t first = job * kTileRows, tile_rows = smaller(kTileRows, count - first);
-      for (int64_t k = 0; k < taps; ++k)
-        for (int64_t i = 0; i < kTileRows; ++i)
-          rows[k * kTileRows + i] = i < tile_rows ? in.at(k, first + i) : in.zeros;
-      RowProduct<T> p{rows, in.zeros, nullptr, taps, weight.channels, 0, 0, tile, tile_pitch};
-      multiply_tile(p, weight, first_tap, tile_rows,
-                    std::make_integer_sequence<int, kMaxVectors>{});
-      finish(tile, tile_pitch, first, tile_rows);
-    }
+  const int64_t pitch = weight.panels.columns() + kLanes<T>;
+  const int64_t work = weight.taps * weight.channels * weight.panels.columns();
+  for_tiles(in, count, weight.taps, work, [&](const T** rows, int64_t first, int64_t tile_rows) {
+    T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kTileRows * pitch));
+    const RowProduct<T> p{rows, in.zeros, nullptr, weight.taps, weight.channels, 0, 0, tile, pitch};
+    multiply_tile(p, weight, 0, tile_rows, std::make_integer_sequence<int, kMaxVectors>{});
+    finish(tile, pitch, first, tile_rows);
   });
 }
 
-// ---- the gradient of the weight ----
-
-// sums[channel][:] += sum over rows of in[row][channel] * grad[row][:], for a few channels.
+// out[row] = row times one tap of a weight, for rows without links. Up to a tile of rows after the
+// last one is overwritten.
 template <class T>
-struct RowGradient {
-  const T* const* in;
-  const T* const* grad;
-  int64_t rows, channel, column;  // the first ones
-  T* sums;
-  int64_t sums_pitch;
-};
-
-template <class T, int VECTORS>
-void row_gradient(const RowGradient<T>& p) {
-  constexpr int W = kLanes<T>, CHANNELS = kRowsAtOnce<VECTORS>;
-  Vector<T> sum[CHANNELS][VECTORS];
-#pragma GCC unroll 32
-  for (int i = 0; i < CHANNELS; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<T>{};
-  for (int64_t r = 0; r < p.rows; ++r) {
-    const T *in = p.in[r] + p.channel, *grad = p.grad[r] + p.column;
-    Vector<T> v[VECTORS];
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; ++j) v[j] = load(grad + j * W);
-#pragma GCC unroll 32
-    for (int i = 0; i < CHANNELS; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(sum[i][j], in[i], v[j]);
-  }
-#pragma GCC unroll 32
-  for (int i = 0; i < CHANNELS; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; ++j) {
-      T* out = p.sums + i * p.sums_pitch + j * W;
-      store(out, load(out) + sum[i][j]);
-    }
-}
-
-// The gradient of a weight as it is summed: [channel][tap][pitch], then the bias. A tile of
-// channels may reach past the last one, into rows that nobody reads.
-template <class T>
-struct WeightSums {
-  int64_t channels, taps, columns;
-  Panels<T> panels;
-  T* data;
-
-  int64_t pitch() const { return panels.columns(); }
-  int64_t size() const { return ((channels + kTileRows) * taps + 1) * pitch(); }
-  T* row(int64_t channel, int64_t tap) const { return data + (channel * taps + tap) * pitch(); }
-  T* bias() const { return row(channels + kTileRows, 0); }
-};
-
-// Rows of the result that are added up in registers, and stay in the first cache.
-constexpr int64_t kGradientRows = 64;
-
-template <class T, int... V>
-CONVLM_INLINE void add_gradient_block(RowGradient<T> p, const WeightSums<T>& sums, int64_t tap,
-                                      int64_t first, int64_t last,
-                                      std::integer_sequence<int, V...>) {
-  static constexpr void (*table[])(const RowGradient<T>&) = {&row_gradient<T, V + 1>...};
-  static constexpr int channels_at_once[] = {kRowsAtOnce<V + 1>...};
-  p.sums_pitch = sums.taps * sums.pitch();
-  for (int64_t panel = 0; panel < sums.panels.count; ++panel) {
-    const int width = sums.panels.width(panel);
-    p.column = sums.panels.first(panel) * kLanes<T>;
-    for (p.channel = first; p.channel < last; p.channel += channels_at_once[width - 1]) {
-      p.sums = sums.row(p.channel, tap) + p.column;
-      table[width - 1](p);
-    }
-  }
-}
-
-// sums += the gradient from `count` rows of the result. in.at(tap, row) was multiplied by the tap,
-// grad.at(tap, row) is the gradient of that product. Cut by taps and channels: a sum is made by one
-// thread, in the order of the rows.
-template <class T>
-void add_weight_gradient(const LinkedRows<T>& in, const LinkedRows<T>& grad, int64_t count,
-                         const WeightSums<T>& sums) {
-  const int64_t blocks = divide_up(sums.channels, kTileRows);
-  parallel_jobs(sums.taps * blocks, count * kTileRows * sums.columns,
-                [&](int64_t begin, int64_t end) {
-                  const T** rows =
-                      static_cast<const T**>(scratch(Slot::plan, sizeof(T*) * 2 * kGradientRows));
-                  for (int64_t job = begin; job < end; ++job) {
-                    const int64_t tap = job / blocks, first_channel = job % blocks * kTileRows;
-                    for (int64_t row = 0; row < count;) {
-                      RowGradient<T> p{rows, rows + kGradientRows, 0, 0, 0, nullptr, 0};
-                      for (; row < count && p.rows < kGradientRows; ++row) {
-                        const T* from = in.at(tap, row);
-                        if (from == in.zeros) continue;
-                        rows[p.rows] = from;
-                        rows[kGradientRows + p.rows++] = grad.at(tap, row);
-                      }
-                      add_gradient_block(p, sums, tap, first_channel,
-                                         smaller(first_channel + kTileRows, sums.channels),
-                                         std::make_integer_sequence<int, kMaxVectors>{});
-                    }
-                  }
-                });
+void multiply_rows_into(const LinkedRows<T>& in, int64_t count, const PackedWeight<T>& weight,
+                        int64_t tap, T* out, int64_t pitch) {
+  const int64_t work = weight.channels * weight.panels.columns();
+  for_tiles(in, count, 1, work, [&](const T** rows, int64_t first, int64_t tile_rows) {
+    const RowProduct<T> p{rows, in.zeros, nullptr, 1, weight.channels, 0, 0, out + first * pitch,
+                          pitch};
+    multiply_tile(p, weight, tap, tile_rows, std::make_integer_sequence<int, kMaxVectors>{});
+  });
 }

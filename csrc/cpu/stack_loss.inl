@@ -38,40 +38,48 @@ struct FinishLosses {
 
 template <class T>
 struct StackLoss {
-  static void run(const StackArguments& given) {
-    StackArguments a = given;
-    const bool with_gradients = a.layers[0].grad_weight.data != nullptr;
-    if (with_gradients) lay_out(Slot::stack_saved, [&](Arena& arena) { take_saved(arena, a); });
-    const StackPlan<T> plan = plan_stack<T>(a, with_gradients);
-    StackSums<T> sums{};
-    if (with_gradients) {
-      lay_out(Slot::stack_sums, [&](Arena& arena) { sums.take(arena, a, 1); });
-      sums.start(a);
-    }
+  static void run(const StackArguments& a) {
+    if (a.layers[0].grad_weight.data != nullptr) return with_gradients(a);
+    const StackPlan<T> plan = plan_stack<T>(a, false);
+    for_groups<T>(a, [&](int64_t begin, int64_t end) {
+      for (int64_t g = begin; g < end; ++g) {
+        StackGroup<T> group(a, plan, g);
+        lay_out(Slot::stack_group, [&](Arena& arena) { group.take(arena); });
+        forward(group, nullptr);
+      }
+    });
+  }
+
+  static void with_gradients(StackArguments a) {
+    lay_out(Slot::stack_saved, [&](Arena& arena) {
+      a.saved = arena.data;
+      for (int64_t i = 0; i < a.depth; ++i)
+        take_layer_rows<T>(arena, a.layers[i], a.layers[i].out_rows, i == a.depth - 1);
+    });
+    const StackPlan<T> plan = plan_stack<T>(a, true);
+    StackSums<T> sums;
+    lay_out(Slot::stack_sums, [&](Arena& arena) { sums.take(arena, a, 1); });
+    sums.start(a);
     StackGroup<T> group(a, plan, 0);
     StackGradients<T> gradients{group, sums.layers, {}, {}, nullptr, nullptr, nullptr};
     lay_out(Slot::stack_group, [&](Arena& arena) {
       group.take(arena);
-      if (with_gradients) gradients.take(arena);
+      gradients.take(arena);
     });
-    group.forward_before_last();
-    group.run_layer(a.depth - 1, finish(group, with_gradients ? gradients.output() : nullptr));
-    if (!with_gradients) return;
+    forward(group, gradients.output());
     gradients.run(true);
     StackBackward<T>::write_input(a, group, gradients.input);
     finish_sums<T>(a, sums);
   }
 
-  static void take_saved(Arena& arena, StackArguments& a) {
-    a.saved = arena.data;
-    for (int64_t i = 0; i < a.depth; ++i)
-      take_layer_rows<T>(arena, a.layers[i], a.layers[i].out_rows, i == a.depth - 1);
-  }
-
-  static FinishLosses<T> finish(const StackGroup<T>& group, T* gradients) {
+  static void forward(const StackGroup<T>& group, T* gradients) {
     const StackArguments& a = group.a;
-    return {group.finish(a.depth - 1), a.target, static_cast<T*>(a.losses),
-            T(1) / (a.batch * a.out_length), gradients};
+    const int64_t first = group.first * a.out_length;
+    group.forward_before_last();
+    const FinishLosses<T> finish{group.finish(a.depth - 1), a.target + first,
+                                 static_cast<T*>(a.losses) + first, T(1) / (a.batch * a.out_length),
+                                 gradients};
+    group.run_layer(a.depth - 1, finish);
   }
 };
 

@@ -34,7 +34,7 @@ class StackCall {
  public:
   StackCall(const char* function, const Tensor& x, const OptionalTensor& tokens,
             const Tensors& weights, const Tensors& biases, const StackSettings& settings,
-            bool share)
+            bool share, bool in_groups)
       : checks_(function, weights, biases, settings) {
     arguments_.dtype = dtype_of(x);
     arguments_.input = operand(x);
@@ -46,10 +46,11 @@ class StackCall {
     arguments_.layers = checks_.layers_.data();
     arguments_.depth = static_cast<int64_t>(checks_.layers_.size());
     arguments_.out_length = checks_.taps_.back().out_length;
-    arguments_.group = tokens ? arguments_.batch : samples_of_group(x);
-    take_links(function);
+    arguments_.group = in_groups ? samples_of_group(x) : arguments_.batch;
+    take_links(function, tokens ? arguments_.batch : arguments_.group);
     if (tokens)
-      link_tokens(tokens_, arguments_.batch, x.size(0), checks_.taps_, share, arguments_.layers);
+      arguments_.group = link_tokens(tokens_, arguments_.batch, arguments_.group, x.size(0),
+                                     checks_.taps_, share, arguments_.layers);
     else
       for (int64_t i = 0; i < arguments_.depth; ++i)
         link_positions(checks_.taps_[i], arguments_.batch, arguments_.group, arguments_.layers[i]);
@@ -141,8 +142,7 @@ class StackCall {
     return std::max<int64_t>(1, std::min(arguments_.batch, kGroupBytes / bytes));
   }
 
-  void take_links(const char* function) {
-    const int64_t samples = arguments_.group;
+  void take_links(const char* function, int64_t samples) {
     int64_t size = 0;
     for (const Taps& taps : checks_.taps_) {
       const int64_t positions = samples * std::max(taps.in_length, taps.out_length);
@@ -182,7 +182,7 @@ std::tuple<Tensor, Tensor> stack_forward(const Tensor& x, const OptionalTensor& 
                                          std::vector<std::string> activations,
                                          std::vector<int64_t> residuals, bool share, bool save) {
   const StackSettings settings = settings_of(dilations, pads, activations, residuals);
-  StackCall call("stack_forward", x, tokens, weights, biases, settings, share);
+  StackCall call("stack_forward", x, tokens, weights, biases, settings, share, true);
   StackArguments& a = call.arguments();
   Tensor y = torch::stable::new_empty(x, {a.batch, call.last().out_channels(), a.out_length});
   Tensor saved = bytes_like(x, save ? call.saved_size(x) : 0);
@@ -199,7 +199,8 @@ Tensors stack_backward(const Tensor& grad_output, const Tensor& saved, const Ten
                        std::vector<std::string> activations, std::vector<int64_t> residuals,
                        bool share, bool with_x) {
   const StackSettings settings = settings_of(dilations, pads, activations, residuals);
-  StackCall call("stack_backward", x, tokens, weights, biases, settings, share);
+  const bool in_groups = !tokens.has_value();  // an embedding's gradient is that of the whole batch
+  StackCall call("stack_backward", x, tokens, weights, biases, settings, share, in_groups);
   StackArguments& a = call.arguments();
   STD_TORCH_CHECK(grad_output.dim() == 3 && grad_output.size(0) == a.batch &&
                       grad_output.size(1) == call.last().out_channels() &&
@@ -221,8 +222,8 @@ Tensors stack_backward(const Tensor& grad_output, const Tensor& saved, const Ten
 // A call whose result is compared with a target.
 StackCall loss_call(const char* function, const Tensor& x, const Tensor& tokens,
                     const Tensor& target, const Tensors& weights, const Tensors& biases,
-                    const StackSettings& settings, bool share) {
-  StackCall call(function, x, tokens, weights, biases, settings, share);
+                    const StackSettings& settings, bool share, bool in_groups) {
+  StackCall call(function, x, tokens, weights, biases, settings, share, in_groups);
   STD_TORCH_CHECK(dtype_of(x) == ScalarType::float32 || dtype_of(x) == ScalarType::float64,
                   function, ": x must be float32 or float64, got ",
                   torch::headeronly::toString(x.scalar_type()));
@@ -238,7 +239,7 @@ std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& t
                                                 std::vector<int64_t> residuals, bool share) {
   const StackSettings settings = settings_of(dilations, pads, activations, residuals);
   StackCall call =
-      loss_call("stack_cross_entropy", x, tokens, target, weights, biases, settings, share);
+      loss_call("stack_cross_entropy", x, tokens, target, weights, biases, settings, share, false);
   StackArguments& a = call.arguments();
   Tensor loss = torch::stable::new_empty(x, {});
   Tensors results = call.allocate_gradients(x, weights, biases, true);
@@ -257,7 +258,8 @@ Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target,
                     std::vector<std::string> activations, std::vector<int64_t> residuals,
                     bool share) {
   const StackSettings settings = settings_of(dilations, pads, activations, residuals);
-  StackCall call = loss_call("stack_losses", x, tokens, target, weights, biases, settings, share);
+  StackCall call =
+      loss_call("stack_losses", x, tokens, target, weights, biases, settings, share, true);
   StackArguments& a = call.arguments();
   Tensor losses = torch::stable::new_empty(x, {a.batch, a.out_length});
   a.losses = losses.mutable_data_ptr();
@@ -271,7 +273,7 @@ Tensor stack_rows(const Tensor& x, const Tensor& tokens, Tensors weights, Tensor
                   std::vector<std::string> activations, std::vector<int64_t> residuals,
                   bool share) {
   const StackSettings settings = settings_of(dilations, pads, activations, residuals);
-  StackCall call("stack_rows", x, tokens, weights, biases, settings, share);
+  StackCall call("stack_rows", x, tokens, weights, biases, settings, share, false);
   Tensor rows = torch::stable::new_empty(tokens, {call.arguments().depth});
   int64_t* out = static_cast<int64_t*>(rows.mutable_data_ptr());
   for (const StackLayer& layer : call.layers()) *out++ = layer.out_rows;
