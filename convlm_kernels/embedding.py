@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import backends, functional, lookup, lookup_ops
+from . import backends, functional, lookup
 from .functional import check_activation, conv1d
 from .geometry import Padding, as_int, output_length, resolve_padding
 from .layers import Conv1d
+from .lookup import Window
 
 # A row of the table that is looked up costs as much as this many multiply-adds for each channel.
 LOOKUP_COST = 3
@@ -60,14 +61,16 @@ def embedding_conv1d(
     Args:
         tokens: (batch, length), or (length) unbatched; int64 or int32, in [0, vocab).
         embedding: (vocab, embedding_dim).
-        weight: (out_channels, embedding_dim, kernel_size), of the dtype of ``embedding``.
+        weight: (out_channels, embedding_dim, kernel_size), of the dtype of ``embedding``; or
+            (out_channels, 1, kernel_size * embedding_dim), that of a convolution with stride
+            ``embedding_dim`` over embeddings laid end to end.
         bias: (out_channels), of the same dtype, or None.
         stride, padding, dilation: in tokens, otherwise as for :func:`convlm_kernels.conv1d`. A
             padded position contributes zero.
         padding_idx: a word whose embedding gets no gradient, as in ``torch.nn.Embedding``.
         activation, backend: as for :func:`convlm_kernels.conv1d`. The C++ backend chooses between
-            a table of all words and a convolution of gathered embeddings by their cost; every
-            other one convolves.
+            a table of all words and a convolution of gathered embeddings by their cost, which
+            may show in the last bits (:func:`prefers_table`); every other one convolves.
 
     Returns:
         (batch, out_channels, out_length), or without batch as ``tokens``; of the dtype of
@@ -81,16 +84,16 @@ def embedding_conv1d(
     """
     check_activation(activation)
     backends.check_name(backend)
-    check_shapes(tokens, embedding, weight)
-    window = window_of(weight, stride, padding, dilation)
+    _check_tokens(tokens)
+    weight = _by_tap(embedding, weight)
+    window = _window(weight, stride, padding, dilation)
     if padding_idx is not None:
         embedding = _without_gradient(embedding, check_padding_idx(padding_idx, embedding.shape[0]))
-    device = tokens.device.type
-    if functional._autocast_enabled_for(device):
-        embedding, weight, bias = functional._autocast(device, embedding, weight, bias)
+    if _autocast_enabled(tokens):
+        embedding, weight, bias = functional._autocast(tokens.device.type, embedding, weight, bias)
     if tokens.dim() == 1:
-        batched = _run(tokens[None], embedding, weight, bias, window, activation, backend)
-        return batched.squeeze(0)
+        batch = _run(tokens[None], embedding, weight, bias, window, activation, backend)
+        return batch.squeeze(0)
     return _run(tokens, embedding, weight, bias, window, activation, backend)
 
 
@@ -99,22 +102,20 @@ def _run(
     embedding: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    window: lookup.Window,
+    window: Window,
     activation: str | None,
     backend: str,
 ) -> Tensor:
-    kernels = has_kernels(tokens, embedding, backend)
-    if kernels and _prefers_table(tokens, embedding, weight, window):
-        name = "none" if activation is None else activation
-        return _by_table(tokens, embedding, weight, bias, window, name)
+    kernels = _has_kernels(tokens, embedding, backend)
+    if kernels and _prefers_table(tokens, embedding, weight.shape[2], window):
+        return _by_table(tokens, embedding, weight, bias, window, activation or "none")
     if kernels:  # a table of one tap: gathers, and checks the tokens on the way
         x = lookup.lookup(tokens, embedding.unsqueeze(0), None, (1, 0, 0, 1))
     else:
         x = F.embedding(tokens, embedding).transpose(1, 2)
-    stride, *pads, dilation = window
-    return conv1d(
-        x, weight, bias, stride, tuple(pads), dilation, activation=activation, backend=backend
-    )
+    stride, pad_left, pad_right, dilation = window
+    pads = pad_left, pad_right
+    return conv1d(x, weight, bias, stride, pads, dilation, activation=activation, backend=backend)
 
 
 def _by_table(
@@ -122,7 +123,7 @@ def _by_table(
     embedding: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    window: lookup.Window,
+    window: Window,
     activation: str,
 ) -> Tensor:
     dtype = embedding.dtype
@@ -133,51 +134,65 @@ def _by_table(
     return lookup.lookup(tokens, table, bias, window, activation).to(dtype)
 
 
-def has_kernels(tokens: Tensor, embedding: Tensor, backend: str) -> bool:
-    """Whether the kernels of this package look up ``tokens``."""
+def _has_kernels(tokens: Tensor, embedding: Tensor, backend: str) -> bool:
     return (
         backend in ("auto", "cpp")
-        and tokens.device.type in ("cpu", "meta")
+        and (tokens.is_cpu or tokens.is_meta)
         and embedding.dtype in backends.KERNEL_DTYPES
     )
 
 
-def window_of(weight: Tensor, stride: object, padding: Padding, dilation: object) -> lookup.Window:
+def _prefers_table(tokens: Tensor, embedding: Tensor, kernel_size: int, window: Window) -> bool:
+    vocab, embedding_dim = embedding.shape
+    if torch.compiler.is_compiling():
+        return prefers_table(vocab, embedding_dim, kernel_size)
+    batch, length = tokens.shape
+    stride, pad_left, pad_right, dilation = window
+    out_length = output_length(length, kernel_size, stride, dilation, pad_left, pad_right)
+    return prefers_table(vocab, embedding_dim, kernel_size, batch * out_length)
+
+
+def _autocast_enabled(tokens: Tensor) -> bool:
+    return functional._autocast_enabled_for("cpu" if tokens.is_cpu else tokens.device.type)
+
+
+def _window(weight: Tensor, stride: object, padding: Padding, dilation: object) -> Window:
     """The settings as four integers: stride, pad_left, pad_right, dilation."""
     stride, dilation = as_int("stride", stride), as_int("dilation", dilation)
+    if stride < 1:  # divided by before a kernel can refuse it
+        raise RuntimeError(f"stride must be at least 1, got {stride}")
     return stride, *resolve_padding(padding, weight.shape[2], stride, dilation), dilation
 
 
-def _prefers_table(
-    tokens: Tensor, embedding: Tensor, weight: Tensor, window: lookup.Window
-) -> bool:
-    sizes = embedding.shape[0], embedding.shape[1], weight.shape[2]
-    if torch.compiler.is_compiling():
-        return prefers_table(*sizes)
-    stride, pad_left, pad_right, dilation = window
-    out_length = output_length(
-        tokens.shape[1], weight.shape[2], max(stride, 1), dilation, pad_left, pad_right
-    )
-    return prefers_table(*sizes, tokens.shape[0] * out_length)
-
-
-def check_shapes(tokens: Tensor, embedding: Tensor, weight: Tensor) -> None:
-    """RuntimeError unless the dimensions are those of :func:`embedding_conv1d`."""
+def _check_tokens(tokens: Tensor) -> None:
     if tokens.dim() not in (1, 2):
         raise RuntimeError(
             f"tokens must be (length) or (batch, length), got shape {tuple(tokens.shape)}"
         )
     if tokens.dtype not in (torch.int64, torch.int32):
         raise RuntimeError(f"tokens must be int64 or int32, got {tokens.dtype}")
-    if weight.dim() != 3:
+
+
+def _by_tap(embedding: Tensor, weight: Tensor) -> Tensor:
+    """``weight`` as (out_channels, embedding_dim, kernel_size), which may be a view.
+
+    Raises:
+        RuntimeError: it has neither this shape nor (out_channels, 1, kernel_size * embedding_dim).
+    """
+    if embedding.dim() != 2:
         raise RuntimeError(
-            "weight must be (out_channels, embedding_dim, kernel_size), "
-            f"got shape {tuple(weight.shape)}"
+            f"embedding must be (vocab, embedding_dim), got shape {tuple(embedding.shape)}"
         )
-    if embedding.dim() != 2 or embedding.shape[1] != weight.shape[1]:
-        raise RuntimeError(
-            f"embedding must be (vocab, {weight.shape[1]}), got shape {tuple(embedding.shape)}"
-        )
+    size = embedding.shape[1]
+    if weight.dim() == 3 and size > 0:
+        if weight.shape[1] == size:
+            return weight
+        if weight.shape[1] == 1 and weight.shape[2] % size == 0:
+            return weight.unflatten(2, (-1, size)).squeeze(1).transpose(1, 2)
+    raise RuntimeError(
+        f"weight must be (out_channels, {size}, kernel_size), or end to end (out_channels, 1, "
+        f"kernel_size * {size}), got shape {tuple(weight.shape)}"
+    )
 
 
 def check_padding_idx(padding_idx: int, vocab: int) -> int:
@@ -194,89 +209,6 @@ def check_padding_idx(padding_idx: int, vocab: int) -> int:
 def _without_gradient(embedding: Tensor, row: int) -> Tensor:
     rows = torch.arange(embedding.shape[0], device=embedding.device)
     return torch.where((rows == row)[:, None], embedding.detach(), embedding)
-
-
-def embedding_conv1d_cross_entropy(
-    tokens: Tensor,
-    target: Tensor,
-    embedding: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | tuple[int, ...] = 1,
-    padding: Padding = 0,
-    dilation: int | tuple[int, ...] = 1,
-    *,
-    reduction: str = "mean",
-    backend: str = "auto",
-) -> Tensor:
-    """cross_entropy(embedding_conv1d(tokens, ...), target), differentiable to any order.
-
-    On the CPU in float32 and float64, the logits stay in the cache: one pass over the tokens makes
-    the mean loss and its gradients, or the losses where no gradient is wanted.
-
-    Args:
-        target: (batch, out_length), int64, in [0, out_channels).
-        reduction: "mean", "sum" or "none".
-        The others are those of :func:`embedding_conv1d`; ``tokens`` (batch, length).
-
-    Returns:
-        A scalar, or with "none" (batch, out_length); of the dtype of ``embedding``, float32 for
-        the 16-bit ones.
-
-    Raises:
-        ValueError: an unknown ``reduction`` or ``backend``.
-        RuntimeError: a target outside [0, out_channels) on the CPU, and as
-            :func:`embedding_conv1d`.
-    """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    backends.check_name(backend)
-    check_shapes(tokens, embedding, weight)
-    window = window_of(weight, stride, padding, dilation)
-    if _is_fused(tokens, embedding, weight, window, backend):
-        if reduction == "mean":
-            return lookup.cross_entropy(tokens, target, embedding, weight, bias, window)
-        if not lookup.wants_gradients(embedding, weight, bias):
-            losses = lookup.losses(tokens, target, embedding, weight, bias, window)
-            return losses.sum() if reduction == "sum" else losses
-    logits = embedding_conv1d(
-        tokens, embedding, weight, bias, stride, padding, dilation, backend=backend
-    )
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    return F.cross_entropy(logits, target.long(), reduction=reduction)
-
-
-def loss_with_gradients(
-    tokens: Tensor,
-    target: Tensor,
-    embedding: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """The mean cross-entropy, and its gradients of embedding, weight and bias, at stride 1.
-
-    For training loops that do without autograd, whose overhead is larger than the work of a small
-    model. None where the loss does not come with its gradients: then there is
-    :func:`embedding_conv1d_cross_entropy`.
-    """
-    window = (1, 0, 0, 1)
-    if not _is_fused(tokens, embedding, weight, window, backend):
-        return None
-    return lookup_ops.cross_entropy(tokens, target, embedding, weight, bias, *window)
-
-
-def _is_fused(
-    tokens: Tensor, embedding: Tensor, weight: Tensor, window: lookup.Window, backend: str
-) -> bool:
-    return (
-        has_kernels(tokens, embedding, backend)
-        and embedding.dtype in (torch.float32, torch.float64)
-        and not functional._autocast_enabled_for(tokens.device.type)
-        and _prefers_table(tokens, embedding, weight, window)
-    )
 
 
 class EmbeddingConv1d(nn.Module):
@@ -354,18 +286,14 @@ class EmbeddingConv1d(nn.Module):
         )
 
 
-def tap_weight(weight: Tensor, embedding_dim: int) -> Tensor:
-    """A view (out_channels, embedding_dim, kernel_size) of ``weight`` (out_channels, 1,
-    kernel_size * embedding_dim), that of a convolution over embeddings laid end to end.
-    """
-    return weight.view(weight.shape[0], -1, embedding_dim).transpose(1, 2)
-
-
 def _turn_end_to_end_weight(
     module: EmbeddingConv1d, state_dict: dict[str, Any], prefix: str, *_: Any
 ) -> None:
     weight = state_dict.get(prefix + "conv.weight")
     out_channels, embedding_dim, kernel_size = module.conv.weight.shape
-    end_to_end = (out_channels, 1, kernel_size * embedding_dim)
-    if isinstance(weight, Tensor) and embedding_dim > 1 and weight.shape == end_to_end:
-        state_dict[prefix + "conv.weight"] = tap_weight(weight, embedding_dim)
+    if isinstance(weight, Tensor) and weight.shape == (
+        out_channels,
+        1,
+        kernel_size * embedding_dim,
+    ):
+        state_dict[prefix + "conv.weight"] = _by_tap(module.embedding.weight, weight)

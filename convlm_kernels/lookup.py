@@ -207,10 +207,6 @@ def cross_entropy(
     Shapes: tokens (batch, length), target (batch, out_length); the others as in
     :func:`make_table` and :func:`lookup`. float32 or float64.
 
-    The idea is that of Liger-Kernel's fused linear cross-entropy (Hsu et al., 2024, arXiv
-    2410.10989): the loss is the end of the network, so its gradients are known with it, and the
-    logits need never be written out.
-
     Raises:
         RuntimeError: a token outside [0, vocab) or a target outside [0, out_channels).
     """

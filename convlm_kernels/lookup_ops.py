@@ -18,7 +18,6 @@ lookup = torch.ops.convlm.lookup.default
 grad_table = torch.ops.convlm.lookup_grad_table.default
 cross_entropy = torch.ops.convlm.lookup_cross_entropy.default
 losses = torch.ops.convlm.lookup_losses.default
-sgd_ = torch.ops.convlm.sgd_.default
 
 
 class _LookupChecks(_Checks):
@@ -41,6 +40,25 @@ class _LookupChecks(_Checks):
 
     def tokens(self, tokens: Tensor) -> None:
         self.indices("tokens", tokens, "(batch, length)")
+
+    def embedding(self, embedding: Tensor, weight: Tensor) -> int:
+        """Returns kernel_size."""
+        self.three_dimensional("weight", weight, "(out_channels, embedding_dim, kernel_size)")
+        self.require(
+            embedding.dim() == 2,
+            "embedding must have the two dimensions (vocab, embedding_dim), "
+            f"got shape {_text(embedding)}",
+        )
+        embedding_dim = embedding.shape[1]
+        self.at_least("embedding_dim", embedding_dim, 1)
+        if weight.shape[1] == embedding_dim:
+            return weight.shape[2]
+        self.require(
+            weight.shape[1] == 1 and weight.shape[2] % embedding_dim == 0,
+            f"weight must have the shape (out_channels, {embedding_dim}, kernel_size) or "
+            f"(out_channels, 1, kernel_size * {embedding_dim}), got {_text(weight)}",
+        )
+        return weight.shape[2] // embedding_dim
 
     def table_sizes(self, kernel_size: int, vocab: int, out_channels: int) -> None:
         self.at_least("vocab", vocab, 1)
@@ -94,23 +112,19 @@ def _check_cross_entropy(
     )
     checks.tokens(tokens)
     checks.same_kind("embedding", embedding, "weight", weight)
-    checks.three_dimensional("weight", weight, "(out_channels, embedding_dim, kernel_size)")
-    out_channels, embedding_dim, kernel_size = weight.shape
-    checks.require(
-        embedding.dim() == 2 and embedding.shape[1] == embedding_dim,
-        f"embedding must have the shape (vocab, {embedding_dim}), got {_text(embedding)}",
-    )
-    checks.at_least("embedding_dim", embedding_dim, 1)
+    kernel_size = checks.embedding(embedding, weight)
+    out_channels = weight.shape[0]
     checks.table_sizes(kernel_size, embedding.shape[0], out_channels)
     if bias is not None:
         checks.same_kind("bias", bias, "weight", weight)
         checks.bias(bias, out_channels)
     out_length = checks.out_length(tokens.shape[1], kernel_size)
     checks.indices("target", target, "(batch, out_length)")
-    checks.require(
-        target.shape[0] == tokens.shape[0] and target.shape[1] == out_length,
-        f"target must have the shape ({tokens.shape[0]}, {out_length}), got {_text(target)}",
-    )
+    for axis, size in enumerate((tokens.shape[0], out_length)):
+        checks.require(
+            target.shape[axis] == size,
+            f"target must have the shape ({tokens.shape[0]}, {out_length}), got {_text(target)}",
+        )
 
 
 @torch.library.register_fake("convlm::lookup_losses")
@@ -130,13 +144,8 @@ def _cross_entropy_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check_cross_entropy("lookup_cross_entropy", tokens, target, embedding, weight, bias, *window)
     grad_bias = weight.new_empty(0 if bias is None else weight.shape[0])
-    gradients = weight.new_empty(embedding.shape), torch.empty_like(weight), grad_bias
+    gradients = weight.new_empty(embedding.shape), weight.new_empty(weight.shape), grad_bias
     return weight.new_empty(()), *gradients
-
-
-@torch.library.register_fake("convlm::sgd_")
-def _sgd_fake(parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
-    return None
 
 
 # vmap. Batched tokens alone are a longer batch. Batched gradients of tables are one of a vocabulary

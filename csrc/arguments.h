@@ -97,8 +97,9 @@ struct CrossEntropyArguments {
   ConstTensor bias;      // data is null without a bias
   void* losses;          // (batch, out_length), contiguous
   void* grad_embedding;  // of the mean loss, contiguous; null where no gradient is wanted
-  void* grad_weight;     // of the mean loss, with the strides of weight
-  void* grad_bias;       // of the mean loss, contiguous, or null
+  void* grad_weight;     // of the mean loss
+  int64_t grad_weight_stride[3];
+  void* grad_bias;  // of the mean loss, contiguous, or null
 };
 
 // parameter -= lr * gradient, for `count` elements that are `stride` apart.

@@ -36,12 +36,20 @@ class LookupChecks : public GeometryChecks {
                     other_argument, " must be on one device");
   }
 
-  void embedding(const Tensor& embedding, const Tensor& weight) {
+  // Returns kernel_size.
+  int64_t embedding(const Tensor& embedding, const Tensor& weight) const {
     three_dimensional("weight", weight, "(out_channels, embedding_dim, kernel_size)");
-    STD_TORCH_CHECK(embedding.dim() == 2 && embedding.size(1) == weight.size(1), function_,
-                    ": embedding must have the shape (vocab, ", weight.size(1), "), got ",
+    STD_TORCH_CHECK(embedding.dim() == 2, function_,
+                    ": embedding must have the two dimensions (vocab, embedding_dim), got shape ",
                     shape_of(embedding));
-    at_least("embedding_dim", weight.size(1), 1);
+    const int64_t embedding_dim = embedding.size(1);
+    at_least("embedding_dim", embedding_dim, 1);
+    if (weight.size(1) == embedding_dim) return weight.size(2);
+    STD_TORCH_CHECK(weight.size(1) == 1 && weight.size(2) % embedding_dim == 0, function_,
+                    ": weight must have the shape (out_channels, ", embedding_dim,
+                    ", kernel_size) or (out_channels, 1, kernel_size * ", embedding_dim, "), got ",
+                    shape_of(weight));
+    return weight.size(2) / embedding_dim;
   }
 
   void floating(const char* argument, const Tensor& t) const {
@@ -85,7 +93,6 @@ inline Conv1dGeometry check_lookup_grad_table(const Tensor& grad_output, const T
   return checks.geometry_;
 }
 
-// Of the look-up; in_channels are the vocabulary.
 inline Conv1dGeometry check_cross_entropy(const char* function, const Tensor& tokens,
                                           const Tensor& target, const Tensor& embedding,
                                           const Tensor& weight, const Tensor* bias, int64_t stride,
@@ -94,8 +101,8 @@ inline Conv1dGeometry check_cross_entropy(const char* function, const Tensor& to
   checks.floating("weight", weight);
   checks.tokens(tokens, "weight", weight);
   checks.same_kind("embedding", embedding, "weight", weight);
-  checks.embedding(embedding, weight);
-  checks.table_sizes(weight.size(2), embedding.size(0), weight.size(0));
+  const int64_t kernel_size = checks.embedding(embedding, weight);
+  checks.table_sizes(kernel_size, embedding.size(0), weight.size(0));
   if (bias != nullptr) {
     checks.same_kind("bias", *bias, "weight", weight);
     checks.bias(*bias);

@@ -222,6 +222,15 @@ def test_a_token_outside_the_vocabulary(value: int, method: str) -> None:
             embedding_conv1d(tokens.int(), *others)
 
 
+def test_a_weight_laid_end_to_end(method: str) -> None:
+    case = CASES[0]
+    tokens, table, weight, bias = operands(case, torch.float64)
+    laid = weight.mT.flatten(1).unsqueeze(1)
+    torch.testing.assert_close(
+        embedding_conv1d(tokens, table, laid, bias), embedding_conv1d(tokens, table, weight, bias)
+    )
+
+
 def test_padding_idx_gets_no_gradient(method: str) -> None:
     tokens, *others = operands(CASES[0], torch.float64)
     leaves = [t.requires_grad_() for t in others]
@@ -298,11 +307,13 @@ def test_meta() -> None:
 WRONG = {
     "tokens (1, 2, 3)": (dict(tokens=torch.zeros(1, 2, 3, dtype=torch.int64)), "tokens must be"),
     "float tokens": (dict(tokens=torch.zeros(2, 9)), "tokens must be int64 or int32, got torch.fl"),
-    "embedding": (
+    "embedding": (dict(embedding=random(7)), r"embedding must be \(vocab, embedding_dim\), got"),
+    "embedding_dim": (
         dict(embedding=random(7, 4)),
-        r"embedding must be \(vocab, 3\), got shape \(7, 4\)",
+        r"weight must be \(out_channels, 4, kernel",
     ),
-    "weight": (dict(weight=random(5, 3)), r"weight must be \(out_channels, embedding_dim, kernel_"),
+    "weight": (dict(weight=random(5, 3)), r"weight must be \(out_channels, 3, kernel_size\)"),
+    "end to end": (dict(weight=random(5, 1, 7)), r"kernel_size \* 3\), got shape \(5, 1, 7\)"),
     "bias": (dict(bias=random(6)), r"bias must have the shape \(5\), got \(6\)"),
     "dtype": (dict(weight=random(5, 3, 2).double()), "must have one dtype"),
     "stride": (dict(stride=0), "stride must be at least 1, got 0"),

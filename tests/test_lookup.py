@@ -1,19 +1,20 @@
-"""The operators of look-ups: what torch must know about them, the fused loss, and SGD."""
+"""The operators of look-ups: what torch must know about them, and the fused loss."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, Case, parametrize, random
+from cases import LAYOUTS, Case, parametrize, random
 from test_embedding import CASES, VOCAB, bits, composed, operands, settings
 from torch import Tensor
 from torch.nn import functional as F
 
-from convlm_kernels import (
-    embedding_conv1d_cross_entropy,
-    lookup_ops,
-    sgd_step,
-)
+from convlm_kernels import _host, embedding_conv1d_cross_entropy, lookup_ops
 
 DOUBLE = torch.float64
 
@@ -37,7 +38,6 @@ def test_opcheck() -> None:
             lookup_ops.cross_entropy,
             (tokens, target, embedding, weight.mT.contiguous().mT, None, 2, 1, 1, 1),
         ),
-        (lookup_ops.sgd_, ([random(3, 4), random(5)], [random(3, 4), random(5)], 0.1)),
     ]
     for operator, arguments in samples:
         torch.library.opcheck(operator, arguments)
@@ -158,6 +158,33 @@ def test_same_loss_for_any_number_of_threads(case: Case) -> None:
 
 
 @pytest.mark.usefixtures("by_table")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_loss_of_any_strides(layout: str) -> None:
+    case = CASES[2]
+    tokens, target, *others = loss_operands(case, DOUBLE)
+    leaves = [LAYOUTS[layout](t).requires_grad_() for t in others]
+    for words, right in ((tokens, target), (tokens.int(), target.mT.contiguous().mT)):
+        loss = embedding_conv1d_cross_entropy(words, right, *leaves, **settings(case))
+        exact = composed_loss(case, tokens, target, *leaves)
+        own, expected = (torch.autograd.grad(t, leaves) for t in (loss, exact))
+        torch.testing.assert_close([loss, *own], [exact, *expected])
+
+
+@pytest.mark.usefixtures("by_table")
+def test_a_weight_laid_end_to_end() -> None:
+    case = CASES[2]
+    tokens, target, embedding, weight, bias = loss_operands(case, DOUBLE)
+    laid = weight.mT.flatten(1).unsqueeze(1)
+    leaves = [t.requires_grad_() for t in (embedding, laid, bias)]
+    weight.requires_grad_()
+    loss = embedding_conv1d_cross_entropy(tokens, target, *leaves, **settings(case))
+    exact = composed_loss(case, tokens, target, embedding, weight, bias)
+    torch.testing.assert_close(loss, exact)
+    own = torch.autograd.grad(loss, laid)[0].unflatten(2, (-1, case.in_channels)).squeeze(1).mT
+    torch.testing.assert_close(own, torch.autograd.grad(exact, weight)[0])
+
+
+@pytest.mark.usefixtures("by_table")
 def test_a_target_that_is_no_channel() -> None:
     tokens, target, *others = loss_operands(CASES[1], torch.float32)
     target[1, 3] = 28
@@ -169,31 +196,16 @@ def test_a_target_that_is_no_channel() -> None:
         embedding_conv1d_cross_entropy(tokens, target, *others, reduction="max")
 
 
-# --- SGD ---
+# --- Instruction sets ---
 
 
-@parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", ["contiguous", "sliced", "transposed", "unaligned"])
-def test_sgd_step(layout: str, dtype: torch.dtype) -> None:
-    shapes = (), (1,), (17,), (5, 33), (3, 4, 50)
-    change = LAYOUTS.get(layout, torch.clone)
-    parameters = [change(random(*shape, dtype=dtype, seed=1)) for shape in shapes]
-    for p in parameters:
-        p.grad = random(*p.shape, dtype=dtype, seed=2)
-    without = random(3)
-    expected = [(p.double() - 0.3 * p.grad.double()).to(dtype) for p in parameters]
-    sgd_step([*parameters, without], lr=0.3)
-    for own, right in zip(parameters, expected, strict=True):
-        torch.testing.assert_close(own, right)
-    assert torch.equal(without, random(3))
-    sgd_step([without], lr=1.0)
-
-
-def test_sgd_refuses() -> None:
-    for gradient, message in (
-        ([random(4)], r"gradient 0 must have the shape \(3\) of its parameter, got \(4\)"),
-        ([random(3).double()], "gradient 0 and its parameter must have one dtype"),
-        ([], "there must be a gradient for each parameter, got 0 for 1"),
-    ):
-        with pytest.raises(RuntimeError, match=message):
-            lookup_ops.sgd_([random(3)], gradient, 0.1)
+@pytest.mark.parametrize("isa", [isa for isa in _host.cpu_isas() if isa != _host.cpu_isa()])
+def test_every_other_isa_of_this_cpu(isa: str) -> None:
+    values = "(test_forward or test_gradients or test_loss_and or sgd_step) and not float64"
+    files = [
+        str(Path(__file__).with_name(name)) for name in ("test_embedding.py", "test_lookup.py")
+    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", values]
+    environment = os.environ | {"CONVLM_CPU_ISA": isa}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout

@@ -12,12 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import stack_autograd, stack_ops
-from ..embedding import (
-    embedding_conv1d,
-    embedding_conv1d_cross_entropy,
-    loss_with_gradients,
-    tap_weight,
-)
+from ..embedding import embedding_conv1d
+from ..embedding_loss import embedding_conv1d_cross_entropy, loss_with_gradients
 from ..layers import Conv1d
 from ..stack import parameters_of, reason_not_a_plain_layer, reason_not_fusable
 from ..stack_autograd import Settings
@@ -92,7 +88,7 @@ class CharModel(nn.Module):
         return embedding_conv1d(
             tokens,
             self.embedding.weight,
-            tap_weight(conv.weight, self.embedding.embedding_dim),
+            conv.weight,
             conv.bias,
             activation=conv.activation,
             backend=conv.backend,
@@ -128,30 +124,32 @@ class CNN(CharModel):
         if not self.fused:
             return super().loss(x, y, reduction)
         self.check_tokens(x)
+        conv = self.conv
         return embedding_conv1d_cross_entropy(
-            x, y, *self.operands(), reduction=reduction, backend=self.conv.backend
+            x,
+            y,
+            self.embedding.weight,
+            conv.weight,
+            conv.bias,
+            reduction=reduction,
+            backend=conv.backend,
         )
 
     def training_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
-        if not self.fused:
-            return super().training_step(x, y)
-        with torch.no_grad():
-            found = loss_with_gradients(x, y, *self.operands(), backend=self.conv.backend)
+        embedding, conv = self.embedding.weight, self.conv
+        parameters = embedding, conv.weight, conv.bias
+        found = None
+        if self.fused:
+            with torch.no_grad():
+                found = loss_with_gradients(x, y, *parameters, backend=conv.backend)
         if found is None:
             return super().training_step(x, y)
-        loss, grad_embedding, grad_weight, grad_bias = found
-        conv = self.conv
-        self.embedding.weight.grad = grad_embedding
-        conv.weight.grad = grad_weight.transpose(1, 2).view_as(conv.weight)
-        if conv.bias is not None:
-            conv.bias.grad = grad_bias
+        loss, *gradients = found
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if parameter is not None:
+                parameter.grad = gradient
         return loss
-
-    def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Embedding, weight and bias of the convolution whose kernel counts characters."""
-        weight = tap_weight(self.conv.weight, self.embedding.embedding_dim)
-        return self.embedding.weight, weight, self.conv.bias
 
 
 class MLP(CharModel):
@@ -287,7 +285,8 @@ class DilatedCNN(CharModel):
         """Embedding, weights whose kernels count characters, biases, and settings."""
         words = self.embedding.weight
         weights, biases = parameters_of(list(self.layers), words)
-        weights[0] = tap_weight(weights[0], words.shape[1])
+        by_tap = weights[0].view(weights[0].shape[0], -1, words.shape[1])
+        weights[0] = by_tap.transpose(1, 2)
         return words, weights, biases, self.settings
 
 

@@ -12,60 +12,89 @@ struct Total {
   static CONVLM_INLINE Vector<T> of(Vector<T> a, Vector<T> b) { return a + b; }
 };
 
-// Every lane of the result combines all lanes of v.
-template <class T, template <class> class Combine, int HALF, int... L>
-CONVLM_INLINE Vector<T> combine_halves(Vector<T> v, std::integer_sequence<int, L...> lanes) {
-  v = Combine<T>::of(v, __builtin_shufflevector(v, v, (L ^ HALF)...));
-  if constexpr (HALF > 1) return combine_halves<T, Combine, HALF / 2>(v, lanes);
-  return v;
-}
-template <class T, template <class> class Combine>
-CONVLM_INLINE Vector<T> combine_lanes(Vector<T> v) {
-  return combine_halves<T, Combine, kLanes<T> / 2>(v, std::make_integer_sequence<int, kLanes<T>>{});
+// Lane i of the result combines all lanes of rows[i]: log2 of the lanes steps for all rows
+// together.
+template <class T, template <class> class Combine, int HALF = 1>
+CONVLM_INLINE Vector<T> combine_lanes(Vector<T>* rows) {
+  constexpr int W = kLanes<T>;
+  if constexpr (HALF == W) {
+    return rows[0];
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < W / HALF / 2; ++i) {
+      exchange<T, HALF>(rows[2 * i], rows[2 * i + 1], std::make_integer_sequence<int, W>{});
+      rows[i] = Combine<T>::of(rows[2 * i], rows[2 * i + 1]);
+    }
+    return combine_lanes<T, Combine, 2 * HALF>(rows);
+  }
 }
 
-CONVLM_INLINE float logarithm(float v) { return __builtin_logf(v); }
-CONVLM_INLINE double logarithm(double v) { return __builtin_log(v); }
+// Natural logarithm of normal numbers; NaN for NaN and infinity. In float 1 ulp: x is 2^n * (1 + z)
+// with z around 0, and the polynomial a least-maximum fit of (log(1 + z) - z + z^2 / 2) / z^3.
+CONVLM_INLINE Vector<float> logarithm(Vector<float> x) {
+  constexpr int32_t kRootOfHalf = 0x3f3504f3;
+  const Integers<float> bits = (Integers<float>)x - kRootOfHalf;
+  const Vector<float> n = __builtin_convertvector(bits >> Exp<float>::kMantissa, Vector<float>);
+  const Vector<float> z = (Vector<float>)((bits & 0x7fffff) + kRootOfHalf) - 1.0f;
+  const Vector<float> tail =
+      polynomial<float>(z, {0.333333313f, -0.250008225f, 0.200012267f, -0.166233554f, 0.142017677f,
+                            -0.131602094f, 0.127615184f, -0.076343514f});
+  const Vector<float> log1p = (z * z) * (z * tail - 0.5f) + n * Exp<float>::kLn2Low + z;
+  return n * Exp<float>::kLn2High + log1p + (x - x);
+}
+CONVLM_INLINE Vector<double> logarithm(Vector<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_log(x[i]);
+  return x;
+}
 
-// The rows of a tile of logits become exp(logit - the largest of the row). Each step is a pass over
-// the tile, because the rows are independent of each other, and the steps of one row are not.
+// The rows of a tile of logits become exp(logit - the largest of the row).
 template <class T>
 struct Softmax {
   static constexpr int W = kLanes<T>;
-  static constexpr int64_t kRows = 32;
-  int64_t channels, padded;
+  static constexpr int64_t kRows = 32;  // a multiple of the lanes of every instruction set
+  int64_t padded;
   Integers<T> exists;  // the lanes of the last vector that have a channel
-  T largest[kRows], sum[kRows];
+  T largest[kRows], sum[kRows], log_sum[kRows];
 
-  explicit Softmax(int64_t channels_of_a_row)
-      : channels(channels_of_a_row), padded(divide_up(channels_of_a_row, W) * W) {
+  explicit Softmax(int64_t channels) : padded(divide_up(channels, W) * W) {
     Integers<T> lanes{};
     for (int i = 0; i < W; ++i) lanes[i] = padded - W + i < channels ? -1 : 0;
     exists = lanes;
   }
 
+  // As many rows at a time as a vector has lanes: the tile has room for them.
   CONVLM_INLINE void run(T* tile, int64_t pitch, int64_t rows) {
-    for (int64_t t = 0; t < rows; ++t) {
-      const T* row = tile + t * pitch;
-      // A lane without a channel repeats the first logit.
-      Vector<T> most = choose<T>(exists, load(row + padded - W), broadcast(row[0]));
-      for (int64_t c = 0; c < padded - W; c += W) most = Largest<T>::of(load(row + c), most);
-      largest[t] = combine_lanes<T, Largest>(most)[0];
+    for (int64_t first = 0; first < rows; first += W) {
+      Vector<T> most[W], total[W];
+      for (int i = 0; i < W; ++i) most[i] = largest_lanes(tile + (first + i) * pitch);
+      store(largest + first, combine_lanes<T, Largest>(most));
+      for (int i = 0; i < W; ++i)
+        total[i] = exponentials(tile + (first + i) * pitch, broadcast(largest[first + i]));
+      const Vector<T> sums = combine_lanes<T, Total>(total);
+      store(sum + first, sums);
+      store(log_sum + first, logarithm(sums));
     }
-    for (int64_t t = 0; t < rows; ++t) {
-      T* row = tile + t * pitch;
-      const Vector<T> most = broadcast(largest[t]);
-      Vector<T> total{};
-      for (int64_t c = 0; c < padded - W; c += W) {
-        const Vector<T> e = exponential_below_one<T>(load(row + c) - most);
-        store(row + c, e);
-        total += e;
-      }
-      const Vector<T> last = choose<T>(exists, load(row + padded - W), most);
-      const Vector<T> e = choose<T>(exists, exponential_below_one<T>(last - most), Vector<T>{});
-      store(row + padded - W, e);
-      sum[t] = combine_lanes<T, Total>(total + e)[0];
+  }
+
+ private:
+  CONVLM_INLINE Vector<T> largest_lanes(const T* row) const {
+    // A lane without a channel repeats the first logit.
+    Vector<T> most = choose<T>(exists, load(row + padded - W), broadcast(row[0]));
+    for (int64_t c = 0; c < padded - W; c += W) most = Largest<T>::of(load(row + c), most);
+    return most;
+  }
+
+  CONVLM_INLINE Vector<T> exponentials(T* row, Vector<T> most) const {
+    Vector<T> total{};
+    for (int64_t c = 0; c < padded - W; c += W) {
+      const Vector<T> e = exponential_below_one<T>(load(row + c) - most);
+      store(row + c, e);
+      total += e;
     }
+    const Vector<T> last = choose<T>(exists, load(row + padded - W), most);
+    const Vector<T> e = choose<T>(exists, exponential_below_one<T>(last - most), Vector<T>{});
+    store(row + padded - W, e);
+    return total + e;
   }
 };
 
@@ -106,15 +135,17 @@ struct CrossEntropy {
     if (sums.data != nullptr) sums.clear(piece);
     Softmax<T> softmax(g.out_channels);
     T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * softmax.kRows * table.padded));
+    for (int64_t i = 0; i < softmax.kRows * table.padded; i += W) store(tile + i, Vector<T>{});
     for_stretches(g, begin, end, softmax.kRows, [&](int64_t n, int64_t first, int64_t count) {
       const int64_t* target = a.target + n * g.out_length + first;
       T* loss = static_cast<T*>(a.losses) + n * g.out_length + first;
       for (int64_t t = 0; t < count; ++t) {
         sum_rows(table.data, rows(n, first + t), bias, g.out_channels, tile + t * table.padded);
-        loss[t] = -tile[t * table.padded + target[t]];
+        loss[t] = tile[t * table.padded + target[t]];
       }
       softmax.run(tile, table.padded, count);
-      for (int64_t t = 0; t < count; ++t) loss[t] += softmax.largest[t] + logarithm(softmax.sum[t]);
+      for (int64_t t = 0; t < count; ++t)
+        loss[t] = softmax.log_sum[t] - (loss[t] - softmax.largest[t]);
       if (sums.data != nullptr) add_gradients(piece, n, first, count, softmax, target, tile);
     });
   }

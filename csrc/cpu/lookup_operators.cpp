@@ -1,6 +1,7 @@
 // The operators of embeddings by look-up, on CPU tensors.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "cpu/dispatch.h"
@@ -51,6 +52,14 @@ std::tuple<Tensor, Tensor> lookup_grad_table(const Tensor& grad_output, const Te
   return {table, bias};
 }
 
+// The strides of (out_channels, embedding_dim, kernel_size), also where that is laid out as
+// (out_channels, 1, kernel_size * embedding_dim).
+ConstTensor tap_weight(const Tensor& weight, int64_t embedding_dim) {
+  if (weight.size(1) == embedding_dim) return operand(weight);
+  return {weight.const_data_ptr(),
+          {weight.stride(0), weight.stride(2), weight.stride(2) * embedding_dim}};
+}
+
 CrossEntropyArguments cross_entropy_arguments(const char* function, const Tensor& tokens,
                                               const Tensor& target, const Tensor& embedding,
                                               const Tensor& weight,
@@ -61,11 +70,11 @@ CrossEntropyArguments cross_entropy_arguments(const char* function, const Tensor
   a.geometry = check_cross_entropy(function, tokens, target, embedding, weight,
                                    bias ? &*bias : nullptr, stride, pad_left, pad_right, dilation);
   a.dtype = dtype_of(weight);
-  a.embedding_dim = weight.size(1);
+  a.embedding_dim = embedding.size(1);
   a.tokens = read_tokens(function, "tokens", tokens, "vocab", embedding.size(0), Slot::tokens);
   a.target = read_tokens(function, "target", target, "out_channels", weight.size(0), Slot::target);
   a.embedding = operand(embedding);
-  a.weight = operand(weight);
+  a.weight = tap_weight(weight, a.embedding_dim);
   if (bias) a.bias = operand(*bias);
   return a;
 }
@@ -91,12 +100,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lookup_cross_entropy(
                               stride, pad_left, pad_right, dilation);
   const bool is_double = a.dtype == ScalarType::float64;
   Tensor loss = torch::stable::new_empty(weight, {});
-  Tensor grad_embedding = torch::stable::new_empty(weight, {embedding.size(0), weight.size(1)});
-  Tensor grad_weight = torch::stable::empty_like(weight);
+  Tensor grad_embedding = torch::stable::new_empty(weight, {embedding.size(0), embedding.size(1)});
+  Tensor grad_weight =
+      torch::stable::new_empty(weight, {weight.size(0), weight.size(1), weight.size(2)});
   Tensor grad_bias = torch::stable::new_empty(weight, {bias ? weight.size(0) : 0});
   a.losses = scratch(Slot::losses, target.numel() * weight.element_size());
   a.grad_embedding = grad_embedding.mutable_data_ptr();
   a.grad_weight = grad_weight.mutable_data_ptr();
+  const ConstTensor taps = tap_weight(grad_weight, a.embedding_dim);
+  std::copy(taps.stride, taps.stride + 3, a.grad_weight_stride);
   if (bias) a.grad_bias = grad_bias.mutable_data_ptr();
   kernels().cross_entropy(a);
   (is_double ? mean<double> : mean<float>)(a.losses, target.numel(), loss.mutable_data_ptr());

@@ -21,13 +21,13 @@ struct FinishLosses {
 
   CONVLM_INLINE void add(Softmax<T>& softmax, T* tile, int64_t pitch, int64_t first,
                          int64_t count) const {
-    for (int64_t i = 0; i < count; ++i) losses[first + i] = -tile[i * pitch + target[first + i]];
+    for (int64_t i = 0; i < count; ++i) losses[first + i] = tile[i * pitch + target[first + i]];
     softmax.run(tile, pitch, count);
     for (int64_t i = 0; i < count; ++i)
-      losses[first + i] += softmax.largest[i] + logarithm(softmax.sum[i]);
+      losses[first + i] = softmax.log_sum[i] - (losses[first + i] - softmax.largest[i]);
     if (gradients == nullptr) return;
     for (int64_t i = 0; i < count; ++i) {
-      T* gradient = gradients + (first + i) * row_pitch<T>(softmax.channels);
+      T* gradient = gradients + (first + i) * row_pitch<T>(finish.layer.out_channels());
       const T* row = tile + i * pitch;
       for (int64_t c = 0; c < softmax.padded; c += kLanes<T>)
         store(gradient + c, load(row + c) * (scale / softmax.sum[i]));

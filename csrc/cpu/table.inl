@@ -53,6 +53,7 @@ struct Table {
   void grad_weight(const T* grad_table) const {
     T* sums = static_cast<T*>(scratch(Slot::staged, sizeof(T) * taps * embedding_dim * padded));
     T* out = static_cast<T*>(a.grad_weight);
+    const int64_t* stride = a.grad_weight_stride;
     parallel_jobs(taps, vocab * embedding_dim * padded, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k) {
         T* sum = sums + k * embedding_dim * padded;
@@ -61,8 +62,7 @@ struct Table {
                           embedding(), a.embedding.stride[1], embedding_dim, padded / W);
         for (int64_t e = 0; e < embedding_dim; ++e)
           for (int64_t o = 0; o < channels; ++o)
-            out[o * a.weight.stride[0] + e * a.weight.stride[1] + k * a.weight.stride[2]] =
-                sum[e * padded + o];
+            out[o * stride[0] + e * stride[1] + k * stride[2]] = sum[e * padded + o];
       }
     });
   }

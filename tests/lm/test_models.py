@@ -1,5 +1,7 @@
 """The models: shapes, receptive fields, and the CNN and the MLP being one function."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -70,6 +72,29 @@ def test_own_layers_equal_torch_layers(kind):
     torch.testing.assert_close(ours(tokens), peer(tokens), rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(ours.parameters(), peer.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 32])
+@pytest.mark.parametrize("kind", [CNN, DilatedCNN])
+def test_fused_is_the_same_function(kind: type[CharModel], rows: int, dtype: torch.dtype):
+    """Losses and gradients, on few positions too, where nothing is looked up."""
+    torch.manual_seed(0)
+    fused, plain = kind().to(dtype), kind(fused=False).to(dtype)
+    plain.load_state_dict(fused.state_dict())
+    x, y = torch.randint(28, (rows, 23)), torch.randint(28, (rows, 16))
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
+    close(fused(x), plain(x))
+    for reduction in ("mean", "sum", "none"):
+        close(fused.loss(x, y, reduction), plain.loss(x, y, reduction))
+    close(fused.training_step(x, y), plain.training_step(x, y))
+    gradients = [p.grad.clone() for p in fused.parameters()]
+    close(gradients, [p.grad for p in plain.parameters()])
+    fused.training_step(x, y)  # takes the place of what is there
+    assert all(map(torch.equal, gradients, (p.grad for p in fused.parameters())))
+    (gradient,) = torch.autograd.grad(fused.loss(x, y), fused.embedding.weight)
+    close(gradient, plain.embedding.weight.grad)
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["dense", "shared"])

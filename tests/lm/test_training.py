@@ -39,6 +39,30 @@ def test_one_step_is_sgd(data):
         torch.testing.assert_close(ours, before - 0.3 * before.grad)
 
 
+@pytest.mark.parametrize("kind", [CNN, DilatedCNN])
+def test_fused_training_is_the_same(data, kind):
+    """The same batches, losses and weights as on layers of torch and with its optimizer."""
+    torch.manual_seed(0)
+    model = kind(len(data.alphabet), context=2, embedding=4).double()
+    twin = kind(len(data.alphabet), context=2, embedding=4, fused=False, backend="torch").double()
+    twin.load_state_dict(model.state_dict())
+    progress, steps = Progress.start(7), 50
+    train(model, data.train, Schedule(steps, batch_size=8, lr=0.3), progress)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.3)
+    generator = torch.Generator().manual_seed(7)
+    losses = []
+    for _ in range(steps):
+        rows = torch.randint(len(data.train.x), (8,), generator=generator)
+        loss = loss_of(twin(data.train.x[rows]), data.train.y[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert progress.losses == pytest.approx(losses, rel=1e-10)
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 def test_training_lowers_the_loss(data, capsys):
     model = small_model(data)
     progress = Progress.start(0)

@@ -1,0 +1,109 @@
+"""The cross-entropy of an embedding followed by a convolution, in one pass with its gradients.
+
+The loss is the end of a network, so its gradients are known with it, and the logits need never be
+written out: the idea of Liger-Kernel's fused linear cross-entropy (Hsu et al., 2024, arXiv
+2410.10989).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import backends, lookup, lookup_ops
+from .embedding import (
+    _autocast_enabled,
+    _by_tap,
+    _check_tokens,
+    _has_kernels,
+    _prefers_table,
+    _window,
+    embedding_conv1d,
+)
+from .geometry import Padding
+from .lookup import Window
+
+
+def embedding_conv1d_cross_entropy(
+    tokens: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: Padding = 0,
+    dilation: int | tuple[int, ...] = 1,
+    *,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """cross_entropy(embedding_conv1d(tokens, ...), target), differentiable to any order.
+
+    On the CPU in float32 and float64, the logits stay in the cache: one pass over the tokens makes
+    the mean loss and its gradients, or the losses where no gradient is wanted.
+
+    Args:
+        tokens: (batch, length), int64 or int32, in [0, vocab).
+        target: (batch, out_length), int64 or int32, in [0, out_channels).
+        reduction: "mean", "sum" or "none".
+        The others are those of :func:`embedding_conv1d`.
+
+    Returns:
+        A scalar, or with "none" (batch, out_length); of the dtype of ``embedding``, float32 for
+        the 16-bit ones.
+
+    Raises:
+        ValueError: an unknown ``reduction`` or ``backend``.
+        RuntimeError: a target outside [0, out_channels) on the CPU, and as
+            :func:`embedding_conv1d`.
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    backends.check_name(backend)
+    _check_tokens(tokens)
+    window = _window(_by_tap(embedding, weight), stride, padding, dilation)
+    if _is_fused(tokens, embedding, weight, window, backend):
+        if reduction == "mean":
+            return lookup.cross_entropy(tokens, target, embedding, weight, bias, window)
+        if not lookup.wants_gradients(embedding, weight, bias):
+            losses = lookup.losses(tokens, target, embedding, weight, bias, window)
+            return losses.sum() if reduction == "sum" else losses
+    logits = embedding_conv1d(
+        tokens, embedding, weight, bias, stride, padding, dilation, backend=backend
+    )
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    return F.cross_entropy(logits, target.long(), reduction=reduction)
+
+
+def loss_with_gradients(
+    tokens: Tensor,
+    target: Tensor,
+    embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """The mean cross-entropy, and its gradients of embedding, weight and bias, at stride 1.
+
+    For training loops that do without autograd, whose overhead is larger than the work of a small
+    model; call it under ``torch.no_grad()``. None where the loss does not come with its gradients:
+    then there is :func:`embedding_conv1d_cross_entropy`. Arguments and errors are its own.
+    """
+    window = (1, 0, 0, 1)
+    if not _is_fused(tokens, embedding, weight, window, backend):
+        return None
+    return lookup_ops.cross_entropy(tokens, target, embedding, weight, bias, *window)
+
+
+def _is_fused(
+    tokens: Tensor, embedding: Tensor, weight: Tensor, window: Window, backend: str
+) -> bool:
+    return (
+        embedding.dtype in (torch.float32, torch.float64)
+        and _has_kernels(tokens, embedding, backend)
+        and not _autocast_enabled(tokens)
+        and _prefers_table(tokens, embedding, weight[0].numel() // embedding.shape[1], window)
+    )

@@ -1,0 +1,41 @@
+"""``sgd_step`` against its formula, in every dtype and layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import DTYPES, LAYOUTS, parametrize, random
+
+from convlm_kernels import optim, sgd_step
+
+
+@parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "sliced", "transposed", "unaligned"])
+def test_sgd_step(layout: str, dtype: torch.dtype) -> None:
+    shapes = (), (1,), (17,), (5, 33), (3, 4, 50)
+    change = LAYOUTS.get(layout, torch.clone)
+    parameters = [change(random(*shape, dtype=dtype, seed=1)) for shape in shapes]
+    for p in parameters:
+        p.grad = random(*p.shape, dtype=dtype, seed=2)
+    without = random(3)
+    expected = [(p.double() - 0.3 * p.grad.double()).to(dtype) for p in parameters]
+    sgd_step([*parameters, without], lr=0.3)
+    for own, right in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(own, right)
+    assert torch.equal(without, random(3))
+    sgd_step([without], lr=1.0)
+
+
+def test_sgd_refuses() -> None:
+    for gradient, message in (
+        ([random(4)], r"gradient 0 must have the shape \(3\) of its parameter, got \(4\)"),
+        ([random(3).double()], "gradient 0 and its parameter must have one dtype"),
+        ([], "there must be a gradient for each parameter, got 0 for 1"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            optim.sgd_([random(3)], gradient, 0.1)
+
+
+def test_opcheck() -> None:
+    parameters, gradients = ([random(3, 4, seed=s), random(5, seed=s)] for s in (1, 2))
+    torch.library.opcheck(optim.sgd_, (parameters, gradients, 0.1))
