@@ -6,6 +6,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
+#include "cpu/mean.h"
 #include "cpu/tokens.h"
 #include "lookup_checks.h"
 #include "operators.h"
@@ -88,14 +89,6 @@ Tensor lookup_losses(const Tensor& tokens, const Tensor& target, const Tensor& e
   a.losses = losses.mutable_data_ptr();
   kernels().cross_entropy(a);
   return losses;
-}
-
-// In float64, in order: the same bits for any number of threads.
-template <class T>
-void mean(const void* values, int64_t count, void* result) {
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += static_cast<const T*>(values)[i];
-  *static_cast<T*>(result) = static_cast<T>(sum / count);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> lookup_cross_entropy(
