@@ -44,6 +44,7 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/grad_weight_fast.inl"
 #include "cpu/select.inl"
 #include "cpu/functions.inl"
+#include "cpu/activation_gradient.inl"
 // clang-format on
 
 }  // namespace
@@ -54,10 +55,13 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #define CONVLM_TABLE(isa) CONVLM_TABLE_NAME(isa)
 #define CONVLM_STRING_OF(isa) #isa
 #define CONVLM_STRING(isa) CONVLM_STRING_OF(isa)
-const Kernels CONVLM_TABLE(CONVLM_ISA) = {
-    CONVLM_STRING(CONVLM_ISA),         &CONVLM_ISA::forward,
-    &CONVLM_ISA::grad_input,           &CONVLM_ISA::grad_weight,
-    &CONVLM_ISA::forward_kernel_of,    &CONVLM_ISA::grad_input_kernel_of,
-    &CONVLM_ISA::grad_weight_kernel_of};
+const Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA),
+                                          &CONVLM_ISA::forward,
+                                          &CONVLM_ISA::grad_input,
+                                          &CONVLM_ISA::grad_weight,
+                                          &CONVLM_ISA::forward_kernel_of,
+                                          &CONVLM_ISA::grad_input_kernel_of,
+                                          &CONVLM_ISA::grad_weight_kernel_of,
+                                          &CONVLM_ISA::activation_gradient};
 
 }  // namespace convlm::cpu
