@@ -34,9 +34,7 @@ def forward(
 ) -> None:
     """Fills ``y``, (batch, out_channels, out_length), with activation(conv(x, weight) + bias)."""
     rows = weight.unflatten(0, (geometry.groups, -1))
-    _correlate(
-        Correlation(y, x, rows, bias, None, activation, geometry, fp32_precision, transposed=False)
-    )
+    _correlate(Correlation(y, x, rows, bias, None, activation, geometry, fp32_precision, False))
 
 
 def grad_input(
@@ -55,17 +53,7 @@ def grad_input(
     """
     rows = weight.unflatten(0, (geometry.groups, -1)).transpose(1, 2)
     _correlate(
-        Correlation(
-            grad_x,
-            grad_output,
-            rows,
-            None,
-            y,
-            activation,
-            geometry,
-            fp32_precision,
-            transposed=True,
-        )
+        Correlation(grad_x, grad_output, rows, None, y, activation, geometry, fp32_precision, True)
     )
 
 
