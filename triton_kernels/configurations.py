@@ -22,7 +22,7 @@ class Configuration(NamedTuple):
     stages: int
 
 
-# By kernel, kind of arithmetic, and the largest number of rows; the last row serves all above.
+# By kernel, kind of arithmetic, and the largest number of rows; the last serves all above, too.
 # Not measured on a GPU yet: chosen so that nothing spills, tiles fit into shared memory, and 16-bit
 # tiles of 64 rows and more reach wgmma (docs/triton.md has what the compiler says of each).
 TABLE: dict[str, dict[str, dict[int, Configuration]]] = {
@@ -30,19 +30,19 @@ TABLE: dict[str, dict[str, dict[int, Configuration]]] = {
         "half": {
             16: Configuration(16, 128, 32, 4, 3),
             32: Configuration(32, 128, 32, 4, 3),
-            64: Configuration(64, 128, 32, 4, 3),
+            64: Configuration(64, 128, 32, 8, 3),
             128: Configuration(128, 128, 32, 8, 3),
         },
         "tf32": {
             16: Configuration(16, 128, 32, 4, 3),
             32: Configuration(32, 128, 32, 4, 3),
-            64: Configuration(64, 128, 32, 4, 3),
+            64: Configuration(64, 128, 32, 8, 3),
             128: Configuration(128, 128, 32, 8, 3),
         },
         "ieee": {
             16: Configuration(16, 128, 16, 4, 2),
             32: Configuration(32, 128, 16, 4, 2),
-            64: Configuration(64, 128, 16, 8, 2),
+            64: Configuration(64, 64, 16, 4, 2),
         },
         "float64": {
             16: Configuration(16, 64, 16, 4, 2),
@@ -54,7 +54,7 @@ TABLE: dict[str, dict[str, dict[int, Configuration]]] = {
             16: Configuration(16, 64, 64, 4, 3),
             32: Configuration(32, 64, 64, 4, 3),
             64: Configuration(64, 64, 64, 4, 3),
-            128: Configuration(128, 128, 64, 8, 3),
+            128: Configuration(128, 128, 32, 8, 4),
         },
         "tf32": {
             16: Configuration(16, 64, 32, 4, 3),
@@ -74,14 +74,24 @@ TABLE: dict[str, dict[str, dict[int, Configuration]]] = {
 }
 
 
-def arithmetic(dtype: torch.dtype, fp32_precision: str) -> str:
-    """The kind of products: "half", "tf32", "ieee" (float32) or "float64"."""
-    if dtype == torch.float32:
-        return fp32_precision
-    return "float64" if dtype == torch.float64 else "half"
+class Key(NamedTuple):
+    """What a configuration is chosen by.
+
+    ``kernel``: "correlation" or "weight_gradient". ``kind`` of products: "half", "tf32", "ieee"
+    (float32) or "float64". ``rows``: the largest number of rows that the configuration serves.
+    """
+
+    kernel: str
+    kind: str
+    rows: int
+
+    @property
+    def configuration(self) -> Configuration:
+        return TABLE[self.kernel][self.kind][self.rows]
 
 
-def configuration(kernel: str, kind: str, rows: int) -> Configuration:
-    table = TABLE[kernel][kind]
-    bucket = next((most for most in table if rows <= most), max(table))
-    return table[bucket]
+def key(kernel: str, dtype: torch.dtype, fp32_precision: str, rows: int) -> Key:
+    kinds = {torch.float32: fp32_precision, torch.float64: "float64"}
+    kind = kinds.get(dtype, "half")
+    buckets = TABLE[kernel][kind]
+    return Key(kernel, kind, next((most for most in buckets if rows <= most), max(buckets)))

@@ -6,16 +6,21 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import launch
-from .configurations import arithmetic, configuration
+from . import exploration, launch
+from .configurations import Configuration, key
 from .correlation_kernels import correlation_kernel
 from .problem import Correlation
 
 
 def correlate(problem: Correlation) -> None:
+    rows = problem.weight.shape[1]
+    chosen = key("correlation", problem.out.dtype, problem.fp32_precision, rows)
+    name = (*problem.geometry, problem.transposed)
+    exploration.run(chosen, name, lambda blocks: _launch(problem, blocks))
+
+
+def _launch(problem: Correlation, blocks: Configuration) -> None:
     groups, rows, channels, kernel_size = problem.weight.shape
-    kind = arithmetic(problem.out.dtype, problem.fp32_precision)
-    blocks = configuration("correlation", kind, rows)
     folded = channels < blocks.reduced
     reduced = launch.block(channels * kernel_size if folded else channels, blocks.reduced)
     packed = _pack(problem.weight, blocks.rows, 1 if folded else reduced)

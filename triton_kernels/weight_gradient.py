@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import triton
 
-from . import launch
-from .configurations import Configuration, arithmetic, configuration
+from . import exploration, launch
+from .configurations import Configuration, key
 from .problem import WeightGradient
 from .weight_gradient_kernels import sum_of_parts_kernel, weight_gradient_kernel
 
@@ -18,10 +18,14 @@ PROGRAMS = 264
 
 
 def weight_gradient(problem: WeightGradient) -> None:
+    rows = problem.geometry.out_channels // problem.geometry.groups
+    chosen = key("weight_gradient", problem.x.dtype, problem.fp32_precision, rows)
+    exploration.run(chosen, tuple(problem.geometry), lambda blocks: _launch(problem, blocks))
+
+
+def _launch(problem: WeightGradient, blocks: Configuration) -> None:
     arguments = problem.arguments()
     rows, channels, kernel_size = (arguments[name] for name in ("rows", "channels", "kernel_size"))
-    kind = arithmetic(problem.x.dtype, problem.fp32_precision)
-    blocks = configuration("weight_gradient", kind, rows)
     folded = channels < blocks.columns
     columns = launch.block(channels * kernel_size if folded else channels, blocks.columns)
     if folded:
