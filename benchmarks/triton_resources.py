@@ -38,6 +38,7 @@ DTYPES = {
 }
 FUNCTIONS = {
     "correlation": ("forward", "grad_input"),
+    "described_correlation": ("forward", "grad_input"),  # channels last, on Hopper
     "weight_gradient": ("grad_weight",),
 }
 
@@ -73,6 +74,7 @@ class Resources(NamedTuple):
     shared: int
     spills: int
     wgmma: int
+    tma: bool
 
 
 class _NoDriver:
@@ -134,13 +136,14 @@ def compiled(target: Target) -> list[Resources]:
         options = dict(num_warps=blocks.warps, num_stages=blocks.stages)
         found.append(_resources(kernel.warmup(**arguments, grid=(1,), **options), blocks))
 
-    launched = launch.run
+    launched, has_descriptors = launch.run, launch.has_descriptors
     launch.run = compile_only
+    launch.has_descriptors = lambda device: target.architecture >= 90
     triton.runtime.driver.set_active(_NoDriver(target.architecture))
     try:
         _call(target)
     finally:
-        launch.run = launched
+        launch.run, launch.has_descriptors = launched, has_descriptors
         if torch.cuda.is_available():  # otherwise there is no driver to go back to
             triton.runtime.driver.reset_active()
     return found
@@ -166,6 +169,7 @@ def _resources(kernel: Any, blocks: Configuration) -> Resources:
         shared=kernel.metadata.shared,
         spills=len(re.findall(r"\bSTL", code)),
         wgmma=kernel.asm["ptx"].count("wgmma.mma_async"),
+        tma="cp.async.bulk.tensor" in kernel.asm["ptx"],
     )
 
 
@@ -173,11 +177,14 @@ def every_target() -> Iterator[Target]:
     """Each configuration of the table, in each function that it serves."""
     for architecture in ARCHITECTURES:
         for kernel, kinds in TABLE.items():
+            described = kernel == "described_correlation"
+            if described and architecture < 90:
+                continue
             keys = [Key(kernel, kind, rows) for kind, buckets in kinds.items() for rows in buckets]
             for key in keys:
                 for function in FUNCTIONS[kernel]:
                     activation = "none" if function == "forward" else "tanh"
-                    yield Target(function, key.kind, key.rows, architecture, activation)
+                    yield Target(function, key.kind, key.rows, architecture, activation, described)
         for function in ("forward", "grad_input", "grad_weight"):
             for last in (False, True):
                 yield Target(
@@ -197,7 +204,7 @@ def table(targets: Iterator[Target]) -> str:
         b = used.blocks
         tile = f"{b.rows} x {b.columns}, {b.reduced}, {b.warps}, {b.stages}"
         rows = "depthwise" if target.depthwise else str(target.rows)
-        rows += ", channels last" * target.channels_last
+        rows += ", channels last" * target.channels_last + ", TMA" * used.tma
         function = target.function + f", {target.activation}" * (target.activation != "none")
         cells = [function, target.kind, rows, tile, f"sm_{target.architecture}", used.registers]
         cells += [round(used.shared / 1024), used.spills, "yes" if used.wgmma else ""]

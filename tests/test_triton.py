@@ -55,6 +55,8 @@ def hold_to_limits(resources: ModuleType, target: tuple) -> None:
         assert used.shared <= resources.SHARED_MEMORY[target.architecture]
         if used.kernel in ("correlation_kernel", "weight_gradient_kernel"):
             assert (used.wgmma > 0) == target.meets_wgmma
+        if used.kernel == "correlation_kernel":
+            assert used.tma == (target.channels_last and target.architecture >= 90)
 
 
 # (function, kind, rows, architecture, activation, channels_last, depthwise): one of each kind.
@@ -62,6 +64,7 @@ SOME_TARGETS = [
     ("forward", "half", 128, 90),
     ("forward", "tf32", 64, 90),
     ("forward", "half", 64, 90, "none", True),
+    ("grad_input", "tf32", 128, 90, "tanh", True),
     ("grad_input", "half", 128, 90, "tanh"),
     ("grad_weight", "half", 128, 90, "tanh"),
     ("grad_weight", "float64", 16, 80),

@@ -49,11 +49,22 @@ TABLE: dict[str, dict[str, dict[int, Configuration]]] = {
             32: Configuration(32, 64, 16, 4, 2),
         },
     },
+    # Of channels-last tensors, by tensor descriptor: no registers for addresses, so larger blocks.
+    "described_correlation": {
+        "half": {
+            64: Configuration(64, 128, 64, 4, 4),
+            128: Configuration(128, 128, 64, 8, 4),
+        },
+        "tf32": {
+            64: Configuration(64, 128, 32, 4, 4),
+            128: Configuration(128, 128, 32, 8, 4),
+        },
+    },
     "weight_gradient": {
         "half": {
             16: Configuration(16, 64, 64, 4, 3),
             32: Configuration(32, 64, 64, 4, 3),
-            64: Configuration(64, 64, 64, 4, 3),
+            64: Configuration(64, 64, 32, 4, 4),
             128: Configuration(128, 128, 32, 8, 4),
         },
         "tf32": {
@@ -77,7 +88,7 @@ TABLE: dict[str, dict[str, dict[int, Configuration]]] = {
 class Key(NamedTuple):
     """What a configuration is chosen by.
 
-    ``kernel``: "correlation" or "weight_gradient". ``kind`` of products: "half", "tf32", "ieee"
+    ``kernel``: one of TABLE. ``kind`` of products: "half", "tf32", "ieee"
     (float32) or "float64". ``rows``: the largest number of rows that the configuration serves.
     """
 
@@ -90,8 +101,11 @@ class Key(NamedTuple):
         return TABLE[self.kernel][self.kind][self.rows]
 
 
-def key(kernel: str, dtype: torch.dtype, fp32_precision: str, rows: int) -> Key:
+def kind_of(dtype: torch.dtype, fp32_precision: str) -> str:
     kinds = {torch.float32: fp32_precision, torch.float64: "float64"}
-    kind = kinds.get(dtype, "half")
+    return kinds.get(dtype, "half")
+
+
+def key(kernel: str, kind: str, rows: int) -> Key:
     buckets = TABLE[kernel][kind]
     return Key(kernel, kind, next((most for most in buckets if rows <= most), max(buckets)))

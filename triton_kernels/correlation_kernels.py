@@ -55,12 +55,14 @@ def correlation_kernel(
     PRECISION: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     NUMBER: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     FOLDED: tl.constexpr,
     EVEN_CHANNELS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
+    """``p_in``, ``p_y`` and ``p_weight`` are pointers, or tensor descriptors where DESCRIBED."""
     # Rows first: programs that run at a time then share tiles of `in`. Classes next, whose outputs
     # lie between each other's.
     tile = tl.program_id(0).to(NUMBER) + tl.program_id(1).to(NUMBER) * tl.num_programs(0)
@@ -79,30 +81,38 @@ def correlation_kernel(
     read = input_position(out, 0, step, tap_step, -offset)
 
     o_row = tl.arange(0, BLOCK_ROWS)
-    o_out = tl.arange(0, BLOCK_POSITIONS).to(NUMBER)
-    o_weight = (o_row.to(NUMBER) * weight_row)[:, None]
-    p_weight += group * weight_group + row.to(tl.int64) * weight_row
-    p_weight += tl.cast(tap, tl.int64) * weight_tap
-    p_in += sample * in_batch + group * channels * in_channel + read * in_position
-    p_y += sample * y_batch + group * channels * y_channel + read * y_position
-
     b_out = tl.zeros((BLOCK_ROWS, BLOCK_POSITIONS), dtype=ACCUMULATE)
-    reach = (taps - 1) * tap_step
-    last = read + (BLOCK_POSITIONS - 1) * step
-    if (tl.minimum(read, read + reach) >= 0) & (tl.maximum(last, last + reach) < length):
-        b_out = _sum_over_taps(
-            b_out, p_in, p_y, p_weight, o_weight, o_out * step, read, length, taps, tap_step,
-            channels, in_channel, in_position, y_channel, y_position, weight_tap * tap_period,
-            GRADIENT_OF, PRECISION, ACCUMULATE, NUMBER, FOLDED, EVEN_CHANNELS, False,
-            BLOCK_CHANNELS,
+    if DESCRIBED:
+        b_out = _sum_described_tiles(
+            b_out, p_in, p_y, p_weight, sample.to(tl.int32), group.to(tl.int32),
+            read.to(tl.int32), row, taps, tap, tap_period, tap_step, groups, channels,
+            row_blocks * BLOCK_ROWS, GRADIENT_OF, PRECISION, ACCUMULATE,
+            BLOCK_ROWS, BLOCK_POSITIONS, BLOCK_CHANNELS,
         )  # fmt: skip
     else:
-        b_out = _sum_over_taps(
-            b_out, p_in, p_y, p_weight, o_weight, o_out * step, read, length, taps, tap_step,
-            channels, in_channel, in_position, y_channel, y_position, weight_tap * tap_period,
-            GRADIENT_OF, PRECISION, ACCUMULATE, NUMBER, FOLDED, EVEN_CHANNELS, True,
-            BLOCK_CHANNELS,
-        )  # fmt: skip
+        o_read = tl.arange(0, BLOCK_POSITIONS).to(NUMBER) * step
+        o_weight = (o_row.to(NUMBER) * weight_row)[:, None]
+        p_weight += group * weight_group + row.to(tl.int64) * weight_row
+        p_weight += tl.cast(tap, tl.int64) * weight_tap
+        p_in += sample * in_batch + group * channels * in_channel + read * in_position
+        p_y += sample * y_batch + group * channels * y_channel + read * y_position
+
+        reach = (taps - 1) * tap_step
+        last = read + (BLOCK_POSITIONS - 1) * step
+        if (tl.minimum(read, read + reach) >= 0) & (tl.maximum(last, last + reach) < length):
+            b_out = _sum_over_taps(
+                b_out, p_in, p_y, p_weight, o_weight, o_read, read, length, taps, tap_step,
+                channels, in_channel, in_position, y_channel, y_position, weight_tap * tap_period,
+                GRADIENT_OF, PRECISION, ACCUMULATE, NUMBER, FOLDED, EVEN_CHANNELS, False,
+                BLOCK_CHANNELS,
+            )  # fmt: skip
+        else:
+            b_out = _sum_over_taps(
+                b_out, p_in, p_y, p_weight, o_weight, o_read, read, length, taps, tap_step,
+                channels, in_channel, in_position, y_channel, y_position, weight_tap * tap_period,
+                GRADIENT_OF, PRECISION, ACCUMULATE, NUMBER, FOLDED, EVEN_CHANNELS, True,
+                BLOCK_CHANNELS,
+            )  # fmt: skip
 
     m_row = row + o_row < rows
     if HAS_BIAS:
@@ -195,4 +205,50 @@ def _sum_over_taps(
             b_y = b_y.to(ACCUMULATE)
             b_in = through_activation(b_in.to(ACCUMULATE), b_y, GRADIENT_OF).to(b_in.dtype)
         b_out = tl.dot(b_weight, b_in, b_out, input_precision=PRECISION, out_dtype=ACCUMULATE)
+    return b_out
+
+
+@triton.jit
+def _sum_described_tiles(
+    b_out,
+    d_in,
+    d_y,
+    d_weight,
+    sample,
+    group,
+    read,
+    row,
+    taps,
+    tap,
+    tap_period,
+    tap_step,
+    groups,
+    channels,
+    rows,
+    GRADIENT_OF: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_POSITIONS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """The same sum of channels-last tiles, which a unit of their own copies (Hopper's TMA).
+
+    It fills in zeros outside the length and outside the channels of a group, so that nothing is
+    left to mask and a thread holds no addresses.
+    """
+    channel_blocks = tl.cdiv(channels, BLOCK_CHANNELS)
+    for i in range(taps * channel_blocks):
+        position = (read + i // channel_blocks * tap_step).to(tl.int32)
+        channel = (i % channel_blocks * BLOCK_CHANNELS).to(tl.int32)
+        tap_of_weight = tap + i // channel_blocks * tap_period
+        row_of_weight = (tap_of_weight * groups + group) * rows + row
+        b_weight = d_weight.load([row_of_weight.to(tl.int32), channel])
+        b_in = d_in.load([sample, position, group, channel])
+        b_in = b_in.reshape(BLOCK_POSITIONS, BLOCK_CHANNELS)
+        if GRADIENT_OF != "none":
+            b_y = d_y.load([sample, position, group, channel])
+            b_y = b_y.reshape(BLOCK_POSITIONS, BLOCK_CHANNELS).to(ACCUMULATE)
+            b_in = through_activation(b_in.to(ACCUMULATE), b_y, GRADIENT_OF).to(b_in.dtype)
+        b_out = tl.dot(b_weight, b_in.T, b_out, input_precision=PRECISION, out_dtype=ACCUMULATE)
     return b_out

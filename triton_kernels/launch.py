@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configurations import Configuration
 
@@ -21,6 +23,13 @@ LARGEST_IN_TILE = 2**30
 def interpreted() -> bool:
     """Whether TRITON_INTERPRET=1 has kernels run by the interpreter, on the CPU."""
     return bool(triton.knobs.runtime.interpret)
+
+
+def has_descriptors(device: torch.device) -> bool:
+    """Whether tiles can be copied by tensor descriptor: Hopper and later, and the interpreter."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (9, 0)
+    return interpreted()
 
 
 def number_type(programs: int, *within_tile: int) -> tl.dtype:
@@ -41,12 +50,12 @@ def block(count: int, most: int) -> int:
 
 
 def run(kernel: Any, programs: int, arguments: dict[str, Any], blocks: Configuration) -> None:
-    """Launches ``kernel``, on the current stream of the device that its first tensor is on."""
+    """Launches ``kernel``, on the current stream of the device that its tensors are on."""
     grid = min(programs, LARGEST_GRID), triton.cdiv(programs, LARGEST_GRID)
     if interpreted():
         _interpret(kernel, grid, arguments)
         return
-    with torch.cuda.device_of(next(iter(arguments.values()))):
+    with torch.cuda.device_of(next(v for v in arguments.values() if isinstance(v, Tensor))):
         kernel[grid](**arguments, num_warps=blocks.warps, num_stages=blocks.stages)
 
 
@@ -55,11 +64,12 @@ def _interpret(kernel: Any, grid: tuple[int, int], arguments: dict[str, Any]) ->
 
     (It multiplies their bits, and stores them without rounding.) Outputs are copied back.
     """
-    exact = {
-        name: _as_float32(value)
-        for name, value in arguments.items()
-        if isinstance(value, Tensor) and value.dtype == torch.bfloat16
-    }
+    exact: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and value.dtype == torch.bfloat16:
+            exact[name] = _as_float32(value)
+        elif isinstance(value, TensorDescriptor) and value.base.dtype == torch.bfloat16:
+            exact[name] = replace(value, base=_as_float32(value.base))
     kernel[grid](**(arguments | exact))
     for name, value in exact.items():
         if name.startswith("p_out"):

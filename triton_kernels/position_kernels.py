@@ -39,7 +39,7 @@ def reads_of_class(
         residue = (start + pad_left) % stride
         first = (residue // divisor) * inverse % period
         reached = (residue % divisor == 0) & (first < kernel_size)
-        taps = tl.where(reached, (kernel_size - 1 - first) // period + 1, 0)
+        taps = tl.where(reached, (kernel_size - 1 - first) // period + 1, 0).to(tl.int32)
         offset = (start + pad_left - first * dilation) // stride
         outputs = (out_length - start + stride - 1) // stride
         return outputs, taps, first, period, offset, 1, -(dilation // divisor)

@@ -8,7 +8,7 @@ import torch
 import triton
 
 from . import exploration, launch
-from .configurations import Configuration, key
+from .configurations import Configuration, key, kind_of
 from .problem import WeightGradient
 from .weight_gradient_kernels import sum_of_parts_kernel, weight_gradient_kernel
 
@@ -19,7 +19,7 @@ PROGRAMS = 264
 
 def weight_gradient(problem: WeightGradient) -> None:
     rows = problem.geometry.out_channels // problem.geometry.groups
-    chosen = key("weight_gradient", problem.x.dtype, problem.fp32_precision, rows)
+    chosen = key("weight_gradient", kind_of(problem.x.dtype, problem.fp32_precision), rows)
     exploration.run(chosen, tuple(problem.geometry), lambda blocks: _launch(problem, blocks))
 
 

@@ -123,9 +123,21 @@ def test_layouts(layout: str) -> None:
     check(GROUPS[4], torch.float16, layout)
 
 
-@parametrize("case", [LENGTHS[8], GROUPS[2]])
-def test_channels_last(case: Case) -> None:
-    p = problem(case, torch.float16)
+# Taken by tensor descriptor, where channels of a group are whole blocks and where they are not; by
+# pointers, and depthwise.
+CHANNELS_LAST = [
+    Case("whole blocks, causal", 2, 64, 64, 150, 3, 1, 2, 1, (4, 0)),
+    Case("groups, parts of blocks, positions on both sides", 2, 80, 144, 20, 4, 1, 3, 2, (2, 5)),
+    Case("grad_input alone: forward has a stride", 2, 40, 48, 33, 3, 2, 1, 1, (1, 2)),
+    LENGTHS[8],
+    GROUPS[2]._replace(batch=2),
+]
+
+
+@parametrize("dtype", (torch.float16, torch.bfloat16))
+@parametrize("case", CHANNELS_LAST)
+def test_channels_last(case: Case, dtype: torch.dtype) -> None:
+    p = problem(case, dtype)
     last = [t.to(DEVICE).transpose(1, 2).contiguous().transpose(1, 2) for t in (p.x, p.grad_output)]
     own = on_device(p)._replace(x=last[0], grad_output=last[1])
     y = KERNELS.forward(own.x, own.weight, own.bias, *case.window, "none")
@@ -133,6 +145,37 @@ def test_channels_last(case: Case) -> None:
     exact = exact_gradients(p.x, p.weight, p.grad_output, case.window)
     for right, actual in zip(exact, gradients(own, case), strict=True):
         right.allows(actual.cpu())
+
+
+def test_which_tensors_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels-last, aligned, and read position by position: nothing else."""
+    launched: list[dict] = []
+
+    def note(kernel: object, programs: int, arguments: dict, blocks: Configuration) -> None:
+        launched.append(arguments)
+
+    monkeypatch.setattr(launch, "run", note)
+    monkeypatch.setattr(launch, "has_descriptors", lambda device: True)
+
+    def described(x: Tensor, stride: int = 1, precision: str = "ieee") -> bool:
+        weight = torch.zeros(64, x.shape[1], 3, dtype=x.dtype, device=DEVICE)
+        KERNELS.forward(x, weight, None, stride, 0, 0, 1, 1, precision, "none")
+        return launched[-1]["DESCRIBED"]
+
+    def last(channels: int, dtype: torch.dtype = torch.float16, start: int = 0) -> Tensor:
+        memory = torch.zeros(2 * 20 * channels + start, dtype=dtype, device=DEVICE)
+        return memory[start:].view(2, 20, channels).transpose(1, 2)
+
+    assert described(last(64))
+    assert described(last(64, torch.float32), precision="tf32")
+    assert not described(last(64, torch.float32))
+    assert not described(last(64, torch.float64))
+    assert not described(last(64), stride=2)
+    assert not described(last(68)), "136 bytes from one position to the next"
+    assert not described(last(64, start=1)), "not aligned"
+    assert not described(last(24)), "few channels"
+    assert not described(last(64).contiguous()), "positions last"
+    assert not described(last(64)[:, :, :1].expand(-1, -1, 20))
 
 
 @parametrize("dtype", DTYPES)
@@ -178,6 +221,21 @@ def test_gradients_of_activated_outputs(case: Case, activation: str, dtype: torc
         gradients(on_device(p), case, y.to(DEVICE), activation), exact, strict=True
     ):
         assert_close(actual.cpu(), right.value, right.sum_error(dtype) + own * right.magnitude)
+
+
+@pytest.mark.parametrize("activation", FROM_OUTPUT)
+def test_described_gradients_of_activated_outputs(activation: str) -> None:
+    case = CHANNELS_LAST[1]
+    p = problem(case, torch.float16)
+    y = ACTIVATIONS[activation](random(*case.y_shape, dtype=torch.float16, seed=5))
+    product = FROM_OUTPUT[activation](p.grad_output.double(), y.double())
+    exact = exact_gradients(p.x, p.weight, product, case.window)[0]
+    own = p.grad_output.to(DEVICE).transpose(1, 2).contiguous().transpose(1, 2)
+    y = y.to(DEVICE).transpose(1, 2).contiguous().transpose(1, 2)
+    weight = p.weight.to(DEVICE)
+    actual = KERNELS.grad_input(own, weight, case.length, *case.window, y, activation).cpu()
+    allowed = exact.sum_error(torch.float16) + 2 * roundoff(torch.float16) * exact.magnitude
+    assert_close(actual, exact.value, allowed)
 
 
 @parametrize("case", SOME)
@@ -280,7 +338,7 @@ def test_exploration_takes_the_fastest(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("CONVLM_TRITON_AUTOTUNE", "1")
     monkeypatch.setenv("CONVLM_TRITON_FINDINGS", str(findings))
     monkeypatch.setattr(exploration, "_fastest", {})
-    chosen = key("correlation", torch.float32, "ieee", 9)
+    chosen = key("correlation", "ieee", 9)
     two = [chosen.configuration, chosen.configuration._replace(columns=64)]
     monkeypatch.setattr(exploration, "candidates", lambda key: iter(two))
     times = iter([2.0, 1.0])
@@ -296,7 +354,7 @@ def test_exploration_takes_the_fastest(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_candidates_are_different_and_start_with_the_tables_own() -> None:
-    chosen = key("weight_gradient", torch.bfloat16, "ieee", 100)
+    chosen = key("weight_gradient", "half", 100)
     candidates = list(exploration.candidates(chosen))
     assert candidates[0] == chosen.configuration == Configuration(128, 128, 32, 8, 4)
     assert len(set(candidates)) == len(candidates)
