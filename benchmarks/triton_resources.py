@@ -13,7 +13,7 @@ import argparse
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,7 +127,11 @@ def _call(target: Target) -> None:
 
 
 def compiled(target: Target) -> list[Resources]:
-    """What each kernel that ``target`` launches takes, in order."""
+    return compile_launches(lambda: _call(target), target.architecture)
+
+
+def compile_launches(call: Callable[[], None], architecture: int) -> list[Resources]:
+    """What each kernel that ``call`` launches takes, in order."""
     found: list[Resources] = []
 
     def compile_only(
@@ -138,10 +142,10 @@ def compiled(target: Target) -> list[Resources]:
 
     launched, has_descriptors = launch.run, launch.has_descriptors
     launch.run = compile_only
-    launch.has_descriptors = lambda device: target.architecture >= 90
-    triton.runtime.driver.set_active(_NoDriver(target.architecture))
+    launch.has_descriptors = lambda device: architecture >= 90
+    triton.runtime.driver.set_active(_NoDriver(architecture))
     try:
-        _call(target)
+        call()
     finally:
         launch.run, launch.has_descriptors = launched, has_descriptors
         if torch.cuda.is_available():  # otherwise there is no driver to go back to

@@ -77,6 +77,42 @@ def test_compiled_without_a_gpu(resources: ModuleType, target: tuple) -> None:
     hold_to_limits(resources, resources.Target(*target))
 
 
+# Sizes of one become constants, and only the compiler is strict about the types of numbers.
+AWKWARD = {
+    "ones": Conv1dGeometry(1, 1, 1, 1, 1, 1, 1, 1, 0, 0),
+    "ones, depthwise": Conv1dGeometry(1, 2, 2, 2, 1, 1, 1, 1, 0, 0),
+    "strided, one output": Conv1dGeometry(1, 1, 3, 1, 3, 2, 5, 1, 1, 0),
+}
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["32 bits", "64 bits"])
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_sizes_compile(
+    resources: ModuleType, name: str, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = AWKWARD[name]
+    if wide:
+        monkeypatch.setattr(resources.launch, "LARGEST_IN_TILE", 0)
+    x, y, bias = (
+        torch.empty(shape, device="meta")
+        for shape in (
+            (1, geometry.in_channels, geometry.length),
+            (1, geometry.out_channels, geometry.out_length),
+            (geometry.out_channels,),
+        )
+    )
+    taps = geometry.in_channels // geometry.groups, geometry.kernel_size
+    weight = torch.empty((geometry.out_channels, *taps), device="meta")
+
+    def call() -> None:
+        functions = resources.functions
+        functions.forward(y, x, weight, bias, geometry, "ieee", "tanh")
+        functions.grad_input(x, y, weight, geometry, "ieee", y, "relu")
+        functions.grad_weight(weight, bias, y, x, geometry, "ieee", None, "none")
+
+    assert len(resources.compile_launches(call, 80)) == 4
+
+
 @pytest.mark.skipif(
     os.environ.get("CONVLM_TRITON_EVERY_CASE") != "1",
     reason="some minutes: CONVLM_TRITON_EVERY_CASE=1, or make test-triton",
