@@ -17,7 +17,7 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build train test lint format bench bench-seed bench-sweep clean
+.PHONY: help build train test lint format bench bench-seed bench-sweep cuda-resources clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -50,6 +50,13 @@ bench-seed: $(VENV)/.built  ## time the seed's layers and models against torch's
 
 bench-sweep: $(VENV)/.built  ## time random shapes against torch's and show the worst
 	$(BIN)/python benchmarks/sweep.py --tuned-allocator $(ARGS)
+
+# 9.0 beside the default: the PTX for later GPUs, assembled, so that there is something to look at.
+cuda-resources: export CONVLM_CUDA = 1
+cuda-resources: export CONVLM_CUDA_ARCHS = 8.0;9.0a;9.0;9.0+PTX
+cuda-resources: $(VENV)/.built  ## registers and spills of every CUDA kernel, into docs/cuda-resources.md
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python tools/cuda_resources.py --write docs/cuda-resources.md
 
 clean:  ## remove everything that was built, .venv included
 	rm -rf $(VENV) build dist *.egg-info convlm_kernels/*.so
