@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 
-from gpu_machine import ROOT, arch_of, describe, missing, sanitizer
+from gpu_machine import ROOT, arch_of, describe, missing, sanitizer, version_of
 from gpu_reports import Outcome, bench_outcome, junit_outcome, sanitizer_outcome, summary
 from processes import Process
 
@@ -69,6 +69,9 @@ class Check:
         # -P: the checkout's own package, beside which nothing was built, stays out of the way.
         pytest = [sys.executable, "-P", "-m", "pytest", "-q", "--durations=10", "-p"]
         command = [*pytest, "no:cacheprovider", f"--junitxml={report}", ROOT / "tests/gpu"]
+        if version_of("pytest-xdist"):  # what Triton compiles is most of the time, on one core each
+            workers = max(1, min(8, (os.cpu_count() or 1) // 2))
+            command += ["-n", workers, "--dist", "loadgroup"]
         seconds = self.left("tests")
         end = {"CONVLM_GPU_SECONDS": str(0.85 * seconds)}
         process = self.start("tests", command, CUBLAS_WORKSPACE_CONFIG=":4096:8", **end)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from time import monotonic
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,19 @@ _END = monotonic() + float(os.environ.get("CONVLM_GPU_SECONDS", "inf"))
 
 def pytest_runtest_setup() -> None:
     skip_unless(None if monotonic() < _END else "the seconds of CONVLM_GPU_SECONDS are over")
+
+
+# With pytest-xdist each worker counts for itself, and hands its counts over when it ends.
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["kernels_run"] = dict(kernels_run)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    kernels_run.update(getattr(node, "workeroutput", {}).get("kernels_run", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

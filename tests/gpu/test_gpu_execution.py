@@ -88,7 +88,7 @@ def test_the_current_stream_is_used(backend: str) -> None:
         late = Problem(*map(torch.zeros_like, p))
         convolve(backend, LAYER, late)  # so that there is memory for this stream
         stream.synchronize()
-        torch.cuda._sleep(400_000_000)  # a fifth of a second
+        torch.cuda._sleep(1_000_000_000)  # half a second
         for to, value in zip(late, p, strict=True):
             to.copy_(value)
         results = convolve(backend, LAYER, late)
@@ -132,7 +132,7 @@ def test_a_device_that_is_not_the_current_one(backend: str) -> None:
 def test_operands_of_two_devices_are_refused(backend: str) -> None:
     needs_gpu()
     p = problem(LAYER, torch.float32)
-    with pytest.raises(RuntimeError, match="device"):
+    with pytest.raises((RuntimeError, ValueError), match=r"(?i)device|cpu"):
         conv1d(p.x.to(DEVICE), p.weight, p.bias, **settings_of(LAYER), backend=backend)
     torch.cuda.synchronize()  # and nothing was started that fails later
 

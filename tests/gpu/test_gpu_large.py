@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from convlm_kernels import conv1d
 
+pytestmark = pytest.mark.xdist_group("the memory is for one of these at a time")
+
 PAST = 2**31 + 4097
 
 
