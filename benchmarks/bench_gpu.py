@@ -12,7 +12,7 @@ wrong.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 from gpu_ceilings import GpuCeilings, measure_ceilings
-from gpu_problems import PROBLEMS
+from gpu_models import training_step
+from gpu_problems import PROBLEMS, SEED
 from gpu_providers import own_backends, providers_of
 from gpu_timing import measure
 from oracle import Oracle, WrongResult
@@ -63,6 +64,10 @@ def right_ones(
             right[name] = providers
         except WrongResult as error:
             wrong[name] = str(error)
+        except torch.cuda.OutOfMemoryError:
+            if name in own:
+                raise  # the problem is too large for this GPU, which is nobody's fault
+            wrong[name] = f"{name}: out of memory"
         except Exception as error:  # a peer that cannot do it is no peer; one of ours is wrong
             wrong[name] = f"{name}: {type(error).__name__}: {str(error)[:200]}"
     return right, wrong, errors
@@ -99,6 +104,7 @@ class Run:
         self.device, self.compiled = device, compiled
         self.end = perf_counter() + seconds
         self.rows: list[Row] = []
+        self.models: list[dict[str, Any]] = []
         self.skipped: list[str] = []
         self.wrong: list[str] = []  # results of ours
         self.left_out: list[str] = []  # peers
@@ -116,7 +122,21 @@ class Run:
                 kept = self.wrong if name in own else self.left_out
                 kept.append(f"{problem.name}, {function}: {message}")
 
-    def all(self, problems: Sequence[Problem], ceilings: GpuCeilings) -> None:
+    def training_step(self) -> None:
+        set_precision("ieee")
+        seconds = min(10.0, (self.end - perf_counter()) / 4)
+        own = own_backends(SEED, self.device)
+        try:
+            found = training_step(own, self.device, seconds, self.compiled)
+        except Exception as error:  # the other figures are still worth having
+            self.wrong.append(f"training step: {type(error).__name__}: {str(error)[:200]}")
+        else:
+            self.models, wrong, left_out = found
+            self.wrong += wrong
+            self.left_out += left_out
+
+    def all(self, problems: Sequence[Problem], ceilings: GpuCeilings) -> Iterator[None]:
+        """Yields after each problem: what there is then is worth keeping."""
         for done, problem in enumerate(problems):
             left = self.end - perf_counter()
             if left <= 0:
@@ -130,6 +150,7 @@ class Run:
                 self.skipped.append(f"{problem.name}: out of memory")
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+            yield
 
 
 def machine_of(device: torch.device) -> dict[str, Any]:
@@ -146,11 +167,20 @@ def machine_of(device: torch.device) -> dict[str, Any]:
     return described
 
 
+def write(path: str | None, described: dict[str, Any], run: Run) -> None:
+    if path is not None:
+        results = {"rows": run.rows, "models": run.models, "skipped": run.skipped}
+        write_json(path, described | results)
+
+
 def say(run: Run, ceilings: GpuCeilings) -> None:
     header = ["problem", "backend", *HEADER, "targets"]
     table = [[row["problem"], row["backend"], *cells(row)[1:]] for row in run.rows]
     if table:
         print_table(header, table)
+    for model in run.models:
+        ratios = ", ".join(f"{ratio:.2f}x {peer}" for peer, ratio in model["ratios"].items())
+        print(f"{model['model']} on {model['backend']}: {model['us']:,.1f} us, {ratios}")
     for line in (*run.left_out, *run.skipped):
         print(f"left out: {line}")
     for line in run.wrong:
@@ -185,11 +215,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     stream = torch.cuda.stream(torch.cuda.Stream()) if device.type == "cuda" else nullcontext()
     with stream:
         ceilings = measure_ceilings(device)
-        run.all(problems, ceilings)
+        described = {"machine": machine_of(device), "ceilings": ceilings.rounded()}
+        if not args.only:
+            run.training_step()
+        for _ in run.all(problems, ceilings):
+            write(args.output, described, run)
+    write(args.output, described, run)
     say(run, ceilings)
-    if args.output:
-        parts = {"machine": machine_of(device), "ceilings": ceilings._asdict()}
-        write_json(args.output, parts | {"rows": run.rows, "skipped": run.skipped})
     return int(bool(run.wrong))
 
 

@@ -1,10 +1,12 @@
 """What a GPU does at best: large matrix products of each kind of numbers, and a large copy."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from gpu_timing import measure
 from problem import Problem
+from report import significant
 
 KINDS = {
     "bfloat16": (torch.bfloat16, "ieee"),
@@ -35,6 +37,11 @@ class GpuCeilings(NamedTuple):
             kind = "tf32"
         return Yardstick(self.matmul[kind], self.copy)
 
+    def rounded(self) -> dict[str, Any]:
+        """For a file of results."""
+        rates = {kind: significant(rate) for kind, rate in self.matmul.items()}
+        return {"matmul": rates, "copy": significant(self.copy)}
+
     def __str__(self) -> str:
         rates = ", ".join(f"{kind} {rate / 1e3:,.1f}" for kind, rate in self.matmul.items())
         return f"ceilings: matrix products {rates} TFLOP/s, copy {self.copy:,.0f} GB/s"
@@ -48,13 +55,13 @@ def measure_ceilings(device: torch.device, size: int | None = None) -> GpuCeilin
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         rates[kind] = 2 * size**3 / _best(lambda a=a, b=b: a @ b, device) / 1e9
-    source = torch.ones(16 * size * size // 4 if size < 8192 else 2**28, device=device)
+    source = torch.ones(4 * size * size, device=device)
     target = torch.empty_like(source)
     seconds = _best(lambda: target.copy_(source), device)
     return GpuCeilings(rates, 2 * source.nbytes / seconds / 1e9)
 
 
-def _best(call: object, device: torch.device) -> float:
+def _best(call: Callable[[], object], device: torch.device) -> float:
     times, failed = measure({"": [call]}, device, budget=0.2, rounds=20)
     if failed:
         raise RuntimeError(f"a ceiling could not be measured: {failed['']}")

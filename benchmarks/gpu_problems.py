@@ -87,11 +87,23 @@ def depthwise() -> Iterator[Problem]:
         )
 
 
+SEED = Problem(
+    "seed 100->100 K2 d2 + tanh",
+    32,
+    100,
+    100,
+    22,
+    2,
+    dilation=2,
+    activation="tanh",
+    functions=(*FUNCTIONS, BACKWARD),
+)
+
+
 def others() -> Iterator[Problem]:
     template = Problem("Inductor's template", 3_072, 128, 384, 202, 3, dtype=torch.bfloat16)
     yield replace(template, functions=(FORWARD,), targets={FORWARD: (Target(1.2, "best"),)})
-    seed = Problem("seed 100->100 K2 d2 + tanh", 32, 100, 100, 22, 2, 1, 2, activation="tanh")
-    yield replace(seed, fp32_precision=IEEE, functions=(*FUNCTIONS, BACKWARD))
+    yield SEED
     odd = Problem("odd 129->257 K5 s2 d3 L5003", 4, 129, 257, 5_003, 5, 2, 3, padding=(4, 3))
     yield replace(odd, dtype=torch.bfloat16, targets={GRAD_WEIGHT: (Target(1.0, "best"),)})
 

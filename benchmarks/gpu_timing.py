@@ -74,9 +74,9 @@ def once(calls: Calls, device: torch.device) -> float:
     return perf_counter() - begin
 
 
-def turn_of(calls: Calls, device: torch.device, took: float) -> Turn:
-    """Warmed up; without a graph for what is long, or cannot be captured."""
-    if device.type == "cuda" and took < GRAPH_BELOW:
+def turn_of(calls: Calls, device: torch.device, graph: bool) -> Turn:
+    """Warmed up; without a graph where none is wanted, or can be captured."""
+    if device.type == "cuda" and graph:
         try:
             turn = Turn(calls, device, graph=True)
             turn.work()
@@ -96,6 +96,7 @@ def measure(
     budget: float,
     rounds: int = 50,
     least: int = 5,
+    graphs: bool = True,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds of each provider's call, once a round, and why some could not be timed.
 
@@ -107,7 +108,7 @@ def measure(
     for name, calls in providers.items():
         try:
             took = once(calls, device)
-            turns[name] = turn_of(calls, device, took)
+            turns[name] = turn_of(calls, device, graphs and took < GRAPH_BELOW)
             expected += took * len(calls)
         except Exception as error:  # of any kind: a peer that cannot is left out, and said so
             failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench_gpu  # noqa: E402
+import gpu_models  # noqa: E402
 import gpu_providers  # noqa: E402
 import gpu_timing  # noqa: E402
 import oracle  # noqa: E402
@@ -70,6 +71,16 @@ def test_without_a_gpu_it_says_so(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench_gpu.main([]) == 2
     assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_a_training_step_is_compared_with_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,), wrong, left_out = gpu_models.training_step(["cpp"], CPU, 0.1, compiled=False)
+    assert row["backend"] == "cpp"
+    assert row["ratios"].keys() == {"torch, captured", "torch, eager"}
+    assert wrong == left_out == []
+    monkeypatch.setattr(gpu_models, "same_losses", lambda one, other: False)
+    _, wrong, _ = gpu_models.training_step(["cpp"], CPU, 0.1, compiled=False)
+    assert wrong == ["training step: losses on cpp are not those of torch"]
 
 
 def test_what_there_was_no_time_for_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
