@@ -108,7 +108,7 @@ def exact_forward(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window
 
 
 def _gradients(x: Tensor, weight: Tensor, grad_output: Tensor, window: Window) -> list[Tensor]:
-    bias = torch.zeros(weight.shape[0], dtype=x.dtype)
+    bias = x.new_zeros(weight.shape[0])
     leaves = [t.detach().clone().requires_grad_() for t in (x, weight, bias)]
     return list(torch.autograd.grad(torch_conv1d(*leaves, window), leaves, grad_output))
 

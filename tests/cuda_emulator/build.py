@@ -8,6 +8,7 @@ import importlib.util
 import os
 import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -20,13 +21,18 @@ HERE = Path(__file__).resolve().parent
 SANITIZE = os.environ.get("CONVLM_EMULATOR_SANITIZE", "")
 
 
+def module(path: str) -> ModuleType:
+    """A script of the repository, for its functions."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The emulated kernels: operators ``convlm_emulated::forward`` and so on, for CPU tensors."""
-    spec = importlib.util.spec_from_file_location("convlm_setup", ROOT / "setup.py")
-    setup = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(setup)
-
+    setup = module("setup.py")
     found = setup.find_torch()
     flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     flags += ["-DCONVLM_CUDA_EMULATOR", f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
@@ -46,6 +52,23 @@ def library() -> ctypes.CDLL:
     (directory / "build.ninja").write_text(ninja.text)
     subprocess.run([setup.find_ninja()], cwd=directory, check=True, stdout=subprocess.DEVNULL)
     return ctypes.CDLL(str(directory / name))
+
+
+def take_launches() -> dict[int, int]:
+    """How often each kernel ran since the last call, by its offset in the library."""
+    function = library().take_launches
+    function.restype = ctypes.c_char_p
+    lines = function().decode().splitlines()
+    return {int(offset): int(count) for offset, count in map(str.split, lines) if int(offset)}
+
+
+def kernel_names() -> dict[int, str]:
+    """Offset in the library -> name without namespaces and arguments, for all its functions."""
+    command = ["nm", "--demangle", library()._name]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    symbols = (line.split(maxsplit=2) for line in lines if line[0] != " ")
+    readable = module("tools/kernel_names.py").readable
+    return {int(address, 16): readable(name) for address, _, name in symbols}
 
 
 @functools.cache

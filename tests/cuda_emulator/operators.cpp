@@ -4,28 +4,56 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
+#include <stdexcept>
 #include <tuple>
 
 #include "cuda/functions.h"
+#include "guarded.h"
 
 namespace convlm::cuda {
 namespace {
 
 Capability capability = 90;
 
-// The workspace starts as NaN, and is a buffer of its own, so that the sanitizer guards it.
+int bytes_of(ScalarType dtype) {
+  return dtype == ScalarType::float64 ? 8 : dtype == ScalarType::float32 ? 4 : 2;
+}
+
+void guard(emulator::GuardedCall& call, ForwardArguments& a) {
+  const Conv1dGeometry& g = a.geometry;
+  call.input("x", a.x, g.batch, g.in_channels, g.length);
+  call.input("weight", a.weight, g.out_channels, g.in_channels_per_group(), g.kernel_size);
+  call.input("bias", a.bias, g.out_channels);
+  call.output("y", a.y, g.batch * g.out_channels * g.out_length);
+}
+
+void guard(emulator::GuardedCall& call, GradInputArguments& a) {
+  const Conv1dGeometry& g = a.geometry;
+  call.input("grad_output", a.grad_output, g.batch, g.out_channels, g.out_length);
+  call.input("y", a.activated.y, g.batch, g.out_channels, g.out_length);
+  call.input("weight", a.weight, g.out_channels, g.in_channels_per_group(), g.kernel_size);
+  call.output("grad_input", a.grad_input, g.batch * g.in_channels * g.length);
+}
+
+void guard(emulator::GuardedCall& call, GradWeightArguments& a) {
+  const Conv1dGeometry& g = a.geometry;
+  call.input("grad_output", a.grad_output, g.batch, g.out_channels, g.out_length);
+  call.input("y", a.activated.y, g.batch, g.out_channels, g.out_length);
+  call.input("x", a.x, g.batch, g.in_channels, g.length);
+  call.output("grad_weight", a.grad_weight,
+              g.out_channels * g.in_channels_per_group() * g.kernel_size);
+  call.output("grad_bias", a.grad_bias, g.out_channels);
+}
+
 template <class Arguments>
-void run(cudaError_t (*function)(const Arguments&, const Launch&), const Arguments& arguments) {
-  const int64_t bytes = workspace_bytes(arguments, capability);
-  void* workspace = nullptr;
-  if (posix_memalign(&workspace, 256, bytes > 0 ? bytes : 1) != 0) throw std::bad_alloc();
-  const std::unique_ptr<void, void (*)(void*)> owner(workspace, &std::free);
-  std::memset(workspace, 0xff, bytes);
-  function(arguments, {capability, nullptr, workspace});
+void run(cudaError_t (*function)(const Arguments&, const Launch&), Arguments arguments) {
+  emulator::GuardedCall call(bytes_of(arguments.dtype));
+  guard(call, arguments);
+  const emulator::Guarded workspace(workspace_bytes(arguments, capability));
+  const cudaError_t error = function(arguments, {capability, nullptr, workspace.data()});
+  if (error != cudaSuccess) throw std::runtime_error("CUDA emulator: an error of a launch");
+  call.finish();
+  workspace.check("the workspace");
 }
 
 Tensor emulated_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
