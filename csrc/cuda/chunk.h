@@ -35,12 +35,6 @@ template <class S>
 __device__ __forceinline__ Chunk<S> read_chunk(const Input<S>& in, int64_t sample, int64_t channel,
                                                int64_t channels, int64_t position) {
   Chunk<S> chunk = zero_chunk<S>();
-  if (in.y != nullptr) {
-#pragma unroll
-    for (int i = 0; i < kChunk<S>; ++i)
-      if (i < channels) chunk.at[i] = from_compute<S>(read(in, sample, channel + i, position));
-    return chunk;
-  }
   const S* from = in.data + sample * in.batch + channel * in.channel + position * in.position;
   if (channels >= kChunk<S>) {
 #pragma unroll
@@ -49,6 +43,14 @@ __device__ __forceinline__ Chunk<S> read_chunk(const Input<S>& in, int64_t sampl
 #pragma unroll
     for (int i = 0; i < kChunk<S>; ++i)
       if (i < channels) chunk.at[i] = from[i * in.channel];
+  }
+  if (in.y != nullptr) {
+    const S* y = in.y + sample * in.y_batch + channel * in.y_channel + position * in.y_position;
+#pragma unroll
+    for (int i = 0; i < kChunk<S>; ++i)
+      if (i < channels)
+        chunk.at[i] = from_compute<S>(times_derivative(in.activation, to_compute(chunk.at[i]),
+                                                       to_compute(y[i * in.y_channel])));
   }
   return chunk;
 }

@@ -6,9 +6,13 @@
 
 namespace convlm::cuda {
 
-constexpr int kStagedRows = 192;  // of x in a stage, at most
-constexpr int kWeightRows = 384;  // of the weights: rows of the tile times taps
-constexpr int kStageBytes = (kStagedRows + kWeightRows) * kRowPitch;
+// Of a stage, at most. Small enough for two blocks on a multiprocessor, even with the 100 KB of the
+// smallest ones; taps are read from x again for each stage.
+constexpr int kStageTaps = 3;
+constexpr int kStagedRows = 192;
+
+template <class Sums>
+constexpr int kStageBytes = (kStageTaps * Sums::kRows + kStagedRows) * kRowPitch;
 constexpr int kResultPitch = kTileColumns + 8;  // of results on their way out, in numbers
 
 template <class S>
@@ -57,7 +61,7 @@ CorrelationPlan plan(const Correlation<typename Sums::Element>& p) {
   const int64_t distance = p.dilation / divisor;
   const int64_t most = divide_up(p.kernel_size, plan.period);
   int64_t taps = 1 + (kStagedRows / plan.samples - columns) / distance;
-  if (taps > kWeightRows / Sums::kRows) taps = kWeightRows / Sums::kRows;
+  if (taps > kStageTaps) taps = kStageTaps;
   plan.stage_taps = static_cast<int>(divide_up(most, divide_up(most, taps)));  // even stages
   plan.row_shift = plan.stage_taps > 1 ? static_cast<int>(distance) : 0;
   plan.sample_rows = Divisor(columns + (plan.stage_taps - 1) * plan.row_shift);

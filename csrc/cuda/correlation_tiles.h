@@ -70,6 +70,7 @@ class CorrelationBlock {
  private:
   using Sum = typename Sums::Sum;
   static constexpr int kChunks = kRowBytes / kChunkBytes;
+  static constexpr int kXBegin = kStageTaps * Sums::kRows * kRowPitch;          // after the weights
   static constexpr int kStagedChunks = kStagedRows * kChunks / Sums::kThreads;  // of a thread
   struct Held {
     Chunk<S> chunks[kStagedChunks];
@@ -101,31 +102,27 @@ class CorrelationBlock {
       return (column - (sample << plan_.columns_log2) + sample * plan_.sample_rows.value()) *
              kRowPitch;
     });
-    CorrelationStage stage = stage_at(0, 0, 0);
-    Held held;
-    copy_weights(buffers, stage);
-    read_x(held, stage);
-    store_x(held, buffers, stage);
-    for (int buffer = 0; stage.block < plan_.blocks; buffer ^= 1) {
-      unsigned char* now = buffers + buffer * kStageBytes;
-      unsigned char* later = buffers + (buffer ^ 1) * kStageBytes;
-      wait_for_copies();
-      __syncthreads();
-      const CorrelationStage following = next(stage);
-      if (following.block < plan_.blocks) {
+    CorrelationStage stage{0, 0, 0, 0};  // of no taps: at first there is nothing to multiply
+    CorrelationStage following = stage_at(0, 0, 0);
+    for (int buffer = 0;; buffer ^= 1) {
+      const unsigned char* now = buffers + buffer * kStageBytes<Sums>;
+      unsigned char* later = buffers + (buffer ^ 1) * kStageBytes<Sums>;
+      const bool more = following.block < plan_.blocks;
+      Held held;
+      if (more) {
         copy_weights(later, following);
         read_x(held, following);
       }
       for (int tap = 0; tap < stage.taps; ++tap)
         sums_.add_rows(now + tap * Sums::kRows * kRowPitch,
-                       x_of(now) + row_of_tap(stage, tap) * kRowPitch, places);
-      if (following.block < plan_.blocks) store_x(held, later, following);
+                       now + kXBegin + row_of_tap(stage, tap) * kRowPitch, places);
+      if (!more) return;
+      store_x(held, later, following);
+      wait_for_copies();
+      __syncthreads();
       stage = following;
+      following = next(stage);
     }
-  }
-
-  __device__ __forceinline__ static unsigned char* x_of(unsigned char* buffer) {
-    return buffer + kWeightRows * kRowPitch;
   }
 
   // The row of staged x that column 0 reads.
@@ -182,7 +179,7 @@ class CorrelationBlock {
   __device__ __forceinline__ void store_x(const Held& held, unsigned char* buffer,
                                           const CorrelationStage& stage) const {
     for_staged(stage, [&](int i, int row, int chunk, int, int) {
-      store_chunk<Sums>(x_of(buffer) + row * kRowPitch + chunk * kChunkBytes, held.chunks[i]);
+      store_chunk<Sums>(buffer + kXBegin + row * kRowPitch + chunk * kChunkBytes, held.chunks[i]);
     });
   }
 
@@ -230,15 +227,17 @@ template <class Sums>
 cudaError_t correlate(const Correlation<typename Sums::Element>& p, void* workspace,
                       cudaStream_t stream) {
   using S = typename Sums::Element;
-  static_assert(Sums::kRows * kResultPitch * sizeof(typename Sums::Sum) <= 2 * kStageBytes);
+  constexpr int kStages = 2 * kStageBytes<Sums>;
+  constexpr int kResults =
+      Sums::kRows * kResultPitch * static_cast<int>(sizeof(typename Sums::Sum));
   const CorrelationPlan tiles = plan<Sums>(p);
   unsigned char* packed = static_cast<unsigned char*>(workspace);
   const int64_t chunks = packed_chunks<Sums>(p, tiles);
   const cudaError_t error = launch(&pack_weight_kernel<Sums, S>, divide_up(chunks, kPackingThreads),
                                    kPackingThreads, 0, stream, p, tiles, chunks, packed);
   if (error != cudaSuccess) return error;
-  return launch(&correlation_kernel<Sums, S>, tiles.tiles, Sums::kThreads, 2 * kStageBytes, stream,
-                p, tiles, packed);
+  return launch(&correlation_kernel<Sums, S>, tiles.tiles, Sums::kThreads,
+                kStages < kResults ? kResults : kStages, stream, p, tiles, packed);
 }
 
 }  // namespace convlm::cuda

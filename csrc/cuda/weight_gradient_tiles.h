@@ -76,21 +76,21 @@ class WeightGradientBlock {
 
   __device__ __forceinline__ void add_products() {
     unsigned char* buffers = shared_memory();
-    int64_t stage = piece_ * plan_.piece_stages;
-    int64_t end = stage + plan_.piece_stages;
+    const int64_t first = piece_ * plan_.piece_stages;
+    int64_t end = first + plan_.piece_stages;
     if (end > plan_.stages) end = plan_.stages;
-    Cursor cursor{stage * kPositions / p_.outputs, stage * kPositions % p_.outputs};
-    Held held;
-    read(held, cursor);
-    store(held, buffers, cursor);
-    for (int buffer = 0; stage < end; ++stage, buffer ^= 1) {
-      const unsigned char* now = buffers + buffer * plan_.stage_bytes;
+    Cursor cursor{};
+    Cursor following{first * kPositions / p_.outputs, first * kPositions % p_.outputs};
+    for (int64_t stage = first;; ++stage) {  // the one that is read; the one before is multiplied
+      unsigned char* later = buffers + stage % 2 * plan_.stage_bytes;
+      Held held;
+      if (stage < end) read(held, following);
+      if (stage > first) multiply(buffers + (stage + 1) % 2 * plan_.stage_bytes, cursor);
+      if (stage == end) return;
+      store(held, later, following);
       __syncthreads();
-      const Cursor following = at(cursor, kPositions);
-      if (stage + 1 < end) read(held, following);
-      multiply(now, cursor);
-      if (stage + 1 < end) store(held, buffers + (buffer ^ 1) * plan_.stage_bytes, following);
       cursor = following;
+      following = at(cursor, kPositions);
     }
   }
 
