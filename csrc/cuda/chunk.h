@@ -6,7 +6,8 @@
 // ldmatrix and for loads of 16 bytes. Each thread transposes for itself: it reads the channels of
 // one chunk of 16 bytes, at one position, and its neighbours read the neighbouring positions, which
 // is one line of memory. On their way through registers, numbers may come from any alignment and
-// strides, padding becomes zeros, and a derivative is multiplied by.
+// strides, padding becomes zeros, and a derivative is multiplied by (of 16-bit types the
+// product is rounded once more than in the direct kernel).
 #pragma once
 #include "cuda/instructions.h"
 #include "cuda/problem.h"
