@@ -39,10 +39,10 @@ __device__ CorrelationTile tile_at(const Correlation<S>& p, const CorrelationPla
   return tile;
 }
 
-// Taps `tap` and the following ones of a chain, by one block of channels.
+// Taps `tap` and the following ones of a chain, by one block of channels. 32 bits are enough: a
+// weight with more taps, or blocks of channels, than that would fit no memory.
 struct CorrelationStage {
-  int64_t block, chain, tap;
-  int taps;
+  int block, chain, tap, taps;
 };
 
 template <class Sums>
@@ -76,19 +76,19 @@ class CorrelationBlock {
     Chunk<S> chunks[kStagedChunks];
   };
 
-  __device__ __forceinline__ int64_t taps_of(int64_t chain) const {
-    return p_.transposed ? tile_.positions.taps : plan_.taps + (chain < plan_.longer);
+  __device__ __forceinline__ int taps_of(int chain) const {
+    return static_cast<int>(p_.transposed ? tile_.positions.taps
+                                          : plan_.taps + (chain < plan_.longer));
   }
 
-  __device__ __forceinline__ CorrelationStage stage_at(int64_t block, int64_t chain,
-                                                       int64_t tap) const {
-    const int64_t left = taps_of(chain) - tap;
-    return {block, chain, tap, left < plan_.stage_taps ? static_cast<int>(left) : plan_.stage_taps};
+  __device__ __forceinline__ CorrelationStage stage_at(int block, int chain, int tap) const {
+    const int left = taps_of(chain) - tap;
+    return {block, chain, tap, left < plan_.stage_taps ? left : plan_.stage_taps};
   }
 
   // After the last one, its block is plan_.blocks.
   __device__ __forceinline__ CorrelationStage next(const CorrelationStage& stage) const {
-    const int64_t tap = stage.tap + stage.taps;
+    const int tap = stage.tap + stage.taps;
     if (tap < taps_of(stage.chain)) return stage_at(stage.block, stage.chain, tap);
     if (stage.chain + 1 < plan_.chains) return stage_at(stage.block, stage.chain + 1, 0);
     return stage_at(stage.block + 1, 0, 0);
@@ -160,10 +160,10 @@ class CorrelationBlock {
 
   __device__ __forceinline__ void read_x(Held& held, const CorrelationStage& stage) const {
     const PositionClass& c = tile_.positions;
-    const int64_t tap = p_.transposed ? stage.tap + stage.taps - 1 : stage.tap;
+    const int tap = p_.transposed ? stage.tap + stage.taps - 1 : stage.tap;
     const int64_t start =
         c.offset + stage.chain * p_.dilation + (tile_.first + tap * plan_.shift) * p_.step;
-    const int64_t block = stage.block * kBlockChannels<S>;
+    const int64_t block = int64_t{stage.block} * kBlockChannels<S>;
     for_staged(stage, [&](int i, int, int chunk, int sample, int row) {
       const int64_t position = start + row * p_.step;
       const int64_t channel = block + chunk * kChunk<S>;

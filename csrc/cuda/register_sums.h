@@ -49,7 +49,7 @@ class RegisterSums {
 
   __device__ __forceinline__ void add_rows(const unsigned char* left, const unsigned char* right,
                                            const Places& places) {
-#pragma unroll
+#pragma unroll 1  // more at once would not fit the registers
     for (int k = 0; k < kRowBytes; k += kChunkBytes) {
       Chunk<S> b[8];
 #pragma unroll
