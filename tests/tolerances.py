@@ -40,6 +40,10 @@ ACTIVATION_ULPS = 8.0
 ACTIVATION_SLOPE = 1.13
 
 
+# Both factors of a product are rounded to 11 significant bits.
+TF32_FACTORS = 2 * 2**-11 + 2**-22
+
+
 # What a gradient of y = activation(z) becomes as one of z, told by y alone.
 FROM_OUTPUT = {
     "tanh": lambda gradient, y: gradient * (1 - y * y),
@@ -74,8 +78,11 @@ class Exact(NamedTuple):
         count = tolerance.times * (1 + roundings(self.products, alike))  # 1: the bias
         return count * roundoff(tolerance.accumulated) * self.magnitude
 
-    def allows(self, actual: Tensor, alike: bool = False) -> None:
-        assert_close(actual, self.value, self.sum_error(actual.dtype, alike))
+    def allows(self, actual: Tensor, alike: bool = False, precision: str = "ieee") -> None:
+        error = self.sum_error(actual.dtype, alike)
+        if precision == "tf32" and actual.dtype == torch.float32:
+            error = error + TF32_FACTORS * self.magnitude
+        assert_close(actual, self.value, error)
 
 
 def assert_close(actual: Tensor, exact: Tensor, error_before_rounding: Tensor) -> None:

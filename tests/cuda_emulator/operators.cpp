@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
 #include <stdexcept>
 #include <tuple>
 
@@ -14,6 +15,7 @@ namespace convlm::cuda {
 namespace {
 
 Capability capability = 90;
+std::optional<Kernel> forced;
 
 int bytes_of(ScalarType dtype) {
   return dtype == ScalarType::float64 ? 8 : dtype == ScalarType::float32 ? 4 : 2;
@@ -47,11 +49,12 @@ void guard(emulator::GuardedCall& call, GradWeightArguments& a) {
 
 template <class Arguments>
 void run(cudaError_t (*function)(const Arguments&, const Launch&), Arguments arguments) {
+  const Kernel kernel = forced.value_or(kernel_of(arguments, capability));
   emulator::GuardedCall call(bytes_of(arguments.dtype));
   guard(call, arguments);
-  const emulator::Guarded workspace(workspace_bytes(arguments, capability));
-  const cudaError_t error = function(arguments, {capability, nullptr, workspace.data()});
-  if (error != cudaSuccess) throw std::runtime_error("CUDA emulator: an error of a launch");
+  const emulator::Guarded workspace(workspace_bytes(arguments, kernel));
+  if (function(arguments, {kernel, nullptr, workspace.data()}) != cudaSuccess)
+    throw std::invalid_argument("this kernel does not take these arguments");
   call.finish();
   workspace.check("the workspace");
 }
@@ -96,6 +99,16 @@ std::tuple<Tensor, Tensor> emulated_grad_weight(const Tensor& grad_output, const
 // Of the GPU that is emulated, for tests that want another.
 extern "C" __attribute__((visibility("default"))) void set_capability(int value) {
   capability = value;
+}
+
+// The kernel of all further calls, for tests of one where another would be chosen; null: as chosen.
+// False where no kernel has that name.
+extern "C" __attribute__((visibility("default"))) bool force_kernel(const char* name) {
+  forced.reset();
+  if (name == nullptr) return true;
+  for (const Kernel kernel : kKernels)
+    if (std::strcmp(name, name_of(kernel)) == 0) forced = kernel;
+  return forced.has_value();
 }
 
 STABLE_TORCH_LIBRARY_IMPL(convlm_emulated, CPU, m) {
