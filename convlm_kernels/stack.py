@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .geometry import Padding
 from .layers import Conv1d
+from .streaming import Streaming
 
 
 class StackLayer(Conv1d):
@@ -78,7 +79,7 @@ class StackLayer(Conv1d):
         return ", ".join([super().extra_repr(), *(f"{word}=True" for word in words)])
 
 
-class DilatedStack(nn.Sequential):
+class DilatedStack(Streaming, nn.Sequential):
     """Layers one after the other, as in ``torch.nn.Sequential``, whose ``state_dict`` it has."""
 
     def __init__(self, *layers: Any) -> None:

@@ -15,4 +15,11 @@ STABLE_TORCH_LIBRARY(convlm, m) {
       "grad_weight(Tensor grad_output, Tensor x, SymInt kernel_size, SymInt stride, "
       "SymInt pad_left, SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision, "
       "bool with_bias) -> (Tensor, Tensor)");
+  m.def(
+      "step(Tensor x, Tensor? embedding, Tensor(a!) rings, Tensor(b!) position, Tensor weights, "
+      "Tensor biases, Tensor plan, SymInt out_channels) -> Tensor");
+  m.def(
+      "generate(Tensor tokens, Tensor embedding, Tensor(a!) rings, Tensor(b!) position, "
+      "Tensor weights, Tensor biases, Tensor plan, Tensor? logit_bias, Tensor uniform, "
+      "float temperature, SymInt top_k, float top_p, SymInt stop) -> Tensor");
 }

@@ -1,6 +1,7 @@
 // The table of CPU kernels, one for each instruction set.
 #pragma once
 #include "arguments.h"
+#include "step.h"
 
 namespace convlm::cpu {
 
@@ -18,6 +19,8 @@ struct Kernels {
   Kernel (*forward_kernel)(const ForwardArguments&);
   Kernel (*grad_input_kernel)(const GradInputArguments&);
   Kernel (*grad_weight_kernel)(const GradWeightArguments&);
+  void (*step)(const StepArguments&);
+  void (*generate)(const GenerateArguments&);
 };
 
 extern const Kernels generic_kernels;

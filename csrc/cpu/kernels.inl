@@ -44,7 +44,18 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/grad_weight_fast.inl"
 #include "cpu/select.inl"
 #include "cpu/functions.inl"
+#if !defined(CONVLM_DOT_BFLOAT16)
+#include "cpu/step_products.inl"
+#include "cpu/step.inl"
+#include "cpu/generate.inl"
+#endif
 // clang-format on
+
+#if defined(CONVLM_DOT_BFLOAT16)
+// A step reads each weight once: dot products of pairs would save it nothing.
+void step(const StepArguments& arguments) { CONVLM_DOT_BFLOAT16.step(arguments); }
+void generate(const GenerateArguments& arguments) { CONVLM_DOT_BFLOAT16.generate(arguments); }
+#endif
 
 }  // namespace
 
@@ -58,6 +69,7 @@ const Kernels CONVLM_TABLE(CONVLM_ISA) = {
     CONVLM_STRING(CONVLM_ISA),         &CONVLM_ISA::forward,
     &CONVLM_ISA::grad_input,           &CONVLM_ISA::grad_weight,
     &CONVLM_ISA::forward_kernel_of,    &CONVLM_ISA::grad_input_kernel_of,
-    &CONVLM_ISA::grad_weight_kernel_of};
+    &CONVLM_ISA::grad_weight_kernel_of, &CONVLM_ISA::step,
+    &CONVLM_ISA::generate};
 
 }  // namespace convlm::cpu

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <new>
+#include <numeric>
 
 namespace convlm::cpu {
 namespace {
@@ -18,6 +19,16 @@ struct Buffer {
   size_t bytes = 0;
   ~Buffer() { std::free(data); }
 };
+
+template <class T>
+const int64_t* sorted_numbers(const T* values, int64_t count) {
+  int64_t* order = static_cast<int64_t*>(scratch(Slot::order, sizeof(int64_t) * count));
+  std::iota(order, order + count, int64_t{0});
+  std::sort(order, order + count, [&](int64_t a, int64_t b) {
+    return values[a] != values[b] ? values[a] > values[b] : a < b;
+  });
+  return order;
+}
 
 }  // namespace
 
@@ -47,6 +58,13 @@ void* scratch(Slot slot, size_t bytes) {
     buffer.bytes = rounded;
   }
   return buffer.data;
+}
+
+const int64_t* descending_order(const float* values, int64_t count) {
+  return sorted_numbers(values, count);
+}
+const int64_t* descending_order(const double* values, int64_t count) {
+  return sorted_numbers(values, count);
 }
 
 }  // namespace convlm::cpu

@@ -18,7 +18,12 @@ int64_t threads();
 // A buffer of this thread, aligned to a cache line, valid until the same slot is asked for again.
 // Its contents are left from earlier calls. Kept between calls: fresh pages cost more than the
 // work.
-enum class Slot { taps, parts, plan, weight, staged, panel, tile, partial, last, count };
+enum class Slot { taps, parts, plan, weight, staged, panel, tile, partial, last, order, count };
 void* scratch(Slot slot, size_t bytes);
+
+// The numbers 0 .. count in descending order of `values`, equals in ascending order; in scratch
+// memory.
+const int64_t* descending_order(const float* values, int64_t count);
+const int64_t* descending_order(const double* values, int64_t count);
 
 }  // namespace convlm::cpu
