@@ -28,7 +28,7 @@ class NetworkLayer(NamedTuple):
     to end, as a layer of s channels and stride 1: that is what it is.
     """
 
-    module: nn.Module
+    module: Any  # with a weight, and a bias or None
     in_channels: int
     out_channels: int
     groups: int
@@ -54,7 +54,7 @@ class NetworkLayer(NamedTuple):
     @property
     def weight(self) -> Tensor:
         """(out_channels, in_channels / groups, kernel_size)."""
-        weight = self.module.weight
+        weight: Tensor = self.module.weight
         if weight.shape[1:] == (self.in_channels // self.groups, self.kernel_size):
             return weight
         return weight.reshape(self.out_channels, self.kernel_size, self.in_channels).mT
@@ -127,7 +127,7 @@ def _why_not(module: nn.Module, first: bool) -> str | None:
     if stride != 1:
         if not (first and module.in_channels == dilation == 1 and kernel_size % stride == 0):
             return (
-                f"stride must be 1, got {stride} (a first layer with one channel, without dilation, "
+                f"stride must be 1, got {stride} (a first layer of one channel, without dilation, "
                 "may have one that divides its kernel_size: a position is then so many numbers)"
             )
         if resolve_padding(padding, kernel_size, stride, dilation) != (0, 0):
@@ -187,15 +187,18 @@ class Network:
         self.plan = torch.tensor([layer.row() for layer in layers], device=self.device)
         self._tensors = _tensors_of(layers)
         self._seen: object = None
-        self._packed: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+        self._packed: dict[torch.dtype | None, tuple[Tensor, Tensor]] = {}
 
     def __reduce__(self) -> Any:
         return type(None), ()  # a copied or saved module makes its own
 
     def has(self, layers: Sequence[NetworkLayer]) -> bool:
         """Whether these are its layers, and their parameters those that it watches."""
-        return layers == self.layers and all(
-            a is b for a, b in zip(_tensors_of(layers), self._tensors, strict=True)
+        weight = layers[0].weight
+        return (
+            layers == self.layers
+            and (weight.dtype, weight.device) == (self.dtype, self.device)
+            and list(map(id, _tensors_of(layers))) == list(map(id, self._tensors))
         )
 
     def packed(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -222,9 +225,9 @@ class Network:
 
     @torch.no_grad()
     def _pack(self, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-        if self.device.type != "cpu":
-            raise RuntimeError(f"the kernels of a step run on the CPU, not on {self.device}")
-        sums = torch.float64 if self.dtype == torch.float64 else torch.float32
         weights = torch.cat([layer.packed_weight() for layer in self.layers])
+        if weights.device.type != "cpu":
+            raise RuntimeError(f"the kernels of a step run on the CPU, not on {weights.device}")
+        sums = torch.float64 if weights.dtype == torch.float64 else torch.float32
         biases = torch.cat([layer.packed_bias(sums) for layer in self.layers])
-        return weights.to(dtype or self.dtype), biases
+        return weights.to(dtype or weights.dtype), biases

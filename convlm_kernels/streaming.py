@@ -64,22 +64,14 @@ class StreamState(NamedTuple):
         return StreamState(self.rings.to(device), self.position.to(device))
 
 
-class Streaming(nn.Module):
-    """What ``Conv1d`` and ``DilatedStack`` can do one position at a time, where they are causal.
-
-    At stride 1, without padding on the right: that is ``padding="causal"`` or less on the left.
-    With less, as without any, the first outputs would need inputs before the first one; a step has
-    none then, and gives NaN. A first layer of one channel may have a stride s that divides its
-    kernel_size: it takes s numbers at a position.
-    """
+class Streamed(nn.Module):
+    """A module with a chain of layers that can run one position at a time."""
 
     _network: Network | None = None
 
-    def _streamed(self) -> Network:
-        network = self._network
-        if network is None:
-            network = self._network = Network(layers_of(self))
-        return network
+    def stream_layers(self) -> list[NetworkLayer]:
+        """The layers of a step. ValueError for one that cannot stream, with the reason."""
+        return layers_of(self)
 
     def init_state(self, batch: int = 1) -> StreamState:
         """The state of ``batch`` samples before their first position.
@@ -89,10 +81,32 @@ class Streaming(nn.Module):
         Raises:
             ValueError: a layer that cannot stream; names it and says why. A negative ``batch``.
         """
-        layers = layers_of(self)
+        if batch < 0:
+            raise ValueError(f"batch must not be negative, got {batch}")
+        layers = self.stream_layers()
         if self._network is None or not self._network.has(layers):
             self._network = Network(layers)
-        return new_state(self._network, batch)
+        network = self._network
+        return StreamState(
+            torch.zeros(batch, network.ring_size, dtype=network.dtype, device=network.device),
+            torch.zeros(batch, dtype=torch.int64, device=network.device),
+        )
+
+    def stream_network(self) -> Network:
+        """The layers and their packed weights, as the last :meth:`init_state` found them."""
+        if self._network is None:
+            self._network = Network(self.stream_layers())
+        return self._network
+
+
+class Streaming(Streamed):
+    """What ``Conv1d`` and ``DilatedStack`` can do one position at a time, where they are causal.
+
+    At stride 1, without padding on the right: that is ``padding="causal"`` or less on the left.
+    With less, as without any, the first outputs would need inputs before the first one; a step has
+    none then, and gives NaN. A first layer of one channel may have a stride s that divides its
+    kernel_size: it takes s numbers at a position.
+    """
 
     def step(
         self, x: Tensor, state: StreamState, *, weight_dtype: torch.dtype | None = None
@@ -110,20 +124,19 @@ class Streaming(nn.Module):
             RuntimeError: sizes or dtypes that do not fit; a device other than the CPU.
             ValueError: as for :meth:`init_state`.
         """
-        network = self._streamed()
+        network = self.stream_network()
         weights, biases = network.packed(weight_dtype)
-        return step_ops.step(
-            x, None, *state, weights, biases, network.plan, network.out_channels
-        )
+        return step_ops.step(x, None, *state, weights, biases, network.plan, network.out_channels)
 
     def prefill(self, x: Tensor, state: StreamState, lengths: Tensor | None = None) -> Tensor:
         """The outputs (batch, out_channels, length) of the next positions, all at once.
 
-        Equal to ``length`` steps with the columns of ``x`` (batch, in_channels, length), but by each
-        layer's full forward. ``lengths`` (batch), int64, from 0 to ``length``: sample n takes its
-        first ``lengths[n]`` columns only, and its later outputs mean nothing. Updates ``state``.
+        Equal to ``length`` steps with the columns of ``x`` (batch, in_channels, length), but by
+        each layer's full forward. Updates ``state``. ``lengths`` (batch), int64, from 0 to
+        ``length``: sample n takes its first ``lengths[n]`` columns only, and what comes after them
+        in its outputs means nothing.
         """
-        return prefill(self._streamed(), x, state, lengths)
+        return prefill(self.stream_network(), x, state, lengths)
 
     def forward_packed(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
         """The full forward of sequences of different lengths, laid end to end.
@@ -145,20 +158,12 @@ class Streaming(nn.Module):
         return forward_packed(self, x, cu_seqlens)
 
 
-def new_state(network: Network, batch: int) -> StreamState:
-    """The state of ``batch`` samples before their first position."""
-    if batch < 0:
-        raise ValueError(f"batch must not be negative, got {batch}")
-    return StreamState(
-        torch.zeros(batch, network.ring_size, dtype=network.dtype, device=network.device),
-        torch.zeros(batch, dtype=torch.int64, device=network.device),
-    )
-
-
 @torch.no_grad()
 def prefill(network: Network, x: Tensor, state: StreamState, lengths: Tensor | None) -> Tensor:
     """Each layer's full forward behind what its ring holds, and then the ring brought on."""
     position, length = state.position, x.shape[2]
+    if length == 0:
+        return x.new_empty((x.shape[0], network.out_channels, 0))
     taken = torch.full_like(position, length) if lengths is None else lengths
     times = position[:, None] + torch.arange(length, device=position.device)
     lag = 0

@@ -12,20 +12,16 @@ class StepChecks {
 
   explicit StepChecks(const char* function) : function_(function) {}
 
+  // Words that take time to make belong in STD_TORCH_CHECK, which makes them only where it fails.
   template <class... Words>
   void require(bool condition, const Words&... words) const {
     STD_TORCH_CHECK(condition, function_, ": ", words...);
   }
 
   void dense(const char* argument, const Tensor& t, int64_t dimensions) const {
-    require(t.dim() == dimensions && t.is_contiguous(), argument, " must be contiguous and have ",
-            dimensions, " dimension(s), got shape ", shape_of(t));
-  }
-
-  void integers(const char* argument, const Tensor& t, int64_t dimensions) const {
-    require(t.scalar_type() == Dtype::Long, argument, " must be int64, got ",
-            torch::headeronly::toString(t.scalar_type()));
-    dense(argument, t, dimensions);
+    STD_TORCH_CHECK(t.dim() == dimensions && t.is_contiguous(), function_, ": ", argument,
+                    " must be contiguous and have ", dimensions, " dimension(s), got shape ",
+                    shape_of(t));
   }
 
   void dtype(const char* argument, const Tensor& t, Dtype expected) const {
@@ -34,9 +30,15 @@ class StepChecks {
             torch::headeronly::toString(t.scalar_type()));
   }
 
+  void integers(const char* argument, const Tensor& t, int64_t dimensions) const {
+    dtype(argument, t, Dtype::Long);
+    dense(argument, t, dimensions);
+  }
+
   void size(const char* argument, const Tensor& t, int64_t dimension, int64_t expected) const {
-    require(t.size(dimension) == expected, argument, " must have the size ", expected,
-            " in dimension ", dimension, ", got shape ", shape_of(t));
+    STD_TORCH_CHECK(t.size(dimension) == expected, function_, ": ", argument,
+                    " must have the size ", expected, " in dimension ", dimension, ", got shape ",
+                    shape_of(t));
   }
 
   void plan(const Tensor& plan, StepArguments& a) const {
@@ -56,8 +58,8 @@ class StepChecks {
   void layer(int64_t i, const StepLayer& l) const {
     constexpr int64_t kLargest = int64_t{1} << 20;  // products of three stay far from overflow
     const auto within = [&](const char* field, int64_t value, int64_t least, int64_t most) {
-      require(value >= least && value <= most, "plan: layer ", i, ": ", field,
-              " must be between ", least, " and ", most, ", got ", value);
+      require(value >= least && value <= most, "plan: layer ", i, ": ", field, " must be between ",
+              least, " and ", most, ", got ", value);
     };
     within("in_channels", l.in_channels, 1, kLargest);
     within("out_channels", l.out_channels, 1, kLargest);
@@ -112,8 +114,8 @@ class StepChecks {
   }
 
   void features(const Tensor& x, const Tensor& rings, StepArguments& a) const {
-    require(x.dim() == 2, "x must be (batch, in_channels) or tokens (batch), got shape ",
-            shape_of(x));
+    STD_TORCH_CHECK(x.dim() == 2, function_,
+                    ": x must be (batch, in_channels) or tokens (batch), got shape ", shape_of(x));
     dtype("x", x, rings.scalar_type());
     size("x", x, 0, a.batch);
     size("x", x, 1, a.layers[0].in_channels);
@@ -124,8 +126,8 @@ class StepChecks {
               StepArguments& a) const {
     integers("tokens", tokens, 1);
     size("tokens", tokens, 0, a.batch);
-    require(embedding.dim() == 2, "embedding must be (vocab, in_channels), got shape ",
-            shape_of(embedding));
+    STD_TORCH_CHECK(embedding.dim() == 2, function_,
+                    ": embedding must be (vocab, in_channels), got shape ", shape_of(embedding));
     dtype("embedding", embedding, rings.scalar_type());
     size("embedding", embedding, 1, a.layers[0].in_channels);
     a.embedding = operand(embedding);

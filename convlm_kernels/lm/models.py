@@ -9,11 +9,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .. import step_ops
 from ..layers import Conv1d
+from ..network import NetworkLayer, layers_of
+from ..streaming import Streamed, StreamState, prefill
 
 
-class CharModel(nn.Module):
-    """What the models share: the embedding, the check of the tokens, and their sizes."""
+class CharModel(Streamed):
+    """What the models share: the embedding, the check of the tokens, their sizes and their steps.
+
+    A step takes the next token of each sample. The first logits need a whole context, and are NaN
+    before that.
+    """
 
     def __init__(self, vocab: int, context: int, embedding: int) -> None:
         super().__init__()
@@ -53,6 +60,20 @@ class CharModel(nn.Module):
         """
         return self.embed(tokens).flatten(1).unsqueeze(1)
 
+    def step(self, tokens: Tensor, state: StreamState) -> Tensor:
+        """Logits (batch, vocab) of what follows `tokens` (batch), int64. Updates `state`."""
+        network = self.stream_network()
+        weights, biases = network.packed()
+        embedding = self.embedding.weight.detach()
+        return step_ops.step(tokens, embedding, *state, weights, biases, network.plan, self.vocab)
+
+    def prefill(self, tokens: Tensor, state: StreamState) -> Tensor:
+        """Logits (batch, vocab, length) of what follows each of `tokens` (batch, length).
+
+        As many steps at once. Updates `state`.
+        """
+        return prefill(self.stream_network(), self.embedding(tokens).mT, state, None)
+
 
 class CNN(CharModel):
     """One convolution that sees the whole context: kernel context * embedding, stride embedding."""
@@ -62,6 +83,9 @@ class CNN(CharModel):
     ) -> None:
         super().__init__(vocab, context, embedding)
         self.conv = Conv1d(1, vocab, context * embedding, stride=embedding, backend=backend)
+
+    def stream_layers(self) -> list[NetworkLayer]:
+        return layers_of(self.conv)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.conv(self.embed_as_signal(tokens))
@@ -86,6 +110,23 @@ class MLP(CharModel):
             }
         )
         return mlp
+
+    def stream_layers(self) -> list[NetworkLayer]:
+        features = self.embedding.embedding_dim
+        return [
+            NetworkLayer(
+                module=self.linear,
+                in_channels=features,
+                out_channels=self.vocab,
+                groups=1,
+                kernel_size=self.context,
+                dilation=1,
+                pad_left=0,
+                activation=None,
+                gated=False,
+                residual=False,
+            )
+        ]
 
     def forward(self, tokens: Tensor) -> Tensor:
         embeddings = self.embed(tokens)
@@ -132,6 +173,9 @@ class DilatedCNN(CharModel):
 
     def sizes(self) -> dict[str, int]:
         return {**super().sizes(), "hidden": self.hidden}
+
+    def stream_layers(self) -> list[NetworkLayer]:
+        return layers_of(self.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.layers(self.embed_as_signal(tokens))

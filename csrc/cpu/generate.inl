@@ -13,8 +13,8 @@ int64_t likeliest(const T* logits, int64_t count) {
 }
 
 // Draws one of `count` tokens: the first at which the sum of the likelihoods passes `uniform` of
-// the whole. Only the top_k likeliest take part, and of these the fewest that together have top_p of
-// the likelihood. Overwrites the logits; -1 where there is no distribution: a NaN, a positive
+// the whole. Only the top_k likeliest take part, and of these the fewest that together have top_p
+// of the likelihood. Overwrites the logits; -1 where there is no distribution: a NaN, a positive
 // infinity, or nothing but negative ones.
 template <class T>
 int64_t draw(T* logits, int64_t count, double temperature, int64_t top_k, double top_p,
@@ -70,8 +70,8 @@ bool generate_block(const GenerateArguments& a, const StepBuffers<Compute<S>>& b
       T* logits = buffers.x[i];
       if (bias != nullptr)
         for (int64_t c = 0; c < a.vocab; ++c) logits[c] += bias[c];
-      const int64_t token = draw(logits, a.vocab, a.temperature, a.top_k, a.top_p,
-                                 a.uniform[n * a.steps + step]);
+      const int64_t token =
+          draw(logits, a.vocab, a.temperature, a.top_k, a.top_p, a.uniform[n * a.steps + step]);
       if (token < 0) return false;
       int64_t* generated = a.generated + n * a.steps;
       generated[step] = token;

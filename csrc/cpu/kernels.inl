@@ -65,11 +65,14 @@ void generate(const GenerateArguments& arguments) { CONVLM_DOT_BFLOAT16.generate
 #define CONVLM_TABLE(isa) CONVLM_TABLE_NAME(isa)
 #define CONVLM_STRING_OF(isa) #isa
 #define CONVLM_STRING(isa) CONVLM_STRING_OF(isa)
-const Kernels CONVLM_TABLE(CONVLM_ISA) = {
-    CONVLM_STRING(CONVLM_ISA),         &CONVLM_ISA::forward,
-    &CONVLM_ISA::grad_input,           &CONVLM_ISA::grad_weight,
-    &CONVLM_ISA::forward_kernel_of,    &CONVLM_ISA::grad_input_kernel_of,
-    &CONVLM_ISA::grad_weight_kernel_of, &CONVLM_ISA::step,
-    &CONVLM_ISA::generate};
+const Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA),
+                                          &CONVLM_ISA::forward,
+                                          &CONVLM_ISA::grad_input,
+                                          &CONVLM_ISA::grad_weight,
+                                          &CONVLM_ISA::forward_kernel_of,
+                                          &CONVLM_ISA::grad_input_kernel_of,
+                                          &CONVLM_ISA::grad_weight_kernel_of,
+                                          &CONVLM_ISA::step,
+                                          &CONVLM_ISA::generate};
 
 }  // namespace convlm::cpu

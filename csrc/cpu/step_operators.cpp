@@ -31,8 +31,9 @@ Tensor generate(const Tensor& tokens, const Tensor& embedding, const Tensor& rin
   bool failed = false;
   arguments.failed = &failed;
   kernels().generate(arguments);
-  STD_TORCH_CHECK(!failed, "generate: there is no token to draw: the logits of a sample hold a NaN "
-                           "or an infinity, or rule out every token");
+  STD_TORCH_CHECK(!failed,
+                  "generate: there is no token to draw: the logits of a sample hold a NaN "
+                  "or an infinity, or rule out every token");
   return generated;
 }
 

@@ -37,14 +37,12 @@ void panel_product(const PanelProduct<T, Weight>& p, int64_t first) {
     Vector<T> sum[SAMPLES][VECTORS] = {};
     const Weight* weight = p.weight + begin * p.pitch + first;
     for (int64_t step = begin; step < end; ++step, weight += p.pitch) {
-      Vector<T> v[VECTORS];
+      // A vector of weights at a time: with all of them at once there are no registers left.
 #pragma GCC unroll 8
-      for (int j = 0; j < VECTORS; ++j) v[j] = load(weight + j * W);
+      for (int j = 0; j < VECTORS; ++j) {
+        const Vector<T> v = load(weight + j * W);
 #pragma GCC unroll 4
-      for (int i = 0; i < SAMPLES; ++i) {
-        const T scalar = window[i][step];
-#pragma GCC unroll 8
-        for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(sum[i][j], scalar, v[j]);
+        for (int i = 0; i < SAMPLES; ++i) sum[i][j] = multiply_add(sum[i][j], window[i][step], v);
       }
     }
 #pragma GCC unroll 4
@@ -65,8 +63,8 @@ constexpr int kPanelVectors = 8 / SAMPLES;
 template <class T, class Weight, int SAMPLES, int... I>
 CONVLM_INLINE void panel_products(const PanelProduct<T, Weight>& p, int64_t vectors,
                                   std::integer_sequence<int, I...>) {
-  static constexpr void (*table[])(const PanelProduct<T, Weight>&, int64_t) = {
-      &panel_product<T, Weight, SAMPLES, I + 1>...};
+  static constexpr void (*table[])(const PanelProduct<T, Weight>&,
+                                   int64_t) = {&panel_product<T, Weight, SAMPLES, I + 1>...};
   constexpr int kMost = sizeof...(I);
   for (int64_t v = 0; v < vectors; v += kMost)
     table[smaller(kMost, vectors - v) - 1](p, v * kLanes<T>);
