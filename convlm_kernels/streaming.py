@@ -161,10 +161,18 @@ class Streaming(Streamed):
 @torch.no_grad()
 def prefill(network: Network, x: Tensor, state: StreamState, lengths: Tensor | None) -> Tensor:
     """Each layer's full forward behind what its ring holds, and then the ring brought on."""
-    position, length = state.position, x.shape[2]
-    if length == 0:
-        return x.new_empty((x.shape[0], network.out_channels, 0))
+    position = state.position
+    if x.dim() != 3 or x.shape[:2] != (len(position), network.in_channels):
+        raise ValueError(
+            f"x must be (batch, in_channels, length) with batch {len(position)} and in_channels "
+            f"{network.in_channels}, got shape {tuple(x.shape)}"
+        )
+    length = x.shape[2]
     taken = torch.full_like(position, length) if lengths is None else lengths
+    if taken.shape != position.shape or bool(((taken < 0) | (taken > length)).any()):
+        raise ValueError(f"lengths must be {len(position)} numbers from 0 to {length}, got {taken}")
+    if length == 0:
+        return x.new_empty((len(position), network.out_channels, 0))
     times = position[:, None] + torch.arange(length, device=position.device)
     lag = 0
     sizes = [layer.slots * layer.in_channels for layer in network.layers]

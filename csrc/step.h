@@ -47,8 +47,8 @@ struct StepArguments {
   ScalarType weight_dtype;  // the same, or bfloat16
   int64_t batch;
   ConstTensor x;          // (batch, in_channels), where there are no tokens
-  const int64_t* tokens;  // (batch), rows of the embedding (vocab, in_channels)
-  ConstTensor embedding;
+  ConstTensor tokens;     // (batch), int64: rows of the embedding (vocab, in_channels)
+  ConstTensor embedding;  // data is null where x is not
   const void* weights;
   const void* biases;
   void* rings;
@@ -62,6 +62,10 @@ inline int64_t lag_of(const StepArguments& a) {
   int64_t lag = 0;
   for (int64_t i = 0; i < a.layer_count; ++i) lag += a.layers[i].lag();
   return lag;
+}
+
+inline int64_t token_of(const StepArguments& a, int64_t sample) {
+  return static_cast<const int64_t*>(a.tokens.data)[sample * a.tokens.stride[0]];
 }
 
 struct GenerateArguments {

@@ -124,17 +124,19 @@ class StepChecks {
 
   void tokens(const Tensor& tokens, const Tensor& embedding, const Tensor& rings,
               StepArguments& a) const {
-    integers("tokens", tokens, 1);
+    dtype("tokens", tokens, Dtype::Long);
+    STD_TORCH_CHECK(tokens.dim() == 1, function_, ": tokens must be (batch), got shape ",
+                    shape_of(tokens));
     size("tokens", tokens, 0, a.batch);
     STD_TORCH_CHECK(embedding.dim() == 2, function_,
                     ": embedding must be (vocab, in_channels), got shape ", shape_of(embedding));
     dtype("embedding", embedding, rings.scalar_type());
     size("embedding", embedding, 1, a.layers[0].in_channels);
     a.embedding = operand(embedding);
-    a.tokens = static_cast<const int64_t*>(tokens.const_data_ptr());
+    a.tokens = operand(tokens);
     for (int64_t n = 0; n < a.batch; ++n)
-      require(a.tokens[n] >= 0 && a.tokens[n] < embedding.size(0), "tokens must be from 0 to ",
-              embedding.size(0) - 1, ", got ", a.tokens[n]);
+      require(token_of(a, n) >= 0 && token_of(a, n) < embedding.size(0),
+              "tokens must be from 0 to ", embedding.size(0) - 1, ", got ", token_of(a, n));
   }
 
  private:

@@ -191,6 +191,19 @@ def test_prompts_of_different_lengths() -> None:
         torch.testing.assert_close(state.select([n]), alone)
 
 
+def test_impossible_prefills() -> None:
+    stack, x = stack_and_input("no padding")
+    state = stack.init_state(3)
+    with pytest.raises(ValueError, match=r"batch 3 and in_channels 3, got shape \(2, 3, 23\)"):
+        stack.prefill(x[:2], state)
+    with pytest.raises(ValueError, match=r"in_channels 3, got shape \(3, 23\)"):
+        stack.prefill(x[0], state)
+    for lengths in ([1, 2], [1, 2, 24], [-1, 2, 3]):
+        with pytest.raises(ValueError, match="lengths must be 3 numbers from 0 to 23"):
+            stack.prefill(x, state, torch.tensor(lengths))
+    assert not state.position.any()
+
+
 # ---- states ----
 
 

@@ -1,6 +1,7 @@
 """New words from a trained model."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,8 +10,13 @@ from .batch import Event, Sampling, generate
 from .data import Alphabet
 from .models import CharModel
 
-# Between two looks at which words have stopped. More would waste steps of short words.
-CHUNK = 8
+
+class Piece(NamedTuple):
+    """What is added to the word of that number, and whether the word is done then."""
+
+    number: int
+    text: str
+    last: bool
 
 
 def sample(
@@ -24,6 +30,7 @@ def sample(
     top_p: float = 1.0,
     max_length: int = 64,
     batch: int | None = None,
+    chunk: int = 8,
     generator: torch.Generator | None = None,
 ) -> list[str]:
     """`count` words that begin with `prefix`, each drawn character by character up to stop.
@@ -31,12 +38,13 @@ def sample(
     temperature: below 1 keeps to the likely, above 1 strays; 0 always takes the likeliest.
     top_k: draw among the k likeliest characters only. top_p: among the fewest of these that have
     together at least this probability. max_length: characters, prefix included, at which a word
-    that has not stopped is cut. batch: at most so many words at once, which changes none of them.
-    generator: a CPU generator; the same state, count and settings give the same words. Raises
-    ValueError for a character that is not in `alphabet`.
+    that has not stopped is cut. batch: at most so many words at once, all if None. chunk: steps
+    between two looks at which words have stopped. Neither changes a word. generator: a CPU
+    generator; the same state, count and settings give the same words. Raises ValueError for a
+    character that is not in `alphabet`.
     """
-    words = [prefix] * max(count, 0)
-    for event in sample_events(
+    words = [""] * max(count, 0)
+    for piece in sample_pieces(
         model,
         alphabet,
         count,
@@ -44,14 +52,14 @@ def sample(
         sampling=Sampling(temperature, top_k, top_p, alphabet.stop, (alphabet.start,)),
         max_length=max_length,
         batch=batch,
-        chunk=CHUNK,
+        chunk=chunk,
         generator=generator,
     ):
-        words[event.name] += alphabet.decode([event.token])
+        words[piece.number] += piece.text
     return words
 
 
-def sample_events(
+def sample_pieces(
     model: CharModel,
     alphabet: Alphabet,
     count: int,
@@ -62,22 +70,29 @@ def sample_events(
     batch: int | None,
     chunk: int,
     generator: torch.Generator | None,
-) -> Iterator[Event]:
-    """What `sample` puts together: the characters behind the prefix, as they come."""
+) -> Iterator[Piece]:
+    """The words of `sample` as they come: of each the prefix first, then every character."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     if max_length < max(1, len(prefix)):
         raise ValueError(f"max_length must hold the prefix and be at least 1, got {max_length}")
-    prompt = [alphabet.start] * model.context + alphabet.encode(prefix)
+    prompts = [[alphabet.start] * model.context + alphabet.encode(prefix)] * count
     left = max_length - len(prefix)
     if left == 0:
-        return iter(())
-    prompts = [prompt] * count
+        yield from (Piece(number, prefix, True) for number in range(count))
+        return
     if model.embedding.weight.device.type == "cpu":
-        return generate(
+        events = generate(
             model, prompts, left, sampling, batch=batch, chunk=chunk, generator=generator
         )
-    return generate_by_window(model, torch.tensor(prompts), left, sampling, generator)
+    else:
+        events = generate_by_window(model, torch.tensor(prompts), left, sampling, generator)
+    begun = [False] * count
+    for number, token, last in events:
+        if not begun[number]:
+            yield Piece(number, prefix, False)
+        begun[number] = True
+        yield Piece(number, alphabet.decode([token]), last)
 
 
 @torch.no_grad()

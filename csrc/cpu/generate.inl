@@ -60,7 +60,7 @@ bool generate_block(const GenerateArguments& a, const StepBuffers<Compute<S>>& b
   for (int64_t step = 0; step < a.steps && count > 0; ++step) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t n = running[i];
-      const int64_t token = step > 0 ? a.generated[n * a.steps + step - 1] : a.step.tokens[n];
+      const int64_t token = step > 0 ? a.generated[n * a.steps + step - 1] : token_of(a.step, n);
       embed<S>(a.step, token, buffers.x[i]);
     }
     step_block<S, Weight>(a.step, buffers, running, count);

@@ -183,8 +183,8 @@ void step_all(const StepArguments& a) {
       for (int64_t i = 0; i < count; ++i) {
         samples[i] = first + i;
         const S* x = static_cast<const S*>(a.x.data) + (first + i) * a.x.stride[0];
-        if (a.tokens != nullptr)
-          embed<S>(a, a.tokens[first + i], buffers.x[i]);
+        if (a.tokens.data != nullptr)
+          embed<S>(a, token_of(a, first + i), buffers.x[i]);
         else
           convert_row(x, a.x.stride[1], a.layers[0].in_channels, buffers.x[i], 1);
       }
