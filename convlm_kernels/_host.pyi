@@ -24,6 +24,22 @@ def cpu_kernel(
     groups: int = 1,
     fp32_precision: str = "ieee",
 ) -> str: ...
+def cuda_kernel(
+    function: str,
+    dtype: str,
+    batch: int,
+    in_channels: int,
+    out_channels: int,
+    length: int,
+    kernel_size: int,
+    stride: int = 1,
+    pad_left: int = 0,
+    pad_right: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    fp32_precision: str = "ieee",
+    capability: int = 90,
+) -> str: ...
 def output_length(
     length: int, kernel_size: int, stride: int, dilation: int, pad_left: int, pad_right: int
 ) -> int: ...

@@ -75,6 +75,8 @@ class _Forward(torch.autograd.Function):
         x_needed, weight_needed, bias_needed, *_ = ctx.needs_input_grad
         grad_x = grad_w = grad_b = None
         if activation != "none":
+            if _kernels_take_derivatives(grad_output) and not (_grad_enabled() or _transformed()):
+                return _activated_backward(ctx, grad_output, x, weight, y)
             grad_output = _FROM_OUTPUT[activation](grad_output, y)
         if x_needed:
             grad_x = grad_input(grad_output, weight, length, window)
@@ -94,6 +96,32 @@ class _Forward(torch.autograd.Function):
         if x_tangent is not None:
             tangent = tangent + forward(x_tangent, weight, None, window)
         return tangent if activation == "none" else _FROM_OUTPUT[activation](tangent, y)
+
+
+def _kernels_take_derivatives(grad_output: Tensor) -> bool:
+    """Whether an activation's derivative costs a kernel less than a pass of its own.
+
+    The two CPU kernels would make the product twice.
+    """
+    return grad_output.is_cuda
+
+
+def _activated_backward(
+    ctx: Any, grad_output: Tensor, x: Tensor, weight: Tensor, y: Tensor
+) -> tuple[Any, ...]:
+    """The first derivatives by kernels that multiply by the activation's on their way."""
+    length, kernel_size, window, activation = ctx.settings
+    x_needed, weight_needed, bias_needed, *_ = ctx.needs_input_grad
+    grad_x = grad_w = grad_b = None
+    if x_needed:
+        grad_x = ops.grad_input(grad_output, weight, length, *window, y, activation)
+    if weight_needed:
+        grad_w, grad_b = ops.grad_weight(
+            grad_output, x, kernel_size, *window, bias_needed, y, activation
+        )
+    elif bias_needed:
+        grad_b = _FROM_OUTPUT[activation](grad_output, y).sum((0, 2))
+    return grad_x, grad_w, grad_b if bias_needed else None, *_NO_GRADIENTS
 
 
 class _GradInput(torch.autograd.Function):

@@ -109,6 +109,23 @@ class _Checks:
                 f"got {_text(grad_output)}",
             )
 
+    def activated(self, y: Tensor | None, activation: str, grad_output: Tensor) -> None:
+        self.require(
+            activation in ("none", "tanh", "relu", "sigmoid"),
+            f"activation must be none, tanh, relu or sigmoid, got '{activation}'",
+        )
+        self.require(
+            (y is not None) == (activation != "none"),
+            f"y must be given with an activation, and only then, got activation '{activation}' "
+            + ("without y" if y is None else "with y"),
+        )
+        if y is not None:
+            self.same_kind("y", y, "grad_output", grad_output)
+            self.require(
+                y.shape == grad_output.shape,
+                f"y must have the shape of grad_output, {_text(grad_output)}, got {_text(y)}",
+            )
+
     def bias(self, bias: Tensor, out_channels: int) -> None:
         self.require(
             bias.dim() == 1 and bias.shape[0] == out_channels,
@@ -118,6 +135,17 @@ class _Checks:
 
 def _text(tensor: Tensor) -> str:
     return f"({', '.join(map(str, tensor.shape))})"
+
+
+def _with_defaults(
+    settings: tuple[Any, ...], count: int, y: Tensor | None = None, activation: str = "none"
+) -> tuple[Any, Tensor | None, str]:
+    """The first ``count`` settings, y and activation: the last two may be among the settings."""
+    if len(settings) > count:
+        y = settings[count]
+    if len(settings) > count + 1:
+        activation = settings[count + 1]
+    return settings[:count], y, activation
 
 
 _Y_DIMENSIONS = "(batch, out_channels, out_length)"
@@ -143,21 +171,35 @@ def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
 
 
 @torch.library.register_fake("convlm::grad_input")
-def _grad_input_fake(grad_output: Tensor, weight: Tensor, length: int, *window: Any) -> Tensor:
+def _grad_input_fake(
+    grad_output: Tensor,
+    weight: Tensor,
+    length: int,
+    *settings: Any,
+    y: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    window, y, activation = _with_defaults(settings, 6, y, activation)
     checks = _Checks("grad_input", *window)
     checks.same_kind("weight", weight, "grad_output", grad_output)
     in_channels = checks.weight(weight)
     checks.three_dimensional("grad_output", grad_output, _Y_DIMENSIONS)
     out_length = checks.out_length(length, weight.shape[2])
     checks.grad_output(grad_output, grad_output.shape[0], weight.shape[0], out_length)
+    checks.activated(y, activation, grad_output)
     return grad_output.new_empty((grad_output.shape[0], in_channels, length))
 
 
 @torch.library.register_fake("convlm::grad_weight")
 def _grad_weight_fake(
-    grad_output: Tensor, x: Tensor, kernel_size: int, *settings: Any
+    grad_output: Tensor,
+    x: Tensor,
+    kernel_size: int,
+    *settings: Any,
+    y: Tensor | None = None,
+    activation: str = "none",
 ) -> tuple[Tensor, Tensor]:
-    *window, with_bias = settings
+    (*window, with_bias), y, activation = _with_defaults(settings, 7, y, activation)
     checks = _Checks("grad_weight", *window)
     checks.same_kind("x", x, "grad_output", grad_output)
     checks.x(x)
@@ -166,6 +208,7 @@ def _grad_weight_fake(
     checks.channels(in_channels, out_channels, kernel_size)
     out_length = checks.out_length(x.shape[2], kernel_size)
     checks.grad_output(grad_output, x.shape[0], out_channels, out_length)
+    checks.activated(y, activation, grad_output)
     grad_w = x.new_empty((out_channels, in_channels // checks.groups, kernel_size))
     return grad_w, x.new_empty(out_channels if with_bias else 0)
 
@@ -180,15 +223,11 @@ def _front(tensor: Tensor, batch_dim: int | None, size: int) -> Tensor:
     return tensor.movedim(batch_dim, 0)
 
 
-def _into_batch(tensor: Tensor, batch_dim: int) -> Tensor:
-    return tensor.movedim(batch_dim, 0).flatten(0, 1)
-
-
 def _into_channels(tensor: Tensor, batch_dim: int | None, size: int) -> Tensor:
     return _front(tensor, batch_dim, size).movedim(0, 1).flatten(1, 2)
 
 
-def _into_out_channels(tensor: Tensor, batch_dim: int | None, size: int) -> Tensor:
+def _into_batch(tensor: Tensor, batch_dim: int | None, size: int) -> Tensor:
     return _front(tensor, batch_dim, size).flatten(0, 1)
 
 
@@ -199,13 +238,13 @@ def _forward_vmap(
     x_dim, weight_dim, bias_dim, *_ = in_dims
     size = info.batch_size
     if weight_dim is None and bias_dim is None:
-        y = forward(_into_batch(x, x_dim), weight, bias, *settings)
+        y = forward(_into_batch(x, x_dim, size), weight, bias, *settings)
         return y.unflatten(0, (size, -1)), 0
     *window, groups, fp32_precision, activation = settings
     y = forward(
         _into_channels(x, x_dim, size),
-        _into_out_channels(weight, weight_dim, size),
-        None if bias is None else _into_out_channels(bias, bias_dim, size),
+        _into_batch(weight, weight_dim, size),
+        None if bias is None else _into_batch(bias, bias_dim, size),
         *window,
         groups * size,
         fp32_precision,
@@ -220,16 +259,29 @@ def _grad_input_vmap(
 ) -> tuple[Tensor, int]:
     grad_dim, weight_dim, *_ = in_dims
     size = info.batch_size
-    if weight_dim is None:
-        grad_x = grad_input(_into_batch(grad_output, grad_dim), weight, *settings)
+    (length, *window, groups, fp32_precision), y, activation = _with_defaults(settings, 7)
+    y_dim = None if y is None else in_dims[-2]
+    if weight_dim is None:  # then one of the two others is batched
+        grad_x = grad_input(
+            _into_batch(grad_output, grad_dim, size),
+            weight,
+            length,
+            *window,
+            groups,
+            fp32_precision,
+            None if y is None else _into_batch(y, y_dim, size),
+            activation,
+        )
         return grad_x.unflatten(0, (size, -1)), 0
-    *window, groups, fp32_precision = settings
     grad_x = grad_input(
         _into_channels(grad_output, grad_dim, size),
-        _into_out_channels(weight, weight_dim, size),
+        _into_batch(weight, weight_dim, size),
+        length,
         *window,
         groups * size,
         fp32_precision,
+        None if y is None else _into_channels(y, y_dim, size),
+        activation,
     )
     return grad_x.unflatten(1, (size, -1)), 1
 
@@ -240,7 +292,8 @@ def _grad_weight_vmap(
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
     grad_dim, x_dim, *_ = in_dims
     size = info.batch_size
-    *window, groups, fp32_precision, with_bias = settings
+    window_settings, y, activation = _with_defaults(settings, 8)
+    *window, groups, fp32_precision, with_bias = window_settings
     grad_w, grad_b = grad_weight(
         _into_channels(grad_output, grad_dim, size),
         _into_channels(x, x_dim, size),
@@ -248,6 +301,8 @@ def _grad_weight_vmap(
         groups * size,
         fp32_precision,
         with_bias,
+        None if y is None else _into_channels(y, in_dims[-2], size),
+        activation,
     )
     grad_w = grad_w.unflatten(0, (size, -1))
     return (grad_w, grad_b.unflatten(0, (size, -1)) if with_bias else grad_b), (

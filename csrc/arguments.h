@@ -8,6 +8,9 @@ namespace convlm {
 
 enum class ScalarType { float32, float64, bfloat16, float16 };
 enum class Activation { none, tanh, relu, silu, gelu, sigmoid };
+constexpr bool derivative_needs_only_y(Activation a) {
+  return a == Activation::tanh || a == Activation::relu || a == Activation::sigmoid;
+}
 // How exact float32 must be: as if computed in it, or no worse than with operands of TF32.
 enum class Precision { ieee, tf32 };
 
@@ -22,6 +25,13 @@ struct float16 {
 struct ConstTensor {
   const void* data;
   int64_t stride[3];
+};
+
+// Both gradients may be of activated outputs y = activation(z), told by y itself: grad_output,
+// which is that of y, is then multiplied by the activation's derivative.
+struct Activated {
+  ConstTensor y;  // of grad_output's shape; data is null without an activation
+  Activation activation;
 };
 
 struct ForwardArguments {
@@ -39,6 +49,7 @@ struct GradInputArguments {
   ScalarType dtype;
   Precision precision;  // of float32; the other types have one only
   ConstTensor grad_output, weight;
+  Activated activated;
   void* grad_input;  // contiguous
 };
 
@@ -47,6 +58,7 @@ struct GradWeightArguments {
   ScalarType dtype;
   Precision precision;  // of float32; the other types have one only
   ConstTensor grad_output, x;
+  Activated activated;
   void* grad_weight;  // contiguous
   void* grad_bias;    // contiguous, or null
 };

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "arguments.h"
 #include "geometry.h"
 
 namespace convlm {
@@ -16,6 +17,12 @@ inline std::string shape_of(const Tensor& t) {
   for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
   return text + ")";
 }
+
+// The activation of a gradient's y, and the word that named it.
+struct NamedActivation {
+  Activation activation;
+  const std::string& name;
+};
 
 // `x` and `grad_output` are checked against the numbers that the caller gives, never trusted.
 class GeometryChecks {
@@ -110,6 +117,23 @@ class GeometryChecks {
         geometry_.out_channels, ", ", geometry_.out_length, "), got ", shape_of(grad_output));
   }
 
+  // y and its activation come together, and only some derivatives can be told from y.
+  void activated(const Tensor* y, const NamedActivation& named, const Tensor& grad_output) const {
+    const auto& [activation, name] = named;
+    STD_TORCH_CHECK(activation == Activation::none || derivative_needs_only_y(activation),
+                    function_, ": activation must be none, tanh, relu or sigmoid, got '", name,
+                    "'");
+    STD_TORCH_CHECK((y != nullptr) == (activation != Activation::none), function_,
+                    ": y must be given with an activation, and only then, got activation '", name,
+                    y != nullptr ? "' with y" : "' without y");
+    if (y == nullptr) return;
+    same_kind("y", *y, "grad_output", grad_output);
+    STD_TORCH_CHECK(y->dim() == 3 && y->size(0) == grad_output.size(0) &&
+                        y->size(1) == grad_output.size(1) && y->size(2) == grad_output.size(2),
+                    function_, ": y must have the shape of grad_output, ", shape_of(grad_output),
+                    ", got ", shape_of(*y));
+  }
+
   void bias(const Tensor& bias) const {
     STD_TORCH_CHECK(bias.dim() == 1 && bias.size(0) == geometry_.out_channels, function_,
                     ": bias must have the shape (", geometry_.out_channels, "), got ",
@@ -147,7 +171,8 @@ inline Conv1dGeometry check_forward(const Tensor& x, const Tensor& weight, const
 
 inline Conv1dGeometry check_grad_input(const Tensor& grad_output, const Tensor& weight,
                                        int64_t length, int64_t stride, int64_t pad_left,
-                                       int64_t pad_right, int64_t dilation, int64_t groups) {
+                                       int64_t pad_right, int64_t dilation, int64_t groups,
+                                       const Tensor* y, const NamedActivation& activation) {
   GeometryChecks checks("grad_input", stride, pad_left, pad_right, dilation, groups);
   checks.same_kind("weight", weight, "grad_output", grad_output);
   checks.weight(weight);
@@ -156,12 +181,14 @@ inline Conv1dGeometry check_grad_input(const Tensor& grad_output, const Tensor& 
   checks.geometry_.length = length;
   checks.outputs();
   checks.grad_output(grad_output);
+  checks.activated(y, activation, grad_output);
   return checks.geometry_;
 }
 
 inline Conv1dGeometry check_grad_weight(const Tensor& grad_output, const Tensor& x,
                                         int64_t kernel_size, int64_t stride, int64_t pad_left,
-                                        int64_t pad_right, int64_t dilation, int64_t groups) {
+                                        int64_t pad_right, int64_t dilation, int64_t groups,
+                                        const Tensor* y, const NamedActivation& activation) {
   GeometryChecks checks("grad_weight", stride, pad_left, pad_right, dilation, groups);
   checks.same_kind("x", x, "grad_output", grad_output);
   checks.input(x);
@@ -169,6 +196,7 @@ inline Conv1dGeometry check_grad_weight(const Tensor& grad_output, const Tensor&
   checks.channels(x.size(1), grad_output.size(1), kernel_size);
   checks.outputs();
   checks.grad_output(grad_output);
+  checks.activated(y, activation, grad_output);
   return checks.geometry_;
 }
 

@@ -5,7 +5,9 @@
 #include <string>
 
 #include "cpu/dispatch.h"
+#include "cuda/select.h"
 #include "geometry.h"
+#include "names.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -32,11 +34,11 @@ int64_t output_length(int64_t length, int64_t kernel_size, int64_t stride, int64
   return convlm::output_length(length, kernel_size, stride, dilation, pad_left, pad_right);
 }
 
-// The kernel's choice divides by what a geometry must not have as zero.
-std::string cpu_kernel(const std::string& function, const std::string& dtype, int64_t batch,
-                       int64_t in_channels, int64_t out_channels, int64_t length,
-                       int64_t kernel_size, int64_t stride, int64_t pad_left, int64_t pad_right,
-                       int64_t dilation, int64_t groups, const std::string& fp32_precision) {
+// The choice of a kernel divides by what a geometry must not have as zero.
+convlm::Conv1dGeometry checked_geometry(int64_t batch, int64_t in_channels, int64_t out_channels,
+                                        int64_t length, int64_t kernel_size, int64_t stride,
+                                        int64_t pad_left, int64_t pad_right, int64_t dilation,
+                                        int64_t groups) {
   for (const int64_t size :
        {batch, in_channels, out_channels, length, kernel_size, stride, dilation, groups})
     if (size < 1) throw py::value_error("all sizes must be at least 1");
@@ -45,9 +47,35 @@ std::string cpu_kernel(const std::string& function, const std::string& dtype, in
   const int64_t out_length =
       convlm::output_length(length, kernel_size, stride, dilation, pad_left, pad_right);
   if (out_length < 1) throw py::value_error("the dilated kernel is longer than the padded input");
-  return convlm::cpu::kernel_name(function, dtype, fp32_precision,
-                                  {batch, in_channels, out_channels, groups, length, out_length,
-                                   kernel_size, stride, dilation, pad_left, pad_right});
+  return {batch,       in_channels, out_channels, groups,   length,   out_length,
+          kernel_size, stride,      dilation,     pad_left, pad_right};
+}
+
+std::string cpu_kernel(const std::string& function, const std::string& dtype, int64_t batch,
+                       int64_t in_channels, int64_t out_channels, int64_t length,
+                       int64_t kernel_size, int64_t stride, int64_t pad_left, int64_t pad_right,
+                       int64_t dilation, int64_t groups, const std::string& fp32_precision) {
+  const convlm::Conv1dGeometry geometry =
+      checked_geometry(batch, in_channels, out_channels, length, kernel_size, stride, pad_left,
+                       pad_right, dilation, groups);
+  return convlm::cpu::kernel_name(function, dtype, fp32_precision, geometry);
+}
+
+std::string cuda_kernel(const std::string& function, const std::string& dtype, int64_t batch,
+                        int64_t in_channels, int64_t out_channels, int64_t length,
+                        int64_t kernel_size, int64_t stride, int64_t pad_left, int64_t pad_right,
+                        int64_t dilation, int64_t groups, const std::string& fp32_precision,
+                        int capability) {
+  const convlm::Conv1dGeometry geometry =
+      checked_geometry(batch, in_channels, out_channels, length, kernel_size, stride, pad_left,
+                       pad_right, dilation, groups);
+  const convlm::ScalarType type = convlm::asked_dtype(dtype);
+  const convlm::Precision precision = convlm::asked_precision(fp32_precision);
+  namespace cuda = convlm::cuda;
+  return cuda::name_of(
+      convlm::of_function(function, cuda::forward_kernel(geometry, type, precision, capability),
+                          cuda::grad_input_kernel(geometry, type, precision, capability),
+                          cuda::grad_weight_kernel(geometry, type, precision, capability)));
 }
 
 }  // namespace
@@ -59,6 +87,10 @@ PYBIND11_MODULE(_host, m) {
   m.def("cpu_kernel", &cpu_kernel, "function"_a, "dtype"_a, "batch"_a, "in_channels"_a,
         "out_channels"_a, "length"_a, "kernel_size"_a, "stride"_a = 1, "pad_left"_a = 0,
         "pad_right"_a = 0, "dilation"_a = 1, "groups"_a = 1, "fp32_precision"_a = "ieee");
+  m.def("cuda_kernel", &cuda_kernel, "function"_a, "dtype"_a, "batch"_a, "in_channels"_a,
+        "out_channels"_a, "length"_a, "kernel_size"_a, "stride"_a = 1, "pad_left"_a = 0,
+        "pad_right"_a = 0, "dilation"_a = 1, "groups"_a = 1, "fp32_precision"_a = "ieee",
+        "capability"_a = 90);
   m.def("output_length", &output_length, "length"_a, "kernel_size"_a, "stride"_a, "dilation"_a,
         "pad_left"_a, "pad_right"_a);
   m.def("input_position", &convlm::input_position, "out"_a, "tap"_a, "stride"_a, "dilation"_a,

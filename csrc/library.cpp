@@ -9,12 +9,12 @@ STABLE_TORCH_LIBRARY(convlm, m) {
       "-> Tensor");
   m.def(
       "grad_input(Tensor grad_output, Tensor weight, SymInt length, SymInt stride, "
-      "SymInt pad_left, SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision) "
-      "-> Tensor");
+      "SymInt pad_left, SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision, "
+      "Tensor? y=None, str activation=\"none\") -> Tensor");
   m.def(
       "grad_weight(Tensor grad_output, Tensor x, SymInt kernel_size, SymInt stride, "
       "SymInt pad_left, SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision, "
-      "bool with_bias) -> (Tensor, Tensor)");
+      "bool with_bias, Tensor? y=None, str activation=\"none\") -> (Tensor, Tensor)");
   m.def(
       "step(Tensor x, Tensor? embedding, Tensor(a!) rings, Tensor(b!) position, Tensor weights, "
       "Tensor biases, Tensor plan, SymInt out_channels) -> Tensor");

@@ -1,6 +1,7 @@
 // The words that operators and introspection take, and what they mean.
 #pragma once
 #include <optional>
+#include <stdexcept>
 #include <string>
 
 #include "arguments.h"
@@ -29,6 +30,27 @@ inline std::optional<Activation> activation_named(const std::string& name) {
   if (name == "gelu") return Activation::gelu;
   if (name == "sigmoid") return Activation::sigmoid;
   return std::nullopt;
+}
+
+// For introspection: std::invalid_argument instead of nothing.
+inline ScalarType asked_dtype(const std::string& name) {
+  if (const std::optional<ScalarType> dtype = dtype_named(name)) return *dtype;
+  throw std::invalid_argument("dtype must be float32, float64, bfloat16 or float16, got '" + name +
+                              "'");
+}
+inline Precision asked_precision(const std::string& name) {
+  if (const std::optional<Precision> precision = precision_named(name)) return *precision;
+  throw std::invalid_argument("fp32_precision must be ieee or tf32, got '" + name + "'");
+}
+
+// One of three values, by the name of a function of the convolution.
+template <class Value>
+Value of_function(const std::string& name, Value forward, Value grad_input, Value grad_weight) {
+  if (name == "forward") return forward;
+  if (name == "grad_input") return grad_input;
+  if (name == "grad_weight") return grad_weight;
+  throw std::invalid_argument("function must be forward, grad_input or grad_weight, got '" + name +
+                              "'");
 }
 
 }  // namespace convlm

@@ -37,11 +37,10 @@ inline Precision precision_of(const char* function, const std::string& name) {
   return *precision;
 }
 
-inline Activation activation_of(const std::string& name) {
+inline Activation activation_of(const char* function, const std::string& name) {
   const std::optional<Activation> activation = activation_named(name);
-  STD_TORCH_CHECK(activation.has_value(),
-                  "forward: activation must be none, tanh, relu, silu, gelu or sigmoid, got '",
-                  name, "'");
+  STD_TORCH_CHECK(activation.has_value(), function,
+                  ": activation must be none, tanh, relu, silu, gelu or sigmoid, got '", name, "'");
   return *activation;
 }
 
@@ -49,6 +48,10 @@ inline ConstTensor operand(const Tensor& t) {
   ConstTensor result{t.const_data_ptr(), {0, 0, 0}};
   for (int64_t i = 0; i < t.dim(); ++i) result.stride[i] = t.stride(i);
   return result;
+}
+
+inline Activated activated(const std::optional<Tensor>& y, Activation activation) {
+  return {y ? operand(*y) : ConstTensor{}, activation};
 }
 
 // The arguments of a kernel, and the tensor that it writes.
@@ -68,7 +71,7 @@ inline Call<ForwardArguments> forward_call(const Tensor& x, const Tensor& weight
   a.geometry = check_forward(x, weight, b, stride, pad_left, pad_right, dilation, groups);
   a.dtype = dtype_of(x);
   a.precision = precision_of("forward", fp32_precision);
-  a.activation = activation_of(activation);
+  a.activation = activation_of("forward", activation);
   Tensor y = torch::stable::new_empty(
       x, {a.geometry.batch, a.geometry.out_channels, a.geometry.out_length});
   a.x = operand(x);
@@ -81,15 +84,19 @@ inline Call<ForwardArguments> forward_call(const Tensor& x, const Tensor& weight
 inline Call<GradInputArguments> grad_input_call(const Tensor& grad_output, const Tensor& weight,
                                                 int64_t length, int64_t stride, int64_t pad_left,
                                                 int64_t pad_right, int64_t dilation, int64_t groups,
-                                                const std::string& fp32_precision) {
+                                                const std::string& fp32_precision,
+                                                const std::optional<Tensor>& y,
+                                                const std::string& activation) {
+  const NamedActivation named{activation_of("grad_input", activation), activation};
   GradInputArguments a{};
-  a.geometry =
-      check_grad_input(grad_output, weight, length, stride, pad_left, pad_right, dilation, groups);
+  a.geometry = check_grad_input(grad_output, weight, length, stride, pad_left, pad_right, dilation,
+                                groups, y ? &*y : nullptr, named);
   a.dtype = dtype_of(grad_output);
   a.precision = precision_of("grad_input", fp32_precision);
   Tensor result =
       torch::stable::new_empty(grad_output, {a.geometry.batch, a.geometry.in_channels, length});
   a.grad_output = operand(grad_output);
+  a.activated = activated(y, named.activation);
   a.weight = operand(weight);
   a.grad_input = result.mutable_data_ptr();
   return {a, std::move(result)};
@@ -103,16 +110,20 @@ struct GradWeightCall {
 inline GradWeightCall grad_weight_call(const Tensor& grad_output, const Tensor& x,
                                        int64_t kernel_size, int64_t stride, int64_t pad_left,
                                        int64_t pad_right, int64_t dilation, int64_t groups,
-                                       const std::string& fp32_precision, bool with_bias) {
+                                       const std::string& fp32_precision, bool with_bias,
+                                       const std::optional<Tensor>& y,
+                                       const std::string& activation) {
+  const NamedActivation named{activation_of("grad_weight", activation), activation};
   GradWeightArguments a{};
-  a.geometry =
-      check_grad_weight(grad_output, x, kernel_size, stride, pad_left, pad_right, dilation, groups);
+  a.geometry = check_grad_weight(grad_output, x, kernel_size, stride, pad_left, pad_right, dilation,
+                                 groups, y ? &*y : nullptr, named);
   a.dtype = dtype_of(x);
   a.precision = precision_of("grad_weight", fp32_precision);
   Tensor weight = torch::stable::new_empty(
       x, {a.geometry.out_channels, a.geometry.in_channels_per_group(), kernel_size});
   Tensor bias = torch::stable::new_empty(x, {with_bias ? a.geometry.out_channels : 0});
   a.grad_output = operand(grad_output);
+  a.activated = activated(y, named.activation);
   a.x = operand(x);
   a.grad_weight = weight.mutable_data_ptr();
   if (with_bias) a.grad_bias = bias.mutable_data_ptr();

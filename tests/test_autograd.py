@@ -57,6 +57,14 @@ def test_derivatives_through_an_activation(activation: str) -> None:
             assert torch.autograd.gradgradcheck(function, leaves)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_kernels_that_take_the_derivative_of_an_activation(
+    activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autograd, "_kernels_take_derivatives", lambda grad_output: True)
+    test_derivatives_through_an_activation(activation)
+
+
 @parametrize("case", TINY)
 def test_derivatives_of_the_gradients_themselves(case: Case) -> None:
     p = problem(case, torch.float64)

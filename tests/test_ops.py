@@ -24,10 +24,12 @@ from cases import (
 from tolerances import (
     ACTIVATION_SLOPE,
     ACTIVATION_ULPS,
+    FROM_OUTPUT,
     TABLE,
     assert_close,
     exact_forward,
     exact_gradients,
+    roundoff,
     torch_conv1d,
 )
 from torch import Tensor
@@ -121,6 +123,48 @@ def test_activation_of_extreme_values(activation: str, dtype: torch.dtype) -> No
     own_error = ACTIVATION_ULPS * torch.finfo(TABLE[dtype].accumulated).eps
     # What is below the smallest normal float32 may be flushed to zero.
     torch.testing.assert_close(y, expected, equal_nan=True, rtol=max(ulp, own_error), atol=1.2e-38)
+
+
+@parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", FROM_OUTPUT)
+@parametrize("case", FEW)
+def test_gradients_of_activated_outputs(case: Case, activation: str, dtype: torch.dtype) -> None:
+    p = problem(case, dtype)
+    y = ACTIVATIONS[activation](random(*case.y_shape, dtype=dtype, seed=5))
+    product = FROM_OUTPUT[activation](p.grad_output.double(), y.double())
+    # The product is rounded once, before it is summed up with the others.
+    exact = exact_gradients(p.x, p.weight, product, case.window)
+    own = roundoff(dtype) + 4 * roundoff(TABLE[dtype].accumulated)
+    for turn in (lambda t: t, LAYOUTS["transposed"], LAYOUTS["sliced"]):
+        activated = turn(y), activation
+        gradient = turn(p.grad_output)
+        grads = (
+            ops.grad_input(gradient, p.weight, case.length, *case.window, *activated),
+            *ops.grad_weight(gradient, p.x, case.kernel_size, *case.window, True, *activated),
+        )
+        for actual, right in zip(grads, exact, strict=True):
+            assert_close(actual, right.value, right.sum_error(dtype) + own * right.magnitude)
+
+
+@pytest.mark.parametrize("batched", [{"gradient"}, {"weight"}, {"y"}, {"gradient", "y"}])
+def test_vmap_of_gradients_of_activated_outputs(batched: set[str]) -> None:
+    case = FEW[1]
+    p = problem(case, torch.float64)
+    one = {"gradient": p.grad_output, "x": p.x, "weight": p.weight, "y": p.grad_output.tanh()}
+    many = {k: torch.stack([v, 0.5 * v]) if k in batched else v for k, v in one.items()}
+
+    def grads(gradient: Tensor, x: Tensor, weight: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        activated = y, "tanh"
+        grad_x = ops.grad_input(gradient, weight, case.length, *case.window, *activated)
+        settings = case.kernel_size, *case.window, True
+        return grad_x, *ops.grad_weight(gradient, x, *settings, *activated)
+
+    in_dims = tuple(0 if k in batched else None for k in one)
+    actual = torch.func.vmap(grads, in_dims)(*many.values())
+    for i in range(2):
+        expected = grads(*(many[k][i] if k in batched else many[k] for k in one))
+        for own, right in zip(actual, expected, strict=True):
+            torch.testing.assert_close(own[i], right)
 
 
 def assert_same_infinities(actual: Tensor, exact: Tensor) -> None:
@@ -291,6 +335,8 @@ IMPOSSIBLE_GRAD_INPUT = {
     "grad_output_channels": dict(grad_output=random(2, 5, 8)),
     "grad_output_dimensions": dict(grad_output=random(6, 8)),
     "stride": dict(stride=-1),
+    "y_dtype": dict(y=random(2, 6, 8, dtype=torch.float64), activation="tanh"),
+    "activation": dict(y=random(2, 6, 8), activation="sine"),
 }
 IMPOSSIBLE_GRAD_WEIGHT = {
     "kernel_size": dict(kernel_size=4),
@@ -300,6 +346,10 @@ IMPOSSIBLE_GRAD_WEIGHT = {
     "grad_output_dimensions": dict(grad_output=random(6, 8)),
     "dilation": dict(dilation=0),
     "fp32_precision": dict(fp32_precision="half"),
+    "y_without_activation": dict(y=random(2, 6, 8)),
+    "activation_without_y": dict(activation="tanh"),
+    "activation_of_no_output": dict(y=random(2, 6, 8), activation="gelu"),
+    "y_shape": dict(y=random(2, 6, 7), activation="relu"),
 }
 WINDOW = dict(stride=1, pad_left=0, pad_right=0, dilation=1, groups=2, fp32_precision="ieee")
 
@@ -307,15 +357,21 @@ WINDOW = dict(stride=1, pad_left=0, pad_right=0, dilation=1, groups=2, fp32_prec
 @pytest.mark.parametrize("what", IMPOSSIBLE_GRAD_INPUT)
 def test_impossible_grad_input(what: str) -> None:
     possible = dict(grad_output=random(2, 6, 8), weight=random(6, 2, 3), length=10, **WINDOW)
-    arguments = possible | IMPOSSIBLE_GRAD_INPUT[what]
+    arguments = possible | dict(y=None, activation="none") | IMPOSSIBLE_GRAD_INPUT[what]
     native = _message(ops.grad_input, arguments)
-    assert _message(ops.grad_input, _on_meta(arguments)) in native
+    fake = _message(ops.grad_input, _on_meta(arguments))
+    if what == "activation":  # C++ knows more words, all of them of forward
+        native, fake = (m.partition(" must be")[0] for m in (native, fake))
+    if "dtype" in what:  # dtypes have other names in C++
+        native, fake = (m.partition(", got")[0] for m in (native, fake))
+    assert fake in native
 
 
 @pytest.mark.parametrize("what", IMPOSSIBLE_GRAD_WEIGHT)
 def test_impossible_grad_weight(what: str) -> None:
     possible = dict(grad_output=random(2, 6, 8), x=random(2, 4, 10), kernel_size=3, **WINDOW)
-    arguments = possible | IMPOSSIBLE_GRAD_WEIGHT[what] | dict(with_bias=True)
+    trailing = dict(with_bias=True, y=None, activation="none")
+    arguments = possible | trailing | IMPOSSIBLE_GRAD_WEIGHT[what]
     native = _message(ops.grad_weight, arguments)
     assert _message(ops.grad_weight, _on_meta(arguments)) in native
 
@@ -323,12 +379,15 @@ def test_impossible_grad_weight(what: str) -> None:
 @parametrize("case", FEW)
 def test_opcheck(case: Case) -> None:
     p = problem(case, torch.float32)
+    activated = p.grad_output.tanh(), "tanh"
     samples = [
         (ops.forward, (p.x, p.weight, p.bias, *case.window, "tanh")),
         (ops.forward, (p.x, p.weight, None, *case.window, "none")),
         (ops.grad_input, (p.grad_output, p.weight, case.length, *case.window)),
         (ops.grad_weight, (p.grad_output, p.x, case.kernel_size, *case.window, True)),
         (ops.grad_weight, (p.grad_output, p.x, case.kernel_size, *case.window, False)),
+        (ops.grad_input, (p.grad_output, p.weight, case.length, *case.window, *activated)),
+        (ops.grad_weight, (p.grad_output, p.x, case.kernel_size, *case.window, True, *activated)),
     ]
     for operator, arguments in samples:
         torch.library.opcheck(operator, arguments)

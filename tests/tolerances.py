@@ -40,6 +40,14 @@ ACTIVATION_ULPS = 8.0
 ACTIVATION_SLOPE = 1.13
 
 
+# What a gradient of y = activation(z) becomes as one of z, told by y alone.
+FROM_OUTPUT = {
+    "tanh": lambda gradient, y: gradient * (1 - y * y),
+    "sigmoid": lambda gradient, y: gradient * y * (1 - y),
+    "relu": lambda gradient, y: gradient * (y > 0),
+}
+
+
 def roundings(products: int, alike: bool) -> float:
     """How many half units of the magnitude the additions of a sum may come to.
 

@@ -50,28 +50,16 @@ const Kernels& choose() {
 
 Kernel kernel_of(const std::string& function, const std::string& dtype_name,
                  const std::string& fp32_precision, const Conv1dGeometry& g) {
-  const std::optional<ScalarType> known_dtype = dtype_named(dtype_name);
-  if (!known_dtype)
-    throw std::invalid_argument("dtype must be float32, float64, bfloat16 or float16, got '" +
-                                dtype_name + "'");
-  const std::optional<Precision> known_precision = precision_named(fp32_precision);
-  if (!known_precision)
-    throw std::invalid_argument("fp32_precision must be ieee or tf32, got '" + fp32_precision +
-                                "'");
-  const ScalarType dtype = *known_dtype;
-  const Precision precision = *known_precision;
+  const ScalarType dtype = asked_dtype(dtype_name);
+  const Precision precision = asked_precision(fp32_precision);
   const ConstTensor x{nullptr, {g.in_channels * g.length, g.length, 1}};
   const ConstTensor y{nullptr, {g.out_channels * g.out_length, g.out_length, 1}};
   const ConstTensor weight{nullptr, {g.in_channels_per_group() * g.kernel_size, g.kernel_size, 1}};
-  if (function == "forward")
-    return kernels().forward_kernel(
-        {g, dtype, precision, x, weight, {}, Activation::none, nullptr});
-  if (function == "grad_input")
-    return kernels().grad_input_kernel({g, dtype, precision, y, weight, nullptr});
-  if (function == "grad_weight")
-    return kernels().grad_weight_kernel({g, dtype, precision, y, x, nullptr, nullptr});
-  throw std::invalid_argument("function must be forward, grad_input or grad_weight, got '" +
-                              function + "'");
+  return of_function(
+      function,
+      kernels().forward_kernel({g, dtype, precision, x, weight, {}, Activation::none, nullptr}),
+      kernels().grad_input_kernel({g, dtype, precision, y, weight, {}, nullptr}),
+      kernels().grad_weight_kernel({g, dtype, precision, y, x, {}, nullptr, nullptr}));
 }
 
 }  // namespace

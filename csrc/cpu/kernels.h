@@ -9,6 +9,15 @@ namespace convlm::cpu {
 // of positions.
 enum class Kernel { depthwise, positions, rows, fast_filter_2, fast_filter_4 };
 
+// grad_output (batch, channels, length) times the derivative of the activation that made y.
+struct ActivationGradientArguments {
+  ScalarType dtype;
+  int64_t batch, channels, length;
+  ConstTensor grad_output;
+  Activated activated;
+  void* result;  // contiguous
+};
+
 // One entry per instruction set; all are compiled from the same kernels.inl.
 struct Kernels {
   const char* isa;
@@ -19,6 +28,7 @@ struct Kernels {
   Kernel (*forward_kernel)(const ForwardArguments&);
   Kernel (*grad_input_kernel)(const GradInputArguments&);
   Kernel (*grad_weight_kernel)(const GradWeightArguments&);
+  void (*activation_gradient)(const ActivationGradientArguments&);
   void (*step)(const StepArguments&);
   void (*generate)(const GenerateArguments&);
 };

@@ -44,6 +44,7 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/grad_weight_fast.inl"
 #include "cpu/select.inl"
 #include "cpu/functions.inl"
+#include "cpu/activation_gradient.inl"
 #if !defined(CONVLM_DOT_BFLOAT16)
 #include "cpu/step_products.inl"
 #include "cpu/step.inl"
@@ -72,6 +73,7 @@ const Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA),
                                           &CONVLM_ISA::forward_kernel_of,
                                           &CONVLM_ISA::grad_input_kernel_of,
                                           &CONVLM_ISA::grad_weight_kernel_of,
+                                          &CONVLM_ISA::activation_gradient,
                                           &CONVLM_ISA::step,
                                           &CONVLM_ISA::generate};
 

@@ -11,6 +11,19 @@
 namespace convlm::cpu {
 namespace {
 
+// The kernels take grad_output as it is: where an activation's derivative belongs to it, they get
+// their product, which lives as long as the tensor returned.
+template <class Arguments>
+std::optional<Tensor> apply_derivative(const Tensor& grad_output, Arguments& a) {
+  if (a.activated.activation == Activation::none) return std::nullopt;
+  const Conv1dGeometry& g = a.geometry;
+  Tensor product = torch::stable::new_empty(grad_output, {g.batch, g.out_channels, g.out_length});
+  kernels().activation_gradient({a.dtype, g.batch, g.out_channels, g.out_length, a.grad_output,
+                                 a.activated, product.mutable_data_ptr()});
+  a.grad_output = operand(product);
+  return product;
+}
+
 Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
                int64_t groups, const std::string& fp32_precision, const std::string& activation) {
@@ -22,9 +35,12 @@ Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor
 
 Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t length, int64_t stride,
                   int64_t pad_left, int64_t pad_right, int64_t dilation, int64_t groups,
-                  const std::string& fp32_precision) {
-  auto [arguments, result] = grad_input_call(grad_output, weight, length, stride, pad_left,
-                                             pad_right, dilation, groups, fp32_precision);
+                  const std::string& fp32_precision, const std::optional<Tensor>& y,
+                  const std::string& activation) {
+  auto [arguments, result] =
+      grad_input_call(grad_output, weight, length, stride, pad_left, pad_right, dilation, groups,
+                      fp32_precision, y, activation);
+  const std::optional<Tensor> product = apply_derivative(grad_output, arguments);
   kernels().grad_input(arguments);
   return result;
 }
@@ -32,10 +48,13 @@ Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t lengt
 std::tuple<Tensor, Tensor> grad_weight(const Tensor& grad_output, const Tensor& x,
                                        int64_t kernel_size, int64_t stride, int64_t pad_left,
                                        int64_t pad_right, int64_t dilation, int64_t groups,
-                                       const std::string& fp32_precision, bool with_bias) {
+                                       const std::string& fp32_precision, bool with_bias,
+                                       const std::optional<Tensor>& y,
+                                       const std::string& activation) {
   auto [arguments, weight, bias] =
       grad_weight_call(grad_output, x, kernel_size, stride, pad_left, pad_right, dilation, groups,
-                       fp32_precision, with_bias);
+                       fp32_precision, with_bias, y, activation);
+  const std::optional<Tensor> product = apply_derivative(grad_output, arguments);
   kernels().grad_weight(arguments);
   return {weight, bias};
 }

@@ -26,4 +26,19 @@ __device__ __forceinline__ C activate(Activation activation, C z) {
   return z;
 }
 
+// The derivative at y = activate(z) times `gradient`.
+template <class C>
+__device__ __forceinline__ C times_derivative(Activation activation, C gradient, C y) {
+  switch (activation) {
+    case Activation::tanh:
+      return gradient * (C(1) - y * y);
+    case Activation::sigmoid:
+      return gradient * (y * (C(1) - y));
+    case Activation::relu:
+      return y <= C(0) ? C(0) : gradient;
+    default:
+      return gradient;
+  }
+}
+
 }  // namespace convlm::cuda

@@ -22,18 +22,17 @@ __global__ void __launch_bounds__(kThreads) correlate_kernel(Correlation<S> p) {
     const int64_t sample = i / p.outputs / rows;
     const int64_t group = row / p.rows;
     const PositionClass c = position_class(p, position % p.classes);
-    const int64_t read = position / p.classes * p.step + c.offset;
-    const S* in = p.in + sample * p.in_batch + group * p.channels * p.in_channel;
+    const int64_t start = position / p.classes * p.step + c.offset;
     const S* weight = p.weight + group * p.weight_group + row % p.rows * p.weight_row;
     C sum = C(0);
     for (int64_t tap = 0; tap < c.taps; ++tap) {
-      const int64_t at = read + tap * c.offset_step;
+      const int64_t at = start + tap * c.offset_step;
       const bool inside = 0 <= at && at < p.length;
       const S* w = weight + (c.first + tap * c.step) * p.weight_tap;
       C tap_sum = C(0);
       for (int64_t channel = 0; channel < p.channels; ++channel) {
         // A padded zero is multiplied too: with an infinite weight it gives NaN.
-        const C value = inside ? to_compute(in[channel * p.in_channel + at * p.in_position]) : C(0);
+        const C value = inside ? read(p.in, sample, group * p.channels + channel, at) : C(0);
         tap_sum += to_compute(w[channel * p.weight_channel]) * value;
       }
       sum += tap_sum;
@@ -70,19 +69,18 @@ __global__ void __launch_bounds__(kThreadsOfSum) weight_gradient_kernel(WeightGr
     const int64_t tap = is_bias ? 0 : element % p.kernel_size;
     const int64_t channel = is_bias ? 0 : element / p.kernel_size % p.channels;
     const int64_t row = is_bias ? element - weights : element / p.kernel_size / p.channels;
-    const S* x = p.x + (row / p.rows * p.channels + channel) * p.x_channel;
+    const int64_t x_channel = row / p.rows * p.channels + channel;
     C sum = C(0);
     for (int64_t i = threadIdx.x; i < products; i += kThreadsOfSum) {
       const int64_t sample = i / p.outputs, q = i % p.outputs;
-      const C gradient =
-          to_compute(p.grad_output[sample * p.grad_batch + row * p.grad_row + q * p.grad_position]);
+      const C gradient = read(p.grad_output, sample, row, q);
       if (is_bias) {
         sum += gradient;
         continue;
       }
       const int64_t at = input_position(q, tap, p.stride, p.dilation, p.pad_left);
       const bool inside = 0 <= at && at < p.length;
-      sum += gradient * (inside ? to_compute(x[sample * p.x_batch + at * p.x_position]) : C(0));
+      sum += gradient * (inside ? read(p.x, sample, x_channel, at) : C(0));
     }
     sum = sum_of_block(sum);
     if (threadIdx.x == 0)

@@ -20,21 +20,25 @@ cudaError_t for_dtype(ScalarType dtype, const Body& body) {
 
 }  // namespace
 
-cudaError_t forward(const ForwardArguments& arguments, cudaStream_t stream) {
+int64_t workspace_bytes(const ForwardArguments&, Capability) { return 0; }
+int64_t workspace_bytes(const GradInputArguments&, Capability) { return 0; }
+int64_t workspace_bytes(const GradWeightArguments&, Capability) { return 0; }
+
+cudaError_t forward(const ForwardArguments& arguments, const Launch& launch) {
   return for_dtype(arguments.dtype, [&](auto number) {
-    return correlate_direct(correlation<decltype(number)>(arguments), stream);
+    return correlate_direct(correlation<decltype(number)>(arguments), launch.stream);
   });
 }
 
-cudaError_t grad_input(const GradInputArguments& arguments, cudaStream_t stream) {
+cudaError_t grad_input(const GradInputArguments& arguments, const Launch& launch) {
   return for_dtype(arguments.dtype, [&](auto number) {
-    return correlate_direct(correlation<decltype(number)>(arguments), stream);
+    return correlate_direct(correlation<decltype(number)>(arguments), launch.stream);
   });
 }
 
-cudaError_t grad_weight(const GradWeightArguments& arguments, cudaStream_t stream) {
+cudaError_t grad_weight(const GradWeightArguments& arguments, const Launch& launch) {
   return for_dtype(arguments.dtype, [&](auto number) {
-    return weight_gradient_direct(weight_gradient<decltype(number)>(arguments), stream);
+    return weight_gradient_direct(weight_gradient<decltype(number)>(arguments), launch.stream);
   });
 }
 

@@ -3,11 +3,23 @@
 #pragma once
 #include "arguments.h"
 #include "cuda/runtime.h"
+#include "cuda/select.h"
 
 namespace convlm::cuda {
 
-cudaError_t forward(const ForwardArguments& arguments, cudaStream_t stream);
-cudaError_t grad_input(const GradInputArguments& arguments, cudaStream_t stream);
-cudaError_t grad_weight(const GradWeightArguments& arguments, cudaStream_t stream);
+// Where a call runs. `workspace` has the bytes that workspace_bytes() asks for, aligned to 256.
+struct Launch {
+  Capability capability;
+  cudaStream_t stream;
+  void* workspace;
+};
+
+int64_t workspace_bytes(const ForwardArguments& arguments, Capability capability);
+int64_t workspace_bytes(const GradInputArguments& arguments, Capability capability);
+int64_t workspace_bytes(const GradWeightArguments& arguments, Capability capability);
+
+cudaError_t forward(const ForwardArguments& arguments, const Launch& launch);
+cudaError_t grad_input(const GradInputArguments& arguments, const Launch& launch);
+cudaError_t grad_weight(const GradWeightArguments& arguments, const Launch& launch);
 
 }  // namespace convlm::cuda

@@ -23,8 +23,27 @@ cudaStream_t current_stream(const Tensor& t) {
   return static_cast<cudaStream_t>(stream);
 }
 
-void check_launch(const char* function, cudaError_t error) {
+void check(const char* function, cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, function, ": CUDA error: ", cudaGetErrorString(error));
+}
+
+Capability capability_of(const char* function, int32_t device) {
+  int major = 0, minor = 0;
+  check(function, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  check(function, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return 10 * major + minor;
+}
+
+// The workspace is torch's: its allocator knows of streams and of graphs that are being captured.
+template <class Arguments>
+void run(const char* name, cudaError_t (*function)(const Arguments&, const Launch&),
+         const Arguments& arguments, const Tensor& like) {
+  const Capability capability = capability_of(name, like.get_device_index());
+  const int64_t bytes = workspace_bytes(arguments, capability);
+  const Tensor workspace =
+      torch::stable::new_empty(like, {bytes}, torch::headeronly::ScalarType::Byte);
+  check(name,
+        function(arguments, {capability, current_stream(like), workspace.mutable_data_ptr()}));
 }
 
 Tensor cuda_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -34,29 +53,33 @@ Tensor cuda_forward(const Tensor& x, const Tensor& weight, const std::optional<T
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   auto [arguments, y] = forward_call(x, weight, bias, stride, pad_left, pad_right, dilation, groups,
                                      fp32_precision, activation);
-  check_launch("forward", forward(arguments, current_stream(x)));
+  run("forward", &forward, arguments, x);
   return y;
 }
 
 Tensor cuda_grad_input(const Tensor& grad_output, const Tensor& weight, int64_t length,
                        int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
-                       int64_t groups, const std::string& fp32_precision) {
+                       int64_t groups, const std::string& fp32_precision,
+                       const std::optional<Tensor>& y, const std::string& activation) {
   const torch::stable::accelerator::DeviceGuard guard(grad_output.get_device_index());
-  auto [arguments, result] = grad_input_call(grad_output, weight, length, stride, pad_left,
-                                             pad_right, dilation, groups, fp32_precision);
-  check_launch("grad_input", grad_input(arguments, current_stream(grad_output)));
+  auto [arguments, result] =
+      grad_input_call(grad_output, weight, length, stride, pad_left, pad_right, dilation, groups,
+                      fp32_precision, y, activation);
+  run("grad_input", &grad_input, arguments, grad_output);
   return result;
 }
 
 std::tuple<Tensor, Tensor> cuda_grad_weight(const Tensor& grad_output, const Tensor& x,
                                             int64_t kernel_size, int64_t stride, int64_t pad_left,
                                             int64_t pad_right, int64_t dilation, int64_t groups,
-                                            const std::string& fp32_precision, bool with_bias) {
+                                            const std::string& fp32_precision, bool with_bias,
+                                            const std::optional<Tensor>& y,
+                                            const std::string& activation) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   auto [arguments, weight, bias] =
       grad_weight_call(grad_output, x, kernel_size, stride, pad_left, pad_right, dilation, groups,
-                       fp32_precision, with_bias);
-  check_launch("grad_weight", grad_weight(arguments, current_stream(x)));
+                       fp32_precision, with_bias, y, activation);
+  run("grad_weight", &grad_weight, arguments, x);
   return {weight, bias};
 }
 

@@ -10,10 +10,55 @@
 #include <cstdint>
 
 #include "arguments.h"
+#include "cuda/activation.h"
 #include "cuda/launch.h"
 #include "cuda/numbers.h"
 
 namespace convlm::cuda {
+
+// A strided input of rank 3. Where y is given, it is a gradient to be multiplied by the derivative
+// of the activation whose output y is.
+template <class S>
+struct Input {
+  const S* data;
+  int64_t batch, channel, position;  // strides
+  const S* y;
+  int64_t y_batch, y_channel, y_position;
+  Activation activation;
+};
+
+template <class S>
+Input<S> input(const ConstTensor& t) {
+  return {static_cast<const S*>(t.data),
+          t.stride[0],
+          t.stride[1],
+          t.stride[2],
+          nullptr,
+          0,
+          0,
+          0,
+          Activation::none};
+}
+template <class S>
+Input<S> input(const ConstTensor& t, const Activated& activated) {
+  Input<S> result = input<S>(t);
+  result.y = static_cast<const S*>(activated.y.data);
+  result.y_batch = activated.y.stride[0];
+  result.y_channel = activated.y.stride[1];
+  result.y_position = activated.y.stride[2];
+  result.activation = activated.activation;
+  return result;
+}
+
+template <class S>
+__device__ __forceinline__ Compute<S> read(const Input<S>& in, int64_t sample, int64_t channel,
+                                           int64_t position) {
+  const Compute<S> value =
+      to_compute(in.data[sample * in.batch + channel * in.channel + position * in.position]);
+  if (in.y == nullptr) return value;
+  const int64_t at = sample * in.y_batch + channel * in.y_channel + position * in.y_position;
+  return times_derivative(in.activation, value, to_compute(in.y[at]));
+}
 
 template <class S>
 struct Correlation {
@@ -23,8 +68,7 @@ struct Correlation {
   int64_t kernel_size, stride, dilation, pad_left;
   bool transposed;  // grad_input
 
-  const S* in;
-  int64_t in_batch, in_channel, in_position;
+  Input<S> in;
 
   const S* weight;
   int64_t weight_group, weight_row, weight_channel, weight_tap;
@@ -83,10 +127,7 @@ struct WeightGradient {
   int64_t length, outputs;
   int64_t kernel_size, stride, dilation, pad_left;
 
-  const S* grad_output;
-  int64_t grad_batch, grad_row, grad_position;
-  const S* x;
-  int64_t x_batch, x_channel, x_position;
+  Input<S> grad_output, x;
   S* grad_weight;  // contiguous
   S* grad_bias;    // contiguous, or null
 };
@@ -107,10 +148,7 @@ Correlation<S> correlation(const ForwardArguments& a) {
   p.stride = g.stride;
   p.dilation = g.dilation;
   p.pad_left = g.pad_left;
-  p.in = static_cast<const S*>(a.x.data);
-  p.in_batch = a.x.stride[0];
-  p.in_channel = a.x.stride[1];
-  p.in_position = a.x.stride[2];
+  p.in = input<S>(a.x);
   p.weight = static_cast<const S*>(a.weight.data);
   p.weight_group = p.rows * a.weight.stride[0];
   p.weight_row = a.weight.stride[0];
@@ -140,10 +178,7 @@ Correlation<S> correlation(const GradInputArguments& a) {
   p.dilation = g.dilation;
   p.pad_left = g.pad_left;
   p.transposed = true;
-  p.in = static_cast<const S*>(a.grad_output.data);
-  p.in_batch = a.grad_output.stride[0];
-  p.in_channel = a.grad_output.stride[1];
-  p.in_position = a.grad_output.stride[2];
+  p.in = input<S>(a.grad_output, a.activated);
   p.weight = static_cast<const S*>(a.weight.data);
   p.weight_group = p.channels * a.weight.stride[0];
   p.weight_row = a.weight.stride[1];
@@ -167,14 +202,8 @@ WeightGradient<S> weight_gradient(const GradWeightArguments& a) {
   p.stride = g.stride;
   p.dilation = g.dilation;
   p.pad_left = g.pad_left;
-  p.grad_output = static_cast<const S*>(a.grad_output.data);
-  p.grad_batch = a.grad_output.stride[0];
-  p.grad_row = a.grad_output.stride[1];
-  p.grad_position = a.grad_output.stride[2];
-  p.x = static_cast<const S*>(a.x.data);
-  p.x_batch = a.x.stride[0];
-  p.x_channel = a.x.stride[1];
-  p.x_position = a.x.stride[2];
+  p.grad_output = input<S>(a.grad_output, a.activated);
+  p.x = input<S>(a.x);
   p.grad_weight = static_cast<S*>(a.grad_weight);
   p.grad_bias = static_cast<S*>(a.grad_bias);
   return p;

@@ -12,7 +12,14 @@ import torch
 from cases import BY_HAND, CASES, DTYPES, LAYOUTS, SETTINGS, Case, parametrize, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import assert_close, exact_forward, exact_gradients
+from tolerances import (
+    FROM_OUTPUT,
+    TABLE,
+    assert_close,
+    exact_forward,
+    exact_gradients,
+    roundoff,
+)
 
 from build import SANITIZE, library, operators
 from convlm_kernels.autograd import ACTIVATIONS
@@ -32,6 +39,7 @@ AFFORDABLE = [
 
 
 def check(case: Case, dtype: torch.dtype, layout: str | None = None) -> None:
+    """All three functions against the oracle, with every input laid out like ``layout``."""
     forward, grad_input, grad_weight = operators()
     p = problem(case, dtype)
     if layout:
@@ -70,6 +78,23 @@ def test_fused_activation(activation: str, dtype: torch.dtype) -> None:
     value = ACTIVATIONS[activation](exact.value)
     rounding = 4 * torch.finfo(dtype).eps * value.abs()
     assert_close(y, value, 1.13 * exact.sum_error(dtype) + rounding)
+
+
+@pytest.mark.parametrize("activation", FROM_OUTPUT)
+@parametrize("dtype", DTYPES)
+@parametrize("case", [BY_HAND, SETTINGS[2]])
+def test_gradients_of_activated_outputs(case: Case, dtype: torch.dtype, activation: str) -> None:
+    _, grad_input, grad_weight = operators()
+    p = problem(case, dtype)
+    y = ACTIVATIONS[activation](p.grad_output)
+    activated = LAYOUTS["transposed"](y), activation
+    grad_x = grad_input(p.grad_output, p.weight, case.length, *case.window, *activated)
+    grads_w = grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True, *activated)
+    product = FROM_OUTPUT[activation](p.grad_output.double(), y.double())
+    exact = exact_gradients(p.x, p.weight, product, case.window)
+    own = roundoff(dtype) + 4 * roundoff(TABLE[dtype].accumulated)
+    for right, actual in zip(exact, (grad_x, *grads_w), strict=True):
+        assert_close(actual, right.value, right.sum_error(dtype) + own * right.magnitude)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

@@ -4,6 +4,10 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
 #include <tuple>
 
 #include "cuda/functions.h"
@@ -11,22 +15,37 @@
 namespace convlm::cuda {
 namespace {
 
+Capability capability = 90;
+
+// The workspace starts as NaN, and is a buffer of its own, so that the sanitizer guards it.
+template <class Arguments>
+void run(cudaError_t (*function)(const Arguments&, const Launch&), const Arguments& arguments) {
+  const int64_t bytes = workspace_bytes(arguments, capability);
+  void* workspace = nullptr;
+  if (posix_memalign(&workspace, 256, bytes > 0 ? bytes : 1) != 0) throw std::bad_alloc();
+  const std::unique_ptr<void, void (*)(void*)> owner(workspace, &std::free);
+  std::memset(workspace, 0xff, bytes);
+  function(arguments, {capability, nullptr, workspace});
+}
+
 Tensor emulated_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                         int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
                         int64_t groups, const std::string& fp32_precision,
                         const std::string& activation) {
   auto [arguments, y] = forward_call(x, weight, bias, stride, pad_left, pad_right, dilation, groups,
                                      fp32_precision, activation);
-  forward(arguments, nullptr);
+  run(&forward, arguments);
   return y;
 }
 
 Tensor emulated_grad_input(const Tensor& grad_output, const Tensor& weight, int64_t length,
                            int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
-                           int64_t groups, const std::string& fp32_precision) {
-  auto [arguments, result] = grad_input_call(grad_output, weight, length, stride, pad_left,
-                                             pad_right, dilation, groups, fp32_precision);
-  grad_input(arguments, nullptr);
+                           int64_t groups, const std::string& fp32_precision,
+                           const std::optional<Tensor>& y, const std::string& activation) {
+  auto [arguments, result] =
+      grad_input_call(grad_output, weight, length, stride, pad_left, pad_right, dilation, groups,
+                      fp32_precision, y, activation);
+  run(&grad_input, arguments);
   return result;
 }
 
@@ -34,15 +53,22 @@ std::tuple<Tensor, Tensor> emulated_grad_weight(const Tensor& grad_output, const
                                                 int64_t kernel_size, int64_t stride,
                                                 int64_t pad_left, int64_t pad_right,
                                                 int64_t dilation, int64_t groups,
-                                                const std::string& fp32_precision, bool with_bias) {
+                                                const std::string& fp32_precision, bool with_bias,
+                                                const std::optional<Tensor>& y,
+                                                const std::string& activation) {
   auto [arguments, weight, bias] =
       grad_weight_call(grad_output, x, kernel_size, stride, pad_left, pad_right, dilation, groups,
-                       fp32_precision, with_bias);
-  grad_weight(arguments, nullptr);
+                       fp32_precision, with_bias, y, activation);
+  run(&grad_weight, arguments);
   return {weight, bias};
 }
 
 }  // namespace
+
+// Of the GPU that is emulated, for tests that want another.
+extern "C" __attribute__((visibility("default"))) void set_capability(int value) {
+  capability = value;
+}
 
 STABLE_TORCH_LIBRARY_IMPL(convlm_emulated, CPU, m) {
   m.impl("forward", TORCH_BOX(&emulated_forward));
