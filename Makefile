@@ -17,7 +17,7 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build train test lint format bench bench-seed bench-sweep clean
+.PHONY: help build train test lint format bench bench-seed bench-generation bench-sweep clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -47,6 +47,9 @@ bench: $(VENV)/.built  ## time our kernels against every peer in torch, 10 minut
 
 bench-seed: $(VENV)/.built  ## time the seed's layers and models against torch's
 	$(BIN)/python benchmarks/bench_seed.py $(ARGS)
+
+bench-generation: $(VENV)/.built  ## time steps and generation against torch's layers with queues, and without
+	$(BIN)/python benchmarks/bench_generation.py $(ARGS)
 
 bench-sweep: $(VENV)/.built  ## time random shapes against torch's and show the worst
 	$(BIN)/python benchmarks/sweep.py --tuned-allocator $(ARGS)

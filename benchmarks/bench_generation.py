@@ -54,7 +54,7 @@ class Queues:
 
 
 def window_of(layers: list[Any]) -> Callable[[Tensor], Tensor]:
-    """The newest output, from the whole receptive field (1, channels, length), on torch's layers."""
+    """The newest output from a whole receptive field (1, channels, length), on torch's layers."""
     settings = [
         (layer.weight, layer.bias, layer.stride, layer.dilation, layer.activation)
         for layer in layers

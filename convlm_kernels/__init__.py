@@ -4,6 +4,7 @@ from ._library import build_info
 from .functional import conv1d
 from .layers import CausalConv1d, Conv1d, swap_conv1d
 from .stack import DilatedStack, StackLayer
+from .streaming import StreamState
 
 __version__ = "0.1.0"
 
@@ -12,6 +13,7 @@ __all__ = [
     "Conv1d",
     "DilatedStack",
     "StackLayer",
+    "StreamState",
     "build_info",
     "conv1d",
     "swap_conv1d",

@@ -17,6 +17,9 @@ from .geometry import as_int, resolve_padding
 # As in csrc/step.h.
 _PANEL, _FILL = 64, 16
 
+# Where the forwards are defined that a step repeats.
+_KNOWN_FORWARDS = ("torch.nn.modules.conv", f"{__package__}.stack")
+
 _version_of = attrgetter("_version")
 _address_of = Tensor.data_ptr
 
@@ -117,7 +120,11 @@ def _chain(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 def _why_not(module: nn.Module, first: bool) -> str | None:
     if not isinstance(module, nn.Conv1d):
-        return "it is not a Conv1d of this package"
+        return "it is not a Conv1d"
+    if type(module).forward.__module__ not in _KNOWN_FORWARDS:
+        return "its class has a forward of its own, which a step does not know"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has forward hooks, which a step does not run"
     if module.weight.dtype not in KERNEL_DTYPES:
         return f"there is no kernel for {module.weight.dtype}"
     if module.padding_mode != "zeros":

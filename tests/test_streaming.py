@@ -402,6 +402,11 @@ def test_packed_layers_must_be_causal() -> None:
 # ---- what cannot be ----
 
 
+class OtherForward(CausalConv1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
@@ -420,6 +425,8 @@ def test_packed_layers_must_be_causal() -> None:
             DilatedStack(CausalConv1d(3, 3, 2), nn.Sequential(nn.Linear(3, 3))),
             r"layer '1\.0' \(Linear\) cannot stream: it is not a Conv1d",
         ),
+        (OtherForward(3, 3, 1), "OtherForward cannot stream: its class has a forward of its own"),
+        (nn.utils.weight_norm(CausalConv1d(3, 3, 2)), "it has forward hooks"),
         (DilatedStack(), "DilatedStack cannot stream: it has no layers"),
         (DilatedStack(Conv1d(1, 1, 1), Conv1d(1, 1, 1).double()), "in several dtypes"),
     ],
