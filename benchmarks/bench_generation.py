@@ -167,11 +167,10 @@ def loop_bench() -> Providers:
 
 
 def generate_characters(model: CharModel, tokens: Tensor, state: Any) -> Tensor:
-    network = model.stream_network()
+    embedding, *packed = model.stream_network().packed()
     uniform = torch.rand(len(tokens), CHARACTERS, dtype=torch.float64)
-    embedding, plan = model.embedding.weight, network.plan
     settings = None, uniform, 1.0, model.vocab, 1.0, -1
-    return step_ops.generate(tokens, embedding, *state, *network.packed(), plan, *settings)
+    return step_ops.generate(tokens, embedding, *state, *packed, *settings)
 
 
 def assert_equal(results: dict[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import step_ops
 from .autograd import ACTIVATIONS
 from .backends import KERNEL_DTYPES
 from .geometry import as_int, resolve_padding
@@ -168,12 +169,20 @@ def _layer_of(module: Any) -> NetworkLayer:
     )
 
 
-def _tensors_of(layers: Sequence[NetworkLayer]) -> list[Tensor]:
-    return [
-        tensor
-        for layer in layers
-        for tensor in (*layer.module.parameters(), *layer.module.buffers())
-    ]
+def _tensors_of(layers: list[NetworkLayer], embedding: nn.Embedding | None) -> list[Tensor]:
+    modules = [layer.module for layer in layers]
+    if embedding is not None:
+        modules.append(embedding)
+    return [tensor for m in modules for tensor in (*m.parameters(), *m.buffers())]
+
+
+class PackedNetwork(NamedTuple):
+    """What the operators of a step take besides the state; ``csrc/step.h`` says how it lies."""
+
+    embedding: Tensor | None
+    weights: Tensor
+    biases: Tensor
+    plan: Tensor
 
 
 class Network:
@@ -182,59 +191,66 @@ class Network:
     The weights are packed when they are first asked for, and again when any of them has changed:
     its version counter tells of updates in place, its address of other storage. (Writing through
     ``parameter.data`` in place changes neither; torch itself cannot see that.)
+
+    With an ``embedding``, steps take tokens, numbers of its rows.
     """
 
-    def __init__(self, layers: Sequence[NetworkLayer]) -> None:
+    def __init__(self, layers: list[NetworkLayer], embedding: nn.Embedding | None = None) -> None:
         weight = layers[0].weight
         self.layers = layers
         self.dtype, self.device = weight.dtype, weight.device
         self.in_channels, self.out_channels = layers[0].in_channels, layers[-1].results
         self.ring_size = sum(layer.slots * layer.in_channels for layer in layers)
-        self.lag = sum(layer.lag for layer in layers)
         self.plan = torch.tensor([layer.row() for layer in layers], device=self.device)
-        self._tensors = _tensors_of(layers)
-        self._seen: object = None
-        self._packed: dict[torch.dtype | None, tuple[Tensor, Tensor]] = {}
+        self._embedding = embedding
+        self._tensors = _tensors_of(layers, embedding)
+        self._seen: list[int] = []
+        self._packed: dict[torch.dtype | None, PackedNetwork] = {}
 
     def __reduce__(self) -> Any:
         return type(None), ()  # a copied or saved module makes its own
 
-    def has(self, layers: Sequence[NetworkLayer]) -> bool:
-        """Whether these are its layers, and their parameters those that it watches."""
-        weight = layers[0].weight
+    def has(self, layers: list[NetworkLayer], embedding: nn.Embedding | None) -> bool:
+        """Whether it was made of these, with the parameters that they have now."""
+        tensors, weight = _tensors_of(layers, embedding), layers[0].weight
         return (
             layers == self.layers
             and (weight.dtype, weight.device) == (self.dtype, self.device)
-            and list(map(id, _tensors_of(layers))) == list(map(id, self._tensors))
+            and list(map(id, tensors)) == list(map(id, self._tensors))
         )
 
-    def packed(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """The operators' arguments ``weights``, in ``dtype`` (that of the layers), and ``biases``.
+    def packed(self, dtype: torch.dtype | None = None) -> PackedNetwork:
+        """The tensors of a step, the weights among them in ``dtype`` (by default their own).
 
         Raises:
             RuntimeError: not on the CPU, where the kernels of a step run.
         """
         if torch.compiler.is_compiling():
             return self._pack(dtype)  # in the graph, where no version can be read
-        seen = self._state_of_weights()
+        try:
+            seen = [*map(_version_of, self._tensors), *map(_address_of, self._tensors)]
+        except RuntimeError:  # tensors made in inference mode have no version
+            return self._pack(dtype)
         if seen != self._seen:
             self._packed, self._seen = {}, seen
         if dtype not in self._packed:
             self._packed[dtype] = self._pack(dtype)
         return self._packed[dtype]
 
-    def _state_of_weights(self) -> object:
-        try:
-            versions = list(map(_version_of, self._tensors))
-        except RuntimeError:  # tensors made in inference mode have none
-            return object()
-        return versions, list(map(_address_of, self._tensors))
-
     @torch.no_grad()
-    def _pack(self, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    def _pack(self, dtype: torch.dtype | None) -> PackedNetwork:
         weights = torch.cat([layer.packed_weight() for layer in self.layers])
         if weights.device.type != "cpu":
             raise RuntimeError(f"the kernels of a step run on the CPU, not on {weights.device}")
         sums = torch.float64 if weights.dtype == torch.float64 else torch.float32
         biases = torch.cat([layer.packed_bias(sums) for layer in self.layers])
-        return weights.to(dtype or weights.dtype), biases
+        embedding = None if self._embedding is None else self._embedding.weight.detach()
+        return PackedNetwork(embedding, weights.to(dtype or weights.dtype), biases, self.plan)
+
+    def step(self, x: Tensor, state: tuple[Tensor, Tensor], dtype: torch.dtype | None) -> Tensor:
+        """The outputs (batch, out_channels) for features (batch, in_channels) or tokens (batch)."""
+        embedding, weights, biases, plan = self.packed(dtype)
+        rings, position = state
+        return step_ops.step(
+            x, embedding, rings, position, weights, biases, plan, self.out_channels
+        )

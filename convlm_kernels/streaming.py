@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import step_ops
 from .functional import conv1d
 from .network import Network, NetworkLayer, layers_of
 
@@ -73,6 +72,10 @@ class Streamed(nn.Module):
         """The layers of a step. ValueError for one that cannot stream, with the reason."""
         return layers_of(self)
 
+    def stream_embedding(self) -> nn.Embedding | None:
+        """What turns tokens into the first layer's inputs, where steps take tokens."""
+        return None
+
     def init_state(self, batch: int = 1) -> StreamState:
         """The state of ``batch`` samples before their first position.
 
@@ -83,9 +86,9 @@ class Streamed(nn.Module):
         """
         if batch < 0:
             raise ValueError(f"batch must not be negative, got {batch}")
-        layers = self.stream_layers()
-        if self._network is None or not self._network.has(layers):
-            self._network = Network(layers)
+        made_of = self.stream_layers(), self.stream_embedding()
+        if self._network is None or not self._network.has(*made_of):
+            self._network = Network(*made_of)
         network = self._network
         return StreamState(
             torch.zeros(batch, network.ring_size, dtype=network.dtype, device=network.device),
@@ -95,7 +98,7 @@ class Streamed(nn.Module):
     def stream_network(self) -> Network:
         """The layers and their packed weights, as the last :meth:`init_state` found them."""
         if self._network is None:
-            self._network = Network(self.stream_layers())
+            self._network = Network(self.stream_layers(), self.stream_embedding())
         return self._network
 
 
@@ -124,9 +127,7 @@ class Streaming(Streamed):
             RuntimeError: sizes or dtypes that do not fit; a device other than the CPU.
             ValueError: as for :meth:`init_state`.
         """
-        network = self.stream_network()
-        weights, biases = network.packed(weight_dtype)
-        return step_ops.step(x, None, *state, weights, biases, network.plan, network.out_channels)
+        return self.stream_network().step(x, state, weight_dtype)
 
     def prefill(self, x: Tensor, state: StreamState, lengths: Tensor | None = None) -> Tensor:
         """The outputs (batch, out_channels, length) of the next positions, all at once.
@@ -168,9 +169,14 @@ def prefill(network: Network, x: Tensor, state: StreamState, lengths: Tensor | N
             f"{network.in_channels}, got shape {tuple(x.shape)}"
         )
     length = x.shape[2]
-    taken = torch.full_like(position, length) if lengths is None else lengths
-    if taken.shape != position.shape or bool(((taken < 0) | (taken > length)).any()):
-        raise ValueError(f"lengths must be {len(position)} numbers from 0 to {length}, got {taken}")
+    if lengths is None:
+        taken = torch.full_like(position, length)
+    elif lengths.shape == position.shape and bool(((lengths >= 0) & (lengths <= length)).all()):
+        taken = lengths
+    else:
+        raise ValueError(
+            f"lengths must be {len(position)} numbers from 0 to {length}, got {lengths}"
+        )
     if length == 0:
         return x.new_empty((len(position), network.out_channels, 0))
     times = position[:, None] + torch.arange(length, device=position.device)

@@ -445,11 +445,8 @@ def call(**changes: object) -> Tensor:
     """``ops.step`` of a layer 3 -> 4 of two taps on a batch of 2, with one thing changed."""
     layer = CausalConv1d(3, 4, 2)
     state = layer.init_state(2)
-    weights, biases = layer.stream_network().packed()
     possible = dict(x=random(2, 3), embedding=None, rings=state.rings, position=state.position)
-    possible |= dict(
-        weights=weights, biases=biases, plan=layer.stream_network().plan, out_channels=4
-    )
+    possible |= layer.stream_network().packed()._asdict() | dict(out_channels=4)
     return step_ops.step(*(possible | changes).values())
 
 
@@ -511,7 +508,7 @@ def test_impossible_steps_without_data(what: str) -> None:
     layer = CausalConv1d(3, 4, 2)
     state, network = layer.init_state(2), layer.stream_network()
     possible = dict(x=random(2, 3), embedding=None, rings=state.rings, position=state.position)
-    possible |= dict(zip(("weights", "biases"), network.packed(), strict=True), plan=network.plan)
+    possible |= network.packed()._asdict()
     arguments = [v.to("meta") if v is not None else v for v in (possible | changes).values()]
     with pytest.raises(RuntimeError) as raised:
         step_ops.step(*arguments, 4)
@@ -531,7 +528,8 @@ def test_opcheck() -> None:
     stack, x = stack_and_input("gates and residuals", torch.float32)
     state = stack.init_state(3)
     network = stack.stream_network()
-    arguments = *state, *network.packed(), network.plan, network.out_channels
+    _, *packed = network.packed()
+    arguments = *state, *packed, network.out_channels
     torch.library.opcheck(step_ops.step, (x[:, :, 0], None, *arguments))
     embedding, tokens = random(11, 3), torch.tensor([3, 0, 10])
     torch.library.opcheck(step_ops.step, (tokens, embedding, *arguments))

@@ -38,12 +38,6 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
-    def logit_bias(self, vocab: int, dtype: torch.dtype) -> Tensor:
-        """What is added to the logits (vocab): minus infinity for what is never drawn."""
-        bias = torch.zeros(vocab, dtype=dtype)
-        bias[list(self.never)] = float("-inf")
-        return bias
-
 
 class Event(NamedTuple):
     """A token that a request was given; with `last` it is its last one."""
@@ -140,18 +134,21 @@ class Batch:
         return events
 
     def _generate(self, count: int) -> Tensor:
-        network = self.model.stream_network()
-        weights, biases = network.packed()
+        embedding, weights, biases, plan = self.model.stream_network().packed()
         sampling = self.sampling
         uniform = torch.stack([r.uniform[r.taken : r.taken + count] for r in self._running])
+        logit_bias = None
+        if sampling.never:
+            logit_bias = torch.zeros(self.model.vocab, dtype=biases.dtype)
+            logit_bias[list(sampling.never)] = float("-inf")
         return step_ops.generate(
-            self._newest.contiguous(),
-            self.model.embedding.weight.detach(),
+            self._newest,
+            embedding,
             *self._state,
             weights,
             biases,
-            network.plan,
-            sampling.logit_bias(self.model.vocab, biases.dtype) if sampling.never else None,
+            plan,
+            logit_bias,
             uniform,
             sampling.temperature,
             self.model.vocab if sampling.top_k is None else sampling.top_k,

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import step_ops
 from ..layers import Conv1d
 from ..network import NetworkLayer, layers_of
 from ..streaming import Streamed, StreamState, prefill
@@ -60,12 +59,12 @@ class CharModel(Streamed):
         """
         return self.embed(tokens).flatten(1).unsqueeze(1)
 
+    def stream_embedding(self) -> nn.Embedding:
+        return self.embedding
+
     def step(self, tokens: Tensor, state: StreamState) -> Tensor:
         """Logits (batch, vocab) of what follows `tokens` (batch), int64. Updates `state`."""
-        network = self.stream_network()
-        weights, biases = network.packed()
-        embedding = self.embedding.weight.detach()
-        return step_ops.step(tokens, embedding, *state, weights, biases, network.plan, self.vocab)
+        return self.stream_network().step(tokens, state, None)
 
     def prefill(self, tokens: Tensor, state: StreamState) -> Tensor:
         """Logits (batch, vocab, length) of what follows each of `tokens` (batch, length).

@@ -165,10 +165,9 @@ def test_a_stopped_state_stays_where_it_was(model, stop):
     uniform = torch.rand(2, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     tokens = step_ops.generate(
         torch.tensor([2, 3]),
-        model.embedding.weight.detach(),
+        network.packed().embedding,
         *state,
-        *network.packed(),
-        network.plan,
+        *network.packed()[1:],
         None,
         uniform,
         1.0,
@@ -248,8 +247,9 @@ def operator_arguments(model):
     model.prefill(tokens_of(2, 4), state)
     network = model.stream_network()
     uniform = torch.full((2, 5), 0.5, dtype=torch.float64)
-    tensors = [torch.tensor([1, 2]), model.embedding.weight.detach(), *state, *network.packed()]
-    return [*tensors, network.plan, torch.zeros(VOCAB), uniform, 1.0, 5, 0.9, 3]
+    embedding, *packed = network.packed()
+    tensors = [torch.tensor([1, 2]), embedding, *state, *packed, torch.zeros(VOCAB), uniform]
+    return [*tensors, 1.0, 5, 0.9, 3]
 
 
 def test_opcheck(model):
