@@ -18,7 +18,7 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help build train test test-models test-triton lint format clean
-.PHONY: bench bench-seed bench-lm bench-sweep cuda-resources gpu-check gpu-bench
+.PHONY: bench bench-seed bench-lm bench-generation bench-sweep cuda-resources gpu-check gpu-bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -57,6 +57,9 @@ bench-seed: $(VENV)/.built  ## time the seed's layers and models against torch's
 
 bench-lm: $(VENV)/.built  ## time the seed's language models against the same on torch's layers
 	$(BIN)/python benchmarks/bench_lm.py --tuned-allocator $(ARGS)
+
+bench-generation: $(VENV)/.built  ## time steps and generation against torch's layers with queues, and without
+	$(BIN)/python benchmarks/bench_generation.py $(ARGS)
 
 bench-sweep: $(VENV)/.built  ## time random shapes against torch's and show the worst
 	$(BIN)/python benchmarks/sweep.py --tuned-allocator $(ARGS)

@@ -7,6 +7,7 @@ from .functional import conv1d
 from .layers import CausalConv1d, Conv1d, swap_conv1d
 from .optim import sgd_step
 from .stack import DilatedStack, StackLayer
+from .streaming import StreamState
 
 __version__ = "0.1.0"
 
@@ -16,6 +17,7 @@ __all__ = [
     "DilatedStack",
     "EmbeddingConv1d",
     "StackLayer",
+    "StreamState",
     "build_info",
     "conv1d",
     "embedding_conv1d",

@@ -13,9 +13,10 @@ from torch.nn.utils import parametrize
 from . import backends
 from .functional import check_activation, conv1d
 from .geometry import PADDING_WORDS, Padding, as_int, resolve_padding
+from .streaming import Streaming
 
 
-class Conv1d(nn.Conv1d):
+class Conv1d(Streaming, nn.Conv1d):
     """``torch.nn.Conv1d`` on the kernels of this package, with an optional fused activation.
 
     Constructor, attributes, initialisation, ``state_dict``, padding modes and errors are those of

@@ -14,6 +14,7 @@ from .embedding import EmbeddingConv1d, _without_gradient
 from .functional import _autocast_enabled
 from .geometry import Padding, as_int, resolve_padding
 from .layers import CausalConv1d, Conv1d
+from .streaming import Streaming
 
 
 class StackLayer(Conv1d):
@@ -106,7 +107,7 @@ class StackPlan:
         return "\n".join(lines)
 
 
-class DilatedStack(nn.Sequential):
+class DilatedStack(Streaming, nn.Sequential):
     """Layers one after the other, as in ``torch.nn.Sequential``, whose ``state_dict`` it has.
 
     On the CPU a chain of :class:`StackLayer`, :class:`Conv1d` or :class:`CausalConv1d` of stride 1,

@@ -52,4 +52,11 @@ STABLE_TORCH_LIBRARY(convlm, m) {
   m.def(
       "stack_losses(Tensor x, Tensor tokens, Tensor target, Tensor[] weights, Tensor[] biases, "
       "int[] dilations, int[] pads, str[] activations, int[] residuals, bool share) -> Tensor");
+  m.def(
+      "step(Tensor x, Tensor? embedding, Tensor(a!) rings, Tensor(b!) position, Tensor weights, "
+      "Tensor biases, Tensor plan, SymInt out_channels) -> Tensor");
+  m.def(
+      "generate(Tensor tokens, Tensor embedding, Tensor(a!) rings, Tensor(b!) position, "
+      "Tensor weights, Tensor biases, Tensor plan, Tensor? logit_bias, Tensor uniform, "
+      "float temperature, SymInt top_k, float top_p, SymInt stop) -> Tensor");
 }

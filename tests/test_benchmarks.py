@@ -17,6 +17,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import bench_conv1d  # noqa: E402
+import bench_generation  # noqa: E402
 import bench_lm  # noqa: E402
 import ceilings  # noqa: E402
 import oracle  # noqa: E402
@@ -188,3 +189,20 @@ def test_language_models_are_compared_before_they_are_timed(
     monkeypatch.setattr(bench_lm, "on_torch_layers", lambda model: bench_lm.CNN(fused=False))
     with pytest.raises(AssertionError, match="not close"):
         bench.make()
+
+
+def test_generation_is_right_before_it_is_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call_once(providers: bench_generation.Providers, rounds: int) -> dict[str, list[float]]:
+        return {name: [(provider(), 1.0)[1]] * rounds for name, provider in providers.items()}
+
+    monkeypatch.setattr(bench_generation, "measure", call_once)
+    monkeypatch.setattr(bench_generation, "LAYERS", 5)
+    monkeypatch.setattr(sys, "argv", ["bench_generation.py", "--rounds=2"])
+    bench_generation.main()
+    said = capsys.readouterr().out
+    assert "5 layers, 256 channels: step, bf16 weights" in said
+    assert "loop with drawing: loop" in said
+    with pytest.raises(AssertionError, match="not close"):
+        bench_generation.assert_equal({"step": torch.ones(2), "window": torch.zeros(2)})

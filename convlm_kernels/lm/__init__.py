@@ -1,5 +1,6 @@
 """Character language models on `convlm_kernels.Conv1d`: data, models, training, generation."""
 
+from .batch import Batch, Event, Sampling, generate
 from .checkpoint import Checkpoint, load_checkpoint
 from .data import Alphabet, Data, Split, contexts, make_data
 from .generation import sample
@@ -11,15 +12,19 @@ __all__ = [
     "CNN",
     "MLP",
     "Alphabet",
+    "Batch",
     "Checkpoint",
     "Data",
     "DilatedCNN",
+    "Event",
     "Losses",
     "Progress",
+    "Sampling",
     "Schedule",
     "Split",
     "contexts",
     "evaluate",
+    "generate",
     "load_checkpoint",
     "load_words",
     "make_data",

@@ -3,18 +3,20 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
 
 from ..backends import BACKENDS
+from .batch import Sampling
 from .checkpoint import load_checkpoint
 from .data import make_data
-from .generation import sample
+from .generation import Piece, sample_pieces
 from .info import print_info
 from .models import MODELS
-from .options import DTYPES, device, number, rate, step_or_fraction, whole
+from .options import DTYPES, device, number, probability, rate, step_or_fraction, whole
 from .runs import (
     DEFAULTS,
     PACKAGED_STEPS,
@@ -128,9 +130,22 @@ def add_sample(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     parser.add_argument("--top-k", type=whole(1), help="draw among the k likeliest characters")
     parser.add_argument(
+        "--top-p",
+        type=probability,
+        default=1.0,
+        metavar="P",
+        help="draw among the fewest characters that have probability P together (default 1: all)",
+    )
+    parser.add_argument(
         "--max-length", type=whole(1), default=64, help="cut longer words (default 64)"
     )
     parser.add_argument("--seed", type=whole(0), help="for the same words again")
+    parser.add_argument(
+        "--batch", type=whole(1), help="words at once, which changes none of them (default all)"
+    )
+    parser.add_argument(
+        "--stream", action="store_true", help="one word after the other, each character as it comes"
+    )
     parser.set_defaults(run=run_sample)
     return parser
 
@@ -167,18 +182,36 @@ def run_sample(args: argparse.Namespace) -> int:
         generator.seed()
     else:
         generator.manual_seed(args.seed)
-    words = sample(
+    begin = time.perf_counter()
+    pieces = sample_pieces(
         prepare(run.model, args),
         run.alphabet,
         args.count,
         prefix=args.prefix,
-        temperature=args.temperature,
-        top_k=args.top_k,
+        sampling=Sampling(
+            args.temperature, args.top_k, args.top_p, run.alphabet.stop, (run.alphabet.start,)
+        ),
         max_length=args.max_length,
+        batch=1 if args.stream else args.batch,
+        chunk=1 if args.stream else 8,
         generator=generator,
     )
-    print("\n".join(words), flush=True)
+    written = print_pieces(pieces, args.count, as_they_come=args.stream)
+    speed = written / (time.perf_counter() - begin)
+    print(f"{written:,} characters, {speed:,.0f} a second", file=sys.stderr)
     return 0
+
+
+def print_pieces(pieces: Iterable[Piece], count: int, as_they_come: bool) -> int:
+    """Prints words of which no two come at once, or else all at the end; returns their length."""
+    words = [""] * count
+    for which, text, last in pieces:
+        words[which] += text
+        if as_they_come:
+            print(text, end="\n" if last else "", flush=True)
+    if not as_they_come:
+        print("\n".join(words), flush=True)
+    return sum(map(len, words))
 
 
 def run_eval(args: argparse.Namespace) -> int:

@@ -15,8 +15,10 @@ from .. import stack_autograd, stack_ops
 from ..embedding import embedding_conv1d
 from ..embedding_loss import embedding_conv1d_cross_entropy, loss_with_gradients
 from ..layers import Conv1d
+from ..network import NetworkLayer, layers_of
 from ..stack import parameters_of, reason_not_a_plain_layer, reason_not_fusable
 from ..stack_autograd import Settings
+from ..streaming import Streamed, StreamState, prefill
 
 
 def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
@@ -26,8 +28,12 @@ def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
     return F.cross_entropy(logits, y, reduction=reduction)
 
 
-class CharModel(nn.Module):
-    """What the models share: the embedding, the check of the tokens, their sizes and their loss."""
+class CharModel(Streamed):
+    """What the models share: the embedding, the check of the tokens, their sizes, loss and steps.
+
+    A step takes the next token of each sample. The first logits need a whole context, and are NaN
+    before that.
+    """
 
     def __init__(self, vocab: int, context: int, embedding: int) -> None:
         super().__init__()
@@ -95,6 +101,20 @@ class CharModel(nn.Module):
             backend=conv.backend,
         )
 
+    def stream_embedding(self) -> nn.Embedding:
+        return self.embedding
+
+    def step(self, tokens: Tensor, state: StreamState) -> Tensor:
+        """Logits (batch, vocab) of what follows `tokens` (batch), int64. Updates `state`."""
+        return self.stream_network().step(tokens, state, None)
+
+    def prefill(self, tokens: Tensor, state: StreamState) -> Tensor:
+        """Logits (batch, vocab, length) of what follows each of `tokens` (batch, length).
+
+        As many steps at once. Updates `state`.
+        """
+        return prefill(self.stream_network(), self.embedding(tokens).mT, state, None)
+
 
 class CNN(CharModel):
     """One convolution that sees the whole context: kernel context * embedding, stride embedding.
@@ -115,6 +135,9 @@ class CNN(CharModel):
         super().__init__(vocab, context, embedding)
         self.fused = fused
         self.conv = Conv1d(1, vocab, context * embedding, stride=embedding, backend=backend)
+
+    def stream_layers(self) -> list[NetworkLayer]:
+        return layers_of(self.conv)
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.fused:
@@ -171,6 +194,23 @@ class MLP(CharModel):
             }
         )
         return mlp
+
+    def stream_layers(self) -> list[NetworkLayer]:
+        features = self.embedding.embedding_dim
+        return [
+            NetworkLayer(
+                module=self.linear,
+                in_channels=features,
+                out_channels=self.vocab,
+                groups=1,
+                kernel_size=self.context,
+                dilation=1,
+                pad_left=0,
+                activation=None,
+                gated=False,
+                residual=False,
+            )
+        ]
 
     def forward(self, tokens: Tensor) -> Tensor:
         embeddings = self.embed(tokens)
@@ -230,6 +270,9 @@ class DilatedCNN(CharModel):
 
     def sizes(self) -> dict[str, int]:
         return {**super().sizes(), "hidden": self.hidden}
+
+    def stream_layers(self) -> list[NetworkLayer]:
+        return layers_of(self.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.is_a_stack():

@@ -48,6 +48,14 @@ def rate(text: str) -> float:
     return value
 
 
+def probability(text: str) -> float:
+    """Reads a number above 0 and up to 1."""
+    value = number(text)
+    if not 0 < value <= 1:
+        raise ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
+    return value
+
+
 def step_or_fraction(text: str) -> int | float:
     """Reads a step ("15000") or, with a point, a fraction of the steps ("0.75")."""
     try:

@@ -2,6 +2,7 @@
 #pragma once
 #include "arguments.h"
 #include "stack.h"
+#include "step.h"
 
 namespace convlm::cpu {
 
@@ -36,6 +37,8 @@ struct Kernels {
   void (*stack_forward)(const StackArguments&);
   void (*stack_backward)(const StackArguments&);
   void (*stack_loss)(const StackArguments&);
+  void (*step)(const StepArguments&);
+  void (*generate)(const GenerateArguments&);
 };
 
 extern const Kernels generic_kernels;

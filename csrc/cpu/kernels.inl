@@ -59,7 +59,18 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/stack_sums.inl"
 #include "cpu/stack_backward.inl"
 #include "cpu/stack_loss.inl"
+#if !defined(CONVLM_DOT_BFLOAT16)
+#include "cpu/step_products.inl"
+#include "cpu/step.inl"
+#include "cpu/generate.inl"
+#endif
 // clang-format on
+
+#if defined(CONVLM_DOT_BFLOAT16)
+// A step reads each weight once: dot products of pairs would save it nothing.
+void step(const StepArguments& arguments) { CONVLM_DOT_BFLOAT16.step(arguments); }
+void generate(const GenerateArguments& arguments) { CONVLM_DOT_BFLOAT16.generate(arguments); }
+#endif
 
 }  // namespace
 
@@ -83,6 +94,8 @@ const Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA),
                                           &CONVLM_ISA::sgd,
                                           &CONVLM_ISA::stack_forward,
                                           &CONVLM_ISA::stack_backward,
-                                          &CONVLM_ISA::stack_loss};
+                                          &CONVLM_ISA::stack_loss,
+                                          &CONVLM_ISA::step,
+                                          &CONVLM_ISA::generate};
 
 }  // namespace convlm::cpu

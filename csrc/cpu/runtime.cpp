@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <new>
+#include <numeric>
 
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
@@ -41,6 +42,16 @@ struct Region {};
 struct Piece {};
 #endif
 
+template <class T>
+const int64_t* sorted_numbers(const T* values, int64_t count) {
+  int64_t* order = static_cast<int64_t*>(scratch(Slot::order, sizeof(int64_t) * count));
+  std::iota(order, order + count, int64_t{0});
+  std::sort(order, order + count, [&](int64_t a, int64_t b) {
+    return values[a] != values[b] ? values[a] > values[b] : a < b;
+  });
+  return order;
+}
+
 }  // namespace
 
 void parallel(int64_t jobs, int64_t multiply_adds_per_job,
@@ -73,6 +84,13 @@ void* scratch(Slot slot, size_t bytes) {
     buffer.bytes = rounded;
   }
   return buffer.data;
+}
+
+const int64_t* descending_order(const float* values, int64_t count) {
+  return sorted_numbers(values, count);
+}
+const int64_t* descending_order(const double* values, int64_t count) {
+  return sorted_numbers(values, count);
 }
 
 }  // namespace convlm::cpu

@@ -38,8 +38,14 @@ enum class Slot {
   stack_saved,
   links,
   numbers,
+  order,
   count
 };
 void* scratch(Slot slot, size_t bytes);
+
+// The numbers 0 .. count in descending order of `values`, equals in ascending order; in scratch
+// memory.
+const int64_t* descending_order(const float* values, int64_t count);
+const int64_t* descending_order(const double* values, int64_t count);
 
 }  // namespace convlm::cpu

@@ -141,9 +141,11 @@ typedef uint16_t HalfVector
     __attribute__((vector_size(CONVLM_VECTOR_BYTES / 2), aligned(2), may_alias));
 CONVLM_INLINE Vector<float> from_bfloat16(HalfVector v) {
 #if CONVLM_VECTOR_BYTES == 64
-  // GCC 12 converts a vector of 512 bits in quarters unless it is told the instruction.
+  // GCC 12 converts a vector in quarters unless it is told the instruction.
   return (Vector<float>)_mm512_maskz_slli_epi32(kAll, _mm512_maskz_cvtepu16_epi32(kAll, (__m256i)v),
                                                 16);
+#elif CONVLM_VECTOR_BYTES == 32
+  return (Vector<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)v), 16);
 #else
   typedef uint32_t Word __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
   return (Vector<float>)(__builtin_convertvector(v, Word) << 16);

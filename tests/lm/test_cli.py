@@ -51,11 +51,16 @@ def test_train_then_eval_and_sample(convlm, words_file, tmp_path):
     assert code == 0
     assert all(line in evaluated for line in losses)
 
-    code, words, _ = convlm("sample", folder, "--count=5", "--seed=1", "--prefix=ab")
+    sample = "sample", "--count=5", "--seed=1", "--prefix=ab"
+    code, words, speed = convlm(*sample, folder)
     assert code == 0
-    assert words == convlm("sample", "--count=5", "--seed=1", "--prefix=ab")[1]
     assert all(word.startswith("ab") for word in words.splitlines())
     assert len(words.splitlines()) == 5
+    assert speed.startswith(f"{len(words) - 5} characters, ")
+    assert speed.endswith(" a second\n")
+    for options in ((), ("--batch=2",), ("--stream",), ("--top-p=1", "--top-k=99")):
+        assert convlm(*sample, *options)[1] == words
+    assert convlm(*sample, "--top-p=0.01")[1] == convlm(*sample, "--temperature=0")[1]
 
 
 @pytest.mark.parametrize("model", ["cnn", "mlp"])
@@ -172,6 +177,7 @@ def test_bad_requests_of_a_trained_model(convlm, words_file, tmp_path):
     convlm("train", "--words", words_file, "--steps=2", "--out=run", *SMALL)
     assert "'x', which is not among" in convlm("sample", "run", "--prefix=x")[2]
     assert "not a whole checkpoint" in convlm("sample", words_file)[2]
+    assert "'0' is not above 0 and at most 1" in convlm("sample", "run", "--top-p=0")[2]
     other = tmp_path / "other.txt"
     other.write_text("\n".join(["xyz"] * 9))
     code, _, error = convlm("eval", "run", "--words", other)

@@ -1,0 +1,247 @@
+"""Streaming: a causal layer or stack that takes one position at a time.
+
+    state = stack.init_state(batch=4)
+    y = stack.prefill(prompt, state)          # (4, out_channels, length), all of a prompt at once
+    y = stack.step(x, state)                  # (4, out_channels), from x (4, in_channels)
+
+A step computes what the full forward computes for one position, from the inputs that the state
+keeps: Fast WaveNet's queues (Le Paine et al., 2016, arXiv 1611.09482), as one operator call for the
+whole network. No gradient passes through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .functional import conv1d
+from .network import Network, NetworkLayer, layers_of
+
+
+class StreamState(NamedTuple):
+    """What a network remembers of each sample of a batch: plain tensors, which steps update.
+
+    ``rings`` (batch, size) holds the inputs of every layer that later outputs will read, in the
+    layers' dtype; ``position`` (batch), int64, how many steps each sample has taken. Row n of both
+    is all there is of sample n, so samples may be at different positions and a running batch may be
+    put together anew between any two steps.
+    """
+
+    rings: Tensor
+    position: Tensor
+
+    def select(self, indices: Tensor | Sequence[int]) -> StreamState:
+        """A copy of these samples, in this order; one may be taken several times."""
+        rows = torch.as_tensor(indices, dtype=torch.int64, device=self.position.device)
+        return StreamState(self.rings[rows], self.position[rows])
+
+    def drop(self, indices: Tensor | Sequence[int]) -> StreamState:
+        """A copy without these samples; the others keep their order.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        keep = torch.ones_like(self.position, dtype=torch.bool)
+        keep[torch.as_tensor(indices, dtype=torch.int64, device=keep.device)] = False
+        return StreamState(self.rings[keep], self.position[keep])
+
+    @staticmethod
+    def join(*states: StreamState) -> StreamState:
+        """One batch of the samples of all ``states`` of the same network, in this order."""
+        rings, positions = zip(*states, strict=True)
+        return StreamState(torch.cat(rings), torch.cat(positions))
+
+    def clone(self) -> StreamState:
+        """A copy that later steps leave as it is."""
+        return StreamState(self.rings.clone(), self.position.clone())
+
+    def to(self, device: torch.device | str) -> StreamState:
+        """The state on ``device``."""
+        return StreamState(self.rings.to(device), self.position.to(device))
+
+
+class Streamed(nn.Module):
+    """A module with a chain of layers that can run one position at a time."""
+
+    _network: Network | None = None
+
+    def stream_layers(self) -> list[NetworkLayer]:
+        """The layers of a step. ValueError for one that cannot stream, with the reason."""
+        return layers_of(self)
+
+    def stream_embedding(self) -> nn.Embedding | None:
+        """What turns tokens into the first layer's inputs, where steps take tokens."""
+        return None
+
+    def init_state(self, batch: int = 1) -> StreamState:
+        """The state of ``batch`` samples before their first position.
+
+        Settings of the layers that were changed since the last call take effect for later steps.
+
+        Raises:
+            ValueError: a layer that cannot stream; names it and says why. A negative ``batch``.
+        """
+        if batch < 0:
+            raise ValueError(f"batch must not be negative, got {batch}")
+        made_of = self.stream_layers(), self.stream_embedding()
+        if self._network is None or not self._network.has(*made_of):
+            self._network = Network(*made_of)
+        network = self._network
+        return StreamState(
+            torch.zeros(batch, network.ring_size, dtype=network.dtype, device=network.device),
+            torch.zeros(batch, dtype=torch.int64, device=network.device),
+        )
+
+    def stream_network(self) -> Network:
+        """The layers and their packed weights, as the last :meth:`init_state` found them."""
+        if self._network is None:
+            self._network = Network(self.stream_layers(), self.stream_embedding())
+        return self._network
+
+
+class Streaming(Streamed):
+    """What ``Conv1d`` and ``DilatedStack`` can do one position at a time, where they are causal.
+
+    At stride 1, without padding on the right: that is ``padding="causal"`` or less on the left.
+    With less, as without any, the first outputs would need inputs before the first one; a step has
+    none then, and gives NaN. A first layer of one channel may have a stride s that divides its
+    kernel_size: it takes s numbers at a position.
+    """
+
+    def step(
+        self, x: Tensor, state: StreamState, *, weight_dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The outputs (batch, out_channels) at the next position, from inputs (batch, in_channels).
+
+        Updates ``state``. Equal to that column of the full forward: the same bits, but for fast
+        filtering, gates and 16-bit types, which round in other places. Without gradients. The
+        weights are packed at the first step, and again when they have changed.
+
+        weight_dtype: bfloat16 reads float32 weights rounded to it; the time of a step is that of
+        reading its weights.
+
+        Raises:
+            RuntimeError: sizes or dtypes that do not fit; a device other than the CPU.
+            ValueError: as for :meth:`init_state`.
+        """
+        return self.stream_network().step(x, state, weight_dtype)
+
+    def prefill(self, x: Tensor, state: StreamState, lengths: Tensor | None = None) -> Tensor:
+        """The outputs (batch, out_channels, length) of the next positions, all at once.
+
+        Equal to ``length`` steps with the columns of ``x`` (batch, in_channels, length), but by
+        each layer's full forward. Updates ``state``. ``lengths`` (batch), int64, from 0 to
+        ``length``: sample n takes its first ``lengths[n]`` columns only, and what comes after them
+        in its outputs means nothing.
+        """
+        return prefill(self.stream_network(), x, state, lengths)
+
+    def forward_packed(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """The full forward of sequences of different lengths, laid end to end.
+
+        Differentiable like the forward itself, and no sequence sees another.
+
+        x: (in_channels, total). cu_seqlens: (sequences + 1), where each begins and the last ends,
+        so from 0 to ``total``. Returns (out_channels, total).
+
+        Raises:
+            ValueError: layers that are not causal, or ``cu_seqlens`` that does not fit.
+        """
+        layers = layers_of(self)
+        if any(layer.lag for layer in layers) or layers[0].in_channels != x.shape[0]:
+            raise ValueError(
+                "packed sequences need padding='causal' in every layer, and x "
+                f"({layers[0].in_channels}, total), got shape {tuple(x.shape)}"
+            )
+        return forward_packed(self, x, cu_seqlens)
+
+
+@torch.no_grad()
+def prefill(network: Network, x: Tensor, state: StreamState, lengths: Tensor | None) -> Tensor:
+    """Each layer's full forward behind what its ring holds, and then the ring brought on."""
+    position = state.position
+    if x.dim() != 3 or x.shape[:2] != (len(position), network.in_channels):
+        raise ValueError(
+            f"x must be (batch, in_channels, length) with batch {len(position)} and in_channels "
+            f"{network.in_channels}, got shape {tuple(x.shape)}"
+        )
+    length = x.shape[2]
+    if lengths is None:
+        taken = torch.full_like(position, length)
+    elif lengths.shape == position.shape and bool(((lengths >= 0) & (lengths <= length)).all()):
+        taken = lengths
+    else:
+        raise ValueError(
+            f"lengths must be {len(position)} numbers from 0 to {length}, got {lengths}"
+        )
+    if length == 0:
+        return x.new_empty((len(position), network.out_channels, 0))
+    times = position[:, None] + torch.arange(length, device=position.device)
+    lag = 0
+    sizes = [layer.slots * layer.in_channels for layer in network.layers]
+    for layer, ring in zip(network.layers, state.rings.split(sizes, dim=1), strict=True):
+        if lag:
+            x = x.masked_fill((times < lag)[:, None], 0)
+        x = _prefill_layer(layer, x, ring, position, taken)
+        lag += layer.lag
+    position += taken
+    return x.masked_fill((times < lag)[:, None], torch.nan) if lag else x
+
+
+def _prefill_layer(
+    layer: NetworkLayer, x: Tensor, ring: Tensor, position: Tensor, taken: Tensor
+) -> Tensor:
+    slots = torch.arange(layer.slots, device=position.device)
+    ring = ring.unflatten(1, (layer.slots, layer.in_channels)).mT  # a view: (batch, channels, slot)
+
+    def index(numbers: Tensor) -> Tensor:
+        return numbers[:, None].expand(-1, layer.in_channels, -1)
+
+    padded = x
+    if layer.slots:
+        oldest_first = (position[:, None] + slots) % layer.slots
+        padded = torch.cat([ring.gather(2, index(oldest_first)), x], dim=2)
+        kept = padded.gather(2, index(taken[:, None] + slots))
+        ring.scatter_(2, index(((position + taken)[:, None] + slots) % layer.slots), kept)
+    y = conv1d(
+        padded,
+        layer.weight,
+        layer.module.bias,
+        dilation=layer.dilation,
+        groups=layer.groups,
+        activation=layer.activation,
+        backend=getattr(layer.module, "backend", "auto"),
+    )
+    if layer.gated:
+        a, b = y.chunk(2, dim=1)
+        y = a.tanh() * b.sigmoid()
+    return y + x if layer.residual else y
+
+
+def forward_packed(module: nn.Module, x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """``module``, causal, on each sequence; those of about one length go together as a batch.
+
+    Lengths that share a power of two are filled up to the longest: at most twice the work.
+    """
+    begins, ends = cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist()
+    if x.dim() != 2 or not begins or begins[0] != 0 or ends[-1] != x.shape[1] or not x.numel():
+        raise ValueError(
+            f"cu_seqlens must go from 0 to the length of x (in_channels, total), got "
+            f"{cu_seqlens.tolist()} and shape {tuple(x.shape)}"
+        )
+    batches: dict[int, list[int]] = {}
+    for n, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        if end < begin:
+            raise ValueError(f"cu_seqlens must not decrease, got {cu_seqlens.tolist()}")
+        if end > begin:
+            batches.setdefault((end - begin).bit_length(), []).append(n)
+    results: dict[int, Tensor] = {}
+    for numbers in batches.values():
+        pieces = [x[:, begins[n] : ends[n]].T for n in numbers]
+        y = module(nn.utils.rnn.pad_sequence(pieces, batch_first=True).mT)
+        for n, row in zip(numbers, y, strict=True):
+            results[n] = row[:, : ends[n] - begins[n]]
+    return torch.cat([results[n] for n in sorted(results)], dim=1)

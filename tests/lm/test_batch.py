@@ -1,0 +1,264 @@
+"""Steps of language models, and batches of requests that generate together."""
+
+import pytest
+import torch
+
+from convlm_kernels import step_ops
+from convlm_kernels.lm import CNN, MLP, Alphabet, Batch, DilatedCNN, Sampling, generate, sample
+from convlm_kernels.lm.generation import generate_by_window
+
+ALPHABET = Alphabet(".abcdefgh;")
+VOCAB = len(ALPHABET)
+
+
+def model_of(kind: str, context: int = 4):
+    torch.manual_seed(0)
+    kinds = {"dilated": DilatedCNN, "cnn": CNN, "mlp": MLP}
+    return kinds[kind](VOCAB, context=context, embedding=3)
+
+
+@pytest.fixture
+def model():
+    return model_of("dilated")
+
+
+def tokens_of(*shape):
+    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", ["dilated", "cnn", "mlp"])
+@pytest.mark.parametrize("context", [4, 8])
+def test_steps_are_the_forward(kind, context):
+    model = model_of(kind, context)
+    tokens = tokens_of(5, 20)
+    state = model.init_state(5)
+    logits = torch.stack([model.step(column, state) for column in tokens.unbind(1)], dim=2)
+    assert logits[:, :, : context - 1].isnan().all()
+    expected = model(tokens)
+    torch.testing.assert_close(logits[:, :, context - 1 :], expected)
+    if kind == "dilated":
+        assert torch.equal(logits[:, :, context - 1 :], expected)
+    other = model.init_state(5)
+    prefilled = torch.cat([model.prefill(part, other) for part in tokens.split(7, dim=1)], dim=2)
+    torch.testing.assert_close(prefilled, logits, equal_nan=True)
+    torch.testing.assert_close(other, state)
+
+
+def test_steps_follow_the_weights(model):
+    tokens = tokens_of(1, 8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+            state = model.init_state()
+            logits = [model.step(column, state) for column in tokens.unbind(1)][-1]
+            assert torch.equal(logits, model(tokens)[:, :, -1])
+
+
+@pytest.mark.parametrize("kind", ["dilated", "cnn", "mlp"])
+def test_the_likeliest_tokens_are_those_of_the_window(kind):
+    model = model_of(kind)
+    prompts = tokens_of(6, 5)
+    sampling = Sampling(temperature=0, stop=ALPHABET.stop, never=(0, 3))
+    by_window = list(generate_by_window(model, prompts, 12, sampling, None))
+    assert sorted(by_window) == sorted(generate(model, prompts.tolist(), 12, sampling))
+    assert {event.token for event in by_window}.isdisjoint((0, 3))
+
+
+def bigram_model(probabilities):
+    """Its next token depends on none: always this distribution."""
+    model = CNN(len(probabilities), context=1, embedding=1)
+    with torch.no_grad():
+        model.conv.weight.zero_()
+        model.conv.bias.copy_(torch.tensor(probabilities).log())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0.1, 0.4, 0.2, 0.3]),
+        ({"temperature": 0.5}, [0.01 / 0.3, 0.16 / 0.3, 0.04 / 0.3, 0.09 / 0.3]),
+        ({"temperature": 1e-6}, [0, 1, 0, 0]),
+        ({"temperature": 1e-60}, [0, 1, 0, 0]),
+        ({"temperature": 0}, [0, 1, 0, 0]),
+        ({"top_k": 2}, [0, 4 / 7, 0, 3 / 7]),
+        ({"top_k": 1}, [0, 1, 0, 0]),
+        ({"top_k": 9}, [0.1, 0.4, 0.2, 0.3]),
+        ({"top_p": 0.3}, [0, 1, 0, 0]),
+        ({"top_p": 0.6}, [0, 4 / 7, 0, 3 / 7]),
+        ({"top_p": 0.8}, [0, 4 / 9, 2 / 9, 3 / 9]),
+        ({"top_k": 3, "top_p": 0.7}, [0, 4 / 7, 0, 3 / 7]),  # 0.7 of what the three have
+        ({"never": (1,)}, [1 / 6, 0, 2 / 6, 3 / 6]),
+        ({"never": (1,), "top_k": 1}, [0, 0, 0, 1]),
+    ],
+)
+def test_tokens_follow_the_distribution(options, expected):
+    count = 4_000
+    model = bigram_model([0.1, 0.4, 0.2, 0.3])
+    generator = torch.Generator().manual_seed(0)
+    events = generate(
+        model, [[0]] * 5, count, Sampling(**options), chunk=count, generator=generator
+    )
+    drawn = torch.tensor([event.token for event in events]).bincount(minlength=4) / (5 * count)
+    expected = torch.tensor(expected, dtype=drawn.dtype)
+    torch.testing.assert_close(drawn, expected, atol=0.02, rtol=0)
+    assert not drawn[expected == 0].any()
+
+
+def test_neither_batch_nor_chunk_nor_threads_change_a_token(model):
+    prompts = [tokens_of(4 + n % 3)[:].tolist() for n in range(40)]
+
+    def run(**options):
+        generator = torch.Generator().manual_seed(0)
+        sampling = Sampling(stop=ALPHABET.stop)
+        tokens = [[] for _ in prompts]
+        ended = []
+        for number, token, last in generate(
+            model, prompts, 15, sampling, generator=generator, **options
+        ):
+            assert number not in ended
+            tokens[number].append(token)
+            if last:
+                ended.append(number)
+        assert sorted(ended) == list(range(len(prompts)))
+        return tokens
+
+    expected = run()
+    for row in expected:
+        assert ALPHABET.stop not in row[:-1]
+        assert row[-1] == ALPHABET.stop or len(row) == 15
+    assert len({len(row) for row in expected}) > 3
+    for options in ({"batch": 1}, {"batch": 7}, {"chunk": 4}, {"batch": 7, "chunk": 99}):
+        assert run(**options) == expected
+    torch.set_num_threads(2)
+    assert run(chunk=15) == expected
+
+
+def test_requests_join_and_leave_a_running_batch(model):
+    batch = Batch(model)
+    prompt = tokens_of(6).tolist()
+    assert batch.step() == []
+    batch.add("a", prompt, 9, torch.Generator().manual_seed(0))
+    given = [event.token for event in batch.step(2)]
+    batch.add("b", prompt, 3, torch.Generator().manual_seed(1))
+    batch.add("a copy", prompt, 9, torch.Generator().manual_seed(0))
+    batch.add("leaves before it begins", prompt, 9)
+    batch.drop("leaves before it begins")
+    assert len(batch) == 3
+    events = batch.step(5)  # b has only three
+    assert [event.name for event in events] == ["a"] * 3 + ["b"] * 3 + ["a copy"] * 3
+    assert [event.last for event in events] == [False] * 5 + [True] + [False] * 3
+    given += [event.token for event in events[:3]]
+    assert [event.token for event in events[6:]] == given[:3]
+    batch.drop("a")
+    assert [event.token for event in batch.step(2)] == given[3:]
+    with pytest.raises(KeyError, match="b"):
+        batch.drop("b")
+
+
+@pytest.mark.parametrize("stop", [None, 1])
+def test_a_stopped_state_stays_where_it_was(model, stop):
+    """Of two samples the one that stops has taken no step after that."""
+    state = model.init_state(2)
+    model.prefill(tokens_of(2, 6), state)
+    network = model.stream_network()
+    uniform = torch.rand(2, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    tokens = step_ops.generate(
+        torch.tensor([2, 3]),
+        network.packed().embedding,
+        *state,
+        *network.packed()[1:],
+        None,
+        uniform,
+        1.0,
+        VOCAB,
+        1.0,
+        -1 if stop is None else stop,
+    )
+    for row, position in zip(tokens.tolist(), state.position.tolist(), strict=True):
+        steps = row.index(stop) + 1 if stop in row else 30
+        assert position == 6 + steps
+        assert set(row[steps:]) <= {stop}
+
+
+def test_bad_arguments(model):
+    batch = Batch(model)
+    with pytest.raises(ValueError, match="at least a context of 4 tokens, got 3"):
+        batch.add("short", [1, 2, 3], 5)
+    with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
+        batch.add("none", [1, 2, 3, 4], 0)
+    batch.add("twice", [1, 2, 3, 4], 5)
+    with pytest.raises(ValueError, match="there is a request 'twice'"):
+        batch.add("twice", [1, 2, 3, 4], 5)
+    for options, message in (
+        ({"temperature": -1.0}, "temperature must be 0 or more"),
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Sampling(**options)
+    for name in ("batch", "chunk"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            next(generate(model, [[1, 2, 3, 4]], 5, **{name: 0}))
+    batch.add("unknown", [1, 2, 3, 10], 5)
+    with pytest.raises(RuntimeError, match="tokens must be from 0 to 9, got 10"):
+        batch.step()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_distribution_are_an_error(model, value):
+    with torch.no_grad():
+        model.layers[-1].bias[2] = value
+    with pytest.raises(RuntimeError, match="no token to draw"):
+        list(generate(model, [[1, 2, 3, 4]], 5))
+    with pytest.raises(RuntimeError, match="no token to draw"):
+        list(generate(bigram_model([0.5, 0.5]), [[0]], 5, Sampling(never=(0, 1))))
+
+
+# tokens, embedding, rings, position, weights, biases, plan, logit_bias, uniform, temperature,
+# top_k, top_p, stop
+@pytest.mark.parametrize(
+    ("which", "value", "message"),
+    [
+        (0, torch.tensor([1, VOCAB]), f"tokens must be from 0 to {VOCAB - 1}, got {VOCAB}"),
+        (1, torch.zeros(VOCAB + 1, 3), "one output for each of 11 tokens, got 10"),
+        (3, torch.tensor([2, 9]), "position must be at least 3"),
+        (7, torch.zeros(3), "logit_bias must have the size 10"),
+        (8, torch.zeros(2, 5), "uniform must have the dtype Double"),
+        (8, torch.zeros(3, 5).double(), "uniform must have the size 2 in dimension 0"),
+        (9, -1.0, "temperature must be 0 or more"),
+        (9, float("nan"), "temperature must be 0 or more"),
+        (10, 0, "top_k must be at least 1, got 0"),
+        (11, 0.0, "top_p must be above 0 and at most 1, got 0"),
+    ],
+)
+def test_impossible_calls(model, which, value, message):
+    arguments = operator_arguments(model)
+    step_ops.generate(*arguments)
+    arguments[which] = value
+    with pytest.raises(RuntimeError) as raised:
+        step_ops.generate(*arguments)
+    assert message in str(raised.value)
+
+
+def operator_arguments(model):
+    state = model.init_state(2)
+    model.prefill(tokens_of(2, 4), state)
+    network = model.stream_network()
+    uniform = torch.full((2, 5), 0.5, dtype=torch.float64)
+    embedding, *packed = network.packed()
+    tensors = [torch.tensor([1, 2]), embedding, *state, *packed, torch.zeros(VOCAB), uniform]
+    return [*tensors, 1.0, 5, 0.9, 3]
+
+
+def test_opcheck(model):
+    torch.library.opcheck(step_ops.generate, tuple(operator_arguments(model)))
+
+
+def test_words_of_any_batch(model):
+    def words(**options):
+        generator = torch.Generator().manual_seed(0)
+        return sample(model, ALPHABET, 9, prefix="ab", generator=generator, **options)
+
+    assert words() == words(batch=2) == words(chunk=1) == words(batch=1, chunk=50)

@@ -1,0 +1,28 @@
+"""The examples run, and do what they say."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.parametrize(("steps", "least"), [(1, 200), (40, 20)], ids=["at once", "one by one"])
+def test_serve_many(
+    steps: int,
+    least: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    example = EXAMPLES / "serve_many.py"
+    monkeypatch.setattr(sys, "argv", [str(example), f"--steps={steps}"])
+    runpy.run_path(str(example), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "200 requests" in said
+    assert said.endswith("each as it is alone\n")
+    at_once = int(said.partition("up to ")[2].split()[0])
+    assert least <= at_once <= 200
