@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .functional import conv1d
 from .network import Network, NetworkLayer, layers_of
+from .stack_autograd import gate
 
 
 class StreamState(NamedTuple):
@@ -216,8 +217,7 @@ def _prefill_layer(
         backend=getattr(layer.module, "backend", "auto"),
     )
     if layer.gated:
-        a, b = y.chunk(2, dim=1)
-        y = a.tanh() * b.sigmoid()
+        y = gate(y)
     return y + x if layer.residual else y
 
 
