@@ -3,10 +3,11 @@
 // where kernels add up in different orders. No CUDA header: introspection and the emulator ask too.
 #pragma once
 #include "arguments.h"
+#include "cuda/depthwise.h"
 
 namespace convlm::cuda {
 
-enum class Kernel { direct };
+enum class Kernel { direct, depthwise };
 
 // 10 * major + minor.
 using Capability = int;
@@ -15,11 +16,15 @@ inline const char* name_of(Kernel kernel) {
   switch (kernel) {
     case Kernel::direct:
       return "direct";
+    case Kernel::depthwise:
+      return "depthwise";
   }
   return "";
 }
 
-inline Kernel correlation_kernel(const Conv1dGeometry&, ScalarType, Precision, Capability) {
+inline Kernel correlation_kernel(const Conv1dGeometry& g, ScalarType dtype, Precision, Capability) {
+  if (fits_depthwise(g, dtype))
+    return Kernel::depthwise;  // bound by memory: nothing to multiply by
   return Kernel::direct;
 }
 
@@ -33,7 +38,8 @@ inline Kernel grad_input_kernel(const Conv1dGeometry& g, ScalarType dtype, Preci
   return correlation_kernel(g, dtype, precision, capability);
 }
 
-inline Kernel grad_weight_kernel(const Conv1dGeometry&, ScalarType, Precision, Capability) {
+inline Kernel grad_weight_kernel(const Conv1dGeometry& g, ScalarType dtype, Precision, Capability) {
+  if (fits_depthwise(g, dtype)) return Kernel::depthwise;
   return Kernel::direct;
 }
 

@@ -1,0 +1,39 @@
+// Sixteen bytes at once: the widest load that a thread has.
+#pragma once
+#include "cuda/launch.h"
+#include "cuda/numbers.h"
+
+namespace convlm::cuda {
+
+constexpr int kVectorBytes = 16;
+template <class S>
+constexpr int kVector = kVectorBytes / static_cast<int>(sizeof(S));
+
+template <class S>
+struct alignas(kVectorBytes) Vector {
+  S lanes[kVector<S>];
+};
+
+// How many elements `address` is past a multiple of 16 bytes.
+template <class S>
+__device__ __forceinline__ int misalignment(const S* address) {
+  return static_cast<int>(reinterpret_cast<uintptr_t>(address) % kVectorBytes / sizeof(S));
+}
+
+template <class S>
+__device__ __forceinline__ Vector<S> load_vector(const S* address) {
+#if !defined(__CUDACC__)
+  emulator::check_access("load_vector", address, kVectorBytes, kVectorBytes, false);
+#endif
+  return *reinterpret_cast<const Vector<S>*>(address);
+}
+
+template <class S>
+__device__ __forceinline__ void store_vector(S* address, const Vector<S>& vector) {
+#if !defined(__CUDACC__)
+  emulator::check_access("store_vector", address, kVectorBytes, kVectorBytes, false);
+#endif
+  *reinterpret_cast<Vector<S>*>(address) = vector;
+}
+
+}  // namespace convlm::cuda
