@@ -223,15 +223,11 @@ def _front(tensor: Tensor, batch_dim: int | None, size: int) -> Tensor:
     return tensor.movedim(batch_dim, 0)
 
 
-def _into_batch(tensor: Tensor, batch_dim: int) -> Tensor:
-    return tensor.movedim(batch_dim, 0).flatten(0, 1)
-
-
 def _into_channels(tensor: Tensor, batch_dim: int | None, size: int) -> Tensor:
     return _front(tensor, batch_dim, size).movedim(0, 1).flatten(1, 2)
 
 
-def _into_out_channels(tensor: Tensor, batch_dim: int | None, size: int) -> Tensor:
+def _into_batch(tensor: Tensor, batch_dim: int | None, size: int) -> Tensor:
     return _front(tensor, batch_dim, size).flatten(0, 1)
 
 
@@ -242,13 +238,13 @@ def _forward_vmap(
     x_dim, weight_dim, bias_dim, *_ = in_dims
     size = info.batch_size
     if weight_dim is None and bias_dim is None:
-        y = forward(_into_batch(x, x_dim), weight, bias, *settings)
+        y = forward(_into_batch(x, x_dim, size), weight, bias, *settings)
         return y.unflatten(0, (size, -1)), 0
     *window, groups, fp32_precision, activation = settings
     y = forward(
         _into_channels(x, x_dim, size),
-        _into_out_channels(weight, weight_dim, size),
-        None if bias is None else _into_out_channels(bias, bias_dim, size),
+        _into_batch(weight, weight_dim, size),
+        None if bias is None else _into_batch(bias, bias_dim, size),
         *window,
         groups * size,
         fp32_precision,
@@ -265,21 +261,21 @@ def _grad_input_vmap(
     size = info.batch_size
     (length, *window, groups, fp32_precision), y, activation = _with_defaults(settings, 7)
     y_dim = None if y is None else in_dims[-2]
-    if weight_dim is None and grad_dim is not None and (y is None or y_dim is not None):
+    if weight_dim is None:  # then one of the two others is batched
         grad_x = grad_input(
-            _into_batch(grad_output, grad_dim),
+            _into_batch(grad_output, grad_dim, size),
             weight,
             length,
             *window,
             groups,
             fp32_precision,
-            None if y is None else _into_batch(y, y_dim),
+            None if y is None else _into_batch(y, y_dim, size),
             activation,
         )
         return grad_x.unflatten(0, (size, -1)), 0
     grad_x = grad_input(
         _into_channels(grad_output, grad_dim, size),
-        _into_out_channels(weight, weight_dim, size),
+        _into_batch(weight, weight_dim, size),
         length,
         *window,
         groups * size,

@@ -146,6 +146,27 @@ def test_gradients_of_activated_outputs(case: Case, activation: str, dtype: torc
             assert_close(actual, right.value, right.sum_error(dtype) + own * right.magnitude)
 
 
+@pytest.mark.parametrize("batched", [{"gradient"}, {"weight"}, {"y"}, {"gradient", "y"}])
+def test_vmap_of_gradients_of_activated_outputs(batched: set[str]) -> None:
+    case = FEW[1]
+    p = problem(case, torch.float64)
+    one = {"gradient": p.grad_output, "x": p.x, "weight": p.weight, "y": p.grad_output.tanh()}
+    many = {k: torch.stack([v, 0.5 * v]) if k in batched else v for k, v in one.items()}
+
+    def grads(gradient: Tensor, x: Tensor, weight: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        activated = y, "tanh"
+        grad_x = ops.grad_input(gradient, weight, case.length, *case.window, *activated)
+        settings = case.kernel_size, *case.window, True
+        return grad_x, *ops.grad_weight(gradient, x, *settings, *activated)
+
+    in_dims = tuple(0 if k in batched else None for k in one)
+    actual = torch.func.vmap(grads, in_dims)(*many.values())
+    for i in range(2):
+        expected = grads(*(many[k][i] if k in batched else many[k] for k in one))
+        for own, right in zip(actual, expected, strict=True):
+            torch.testing.assert_close(own[i], right)
+
+
 def assert_same_infinities(actual: Tensor, exact: Tensor) -> None:
     assert torch.equal(actual.isnan(), exact.isnan())
     assert torch.equal(actual.isinf(), exact.isinf())
