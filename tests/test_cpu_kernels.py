@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import BY_HAND, CHANNELS, FAST, SEED, Case, parametrize, problem
-from tolerances import exact_forward, exact_gradients
+from tolerances import assert_close, exact_forward, exact_gradients
 from torch import Tensor
 
 from convlm_kernels import _host, ops
@@ -13,7 +13,7 @@ from convlm_kernels import _host, ops
 FUNCTIONS = ("forward", "grad_input", "grad_weight")
 
 
-def kernel(function: str, case: Case, dtype: str = "float32") -> str:
+def kernel(function: str, case: Case, dtype: str = "float32", precision: str = "ieee") -> str:
     return _host.cpu_kernel(
         function,
         dtype,
@@ -22,7 +22,8 @@ def kernel(function: str, case: Case, dtype: str = "float32") -> str:
         case.out_channels,
         case.length,
         case.kernel_size,
-        *case.window,
+        *case.window[:-1],
+        fp32_precision=precision,
     )
 
 
@@ -52,7 +53,15 @@ def test_the_cases_for_fast_filtering_get_it(case: Case) -> None:
 def test_precision_decides_how_fast(function: str) -> None:
     case = language_model(256, 3, 4)
     assert kernel(function, case, "float16") == "fast_filter_4"
-    assert not kernel(function, case, "float64").startswith("fast_filter")
+    assert kernel(function, case, precision="tf32") == "fast_filter_4"
+    for precision in ("ieee", "tf32"):
+        assert not kernel(function, case, "float64", precision).startswith("fast_filter")
+
+
+def test_fewer_products_are_taken_where_both_filters_are_exact_enough() -> None:
+    # Tiles of 4 dilated positions would be half empty.
+    case = Case("", 1, 64, 64, 128, 3, 1, 64, 1, (64, 64))
+    assert kernel("forward", case, precision="tf32") == "fast_filter_2"
 
 
 @parametrize(
@@ -113,31 +122,47 @@ def test_impossible_questions(replaced: dict[str, object], message: str) -> None
         _host.cpu_kernel(**(asked | replaced))
 
 
+@parametrize("case", FAST)
+def test_tf32_allows_a_few_times_the_error_of_a_direct_sum(case: Case) -> None:
+    """F(4, 3) everywhere: far from the error of operands of TF32, which would be 1,000 times."""
+    p = problem(case, torch.float32)
+    window = *case.window[:-1], "tf32"
+    y = ops.forward(p.x, p.weight, p.bias, *window, "none")
+    grad_x = ops.grad_input(p.grad_output, p.weight, case.length, *window)
+    grad_w, grad_b = ops.grad_weight(p.grad_output, p.x, case.kernel_size, *window, True)
+    exact_x, exact_w, exact_b = exact_gradients(p.x, p.weight, p.grad_output, case.window)
+    exact_y = exact_forward(p.x, p.weight, p.bias, case.window)
+    for actual, exact in ((y, exact_y), (grad_x, exact_x), (grad_w, exact_w), (grad_b, exact_b)):
+        assert_close(actual, exact.value, 4 * exact.sum_error(torch.float32))
+
+
 def kinds(values: Tensor) -> Tensor:
     """0 for a number, 1 for NaN, 2 and 3 for the infinities."""
     return values.isnan() + 2 * values.isposinf() + 3 * values.isneginf()
 
 
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
 @parametrize("case", [FAST[0], FAST[1], FAST[4], FAST[7]])
-def test_not_finite_where_a_direct_sum_is_not(case: Case, bad: float) -> None:
+def test_not_finite_where_a_direct_sum_is_not(case: Case, bad: float, precision: str) -> None:
+    window = *case.window[:-1], precision
     p = problem(case, torch.float32)
     x, weight, grad_output = p.x.clone(), p.weight.clone(), p.grad_output.clone()
     x[0, 5, 40] = bad
     grad_output[0, 3, 50] = bad
-    y = ops.forward(x, p.weight, p.bias, *case.window, "none")
+    y = ops.forward(x, p.weight, p.bias, *window, "none")
     assert torch.equal(kinds(y), kinds(exact_forward(x, p.weight, p.bias, case.window).value))
     assert not y.isfinite().all()
-    grad_x = ops.grad_input(grad_output, p.weight, case.length, *case.window)
+    grad_x = ops.grad_input(grad_output, p.weight, case.length, *window)
     exact_x, _, _ = exact_gradients(p.x, p.weight, grad_output, case.window)
     assert torch.equal(kinds(grad_x), kinds(exact_x.value))
-    grad_w, grad_b = ops.grad_weight(grad_output, x, case.kernel_size, *case.window, True)
+    grad_w, grad_b = ops.grad_weight(grad_output, x, case.kernel_size, *window, True)
     _, exact_w, exact_b = exact_gradients(x, p.weight, grad_output, case.window)
     assert torch.equal(kinds(grad_w), kinds(exact_w.value))
     assert torch.equal(kinds(grad_b), kinds(exact_b.value))
 
     weight[7, 2, 1] = bad
-    y = ops.forward(p.x, weight, p.bias, *case.window, "none")
+    y = ops.forward(p.x, weight, p.bias, *window, "none")
     assert torch.equal(kinds(y), kinds(exact_forward(p.x, weight, p.bias, case.window).value))
 
 

@@ -9,6 +9,7 @@ template <class S>
 struct Correlation {
   int64_t batch, groups, rows, channels;  // rows and channels of one group
   int64_t outputs, length, in_step;
+  Precision precision;
   int64_t taps;
   const int64_t* tap_index;   // which element of the weight's tap dimension
   const int64_t* tap_offset;  // which input position, for output 0

@@ -56,6 +56,7 @@ struct Forward {
     }
     Correlation<S> p{};
     p.batch = g.batch;
+    p.precision = a.precision;
     p.groups = g.groups;
     p.rows = g.out_channels_per_group();
     p.channels = g.in_channels_per_group();
@@ -153,6 +154,7 @@ struct GradInput {
     int64_t* other_taps = taps + 2 * g.kernel_size;
     Correlation<S> p{};
     p.batch = g.batch;
+    p.precision = a.precision;
     p.groups = g.groups;
     p.channels = g.out_channels_per_group();
     p.length = g.out_length;
@@ -216,6 +218,7 @@ struct GradWeight {
       offsets[k] = input_position(0, k, g.stride, g.dilation, g.pad_left);
     WeightGradient<S> p{};
     p.batch = g.batch;
+    p.precision = a.precision;
     p.groups = g.groups;
     p.rows = g.out_channels_per_group();
     p.channels = g.in_channels_per_group();

@@ -13,13 +13,12 @@ constexpr bool kMayFilter = sizeof(S) < sizeof(double) && kDepth<Operand<S>> == 
 
 // What a fast filter costs per tile, in multiply-adds: the products, and the making of components
 // and outputs, whose prices were measured.
-template <class F>
-bool fast_correlation_pays(int64_t outputs, int64_t taps, int64_t dilation, int64_t channels,
-                           int64_t rows) {
-  const FastTiling<F> t(outputs, taps, dilation);
+template <class F, class S>
+int64_t fast_correlation_cost(const Correlation<S>& p, int64_t dilation) {
+  const FastTiling<F> t(p.outputs, p.taps, dilation);
   const int64_t tile =
-      t.slots * channels * rows + 12 * t.slots * channels + 25 * F::kOutputs * rows;
-  return 20 * t.tiles * tile < 19 * outputs * taps * channels * rows;
+      t.slots * p.channels * p.rows + 12 * t.slots * p.channels + 25 * F::kOutputs * p.rows;
+  return t.tiles * tile;
 }
 
 template <class S>
@@ -38,18 +37,25 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
   return by_positions * 8 <= by_rows * 9 ? Kernel::positions : Kernel::rows;
 }
 
-// The error of F(4, 3) shows in float32, not in what a 16-bit type keeps.
+// The error of F(4, 3), a few times that of a direct sum, shows in float32 where that must be
+// exact, not in what TF32 or a 16-bit type keeps.
+template <class S>
+bool exact_enough_for_four(const Correlation<S>& p) {
+  return sizeof(S) == 2 || p.precision == Precision::tf32;
+}
+
 template <class S>
 Kernel correlation_kernel(const Correlation<S>& p) {
   const int64_t spacing = p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 0;
   const int64_t dilation = larger(spacing, -spacing);
   if (kMayFilter<S> && dilation > 0 && p.in_step == 1 && p.out_step == 1 &&
       p.outputs >= kFewestFastOutputs) {
-    if (sizeof(S) == 2 &&
-        fast_correlation_pays<FastFilter<4>>(p.outputs, p.taps, dilation, p.channels, p.rows))
-      return Kernel::fast_filter_4;
-    if (fast_correlation_pays<FastFilter<2>>(p.outputs, p.taps, dilation, p.channels, p.rows))
-      return Kernel::fast_filter_2;
+    const int64_t two = fast_correlation_cost<FastFilter<2>>(p, dilation);
+    const int64_t four =
+        exact_enough_for_four(p) ? fast_correlation_cost<FastFilter<4>>(p, dilation) : two;
+    // A twentieth of the direct sum's cost is not worth the change.
+    if (20 * smaller(two, four) < 19 * p.outputs * p.products() * p.rows)
+      return four < two ? Kernel::fast_filter_4 : Kernel::fast_filter_2;
   }
   return direct_correlation_kernel(p);
 }
@@ -76,8 +82,7 @@ void correlate(const Correlation<S>& p) {
   if constexpr (kMayFilter<S>) {
     const Kernel kernel = correlation_kernel(p);
     if (kernel == Kernel::fast_filter_2) return correlate_fast<FastFilter<2>>(p);
-    if constexpr (sizeof(S) == 2)
-      if (kernel == Kernel::fast_filter_4) return correlate_fast<FastFilter<4>>(p);
+    if (kernel == Kernel::fast_filter_4) return correlate_fast<FastFilter<4>>(p);
   }
   correlate_directly(p);
 }
@@ -99,7 +104,7 @@ constexpr int64_t kMostTapsOfFour = 8;
 
 template <class S>
 bool exact_enough_for_four(const WeightGradient<S>& p) {
-  return sizeof(S) == 2 ||
+  return sizeof(S) == 2 || p.precision == Precision::tf32 ||
          (p.taps <= kMostTapsOfFour && p.batch * p.outputs >= kFewestPositionsOfFour);
 }
 

@@ -8,6 +8,7 @@ template <class S>
 struct WeightGradient {
   int64_t batch, groups, rows, channels;  // rows: output channels of one group
   int64_t outputs, length, stride, taps;
+  Precision precision;
   const int64_t* tap_offset;
   const S* grad_output;
   int64_t grad_batch, grad_row, grad_position;  // strides
