@@ -19,16 +19,20 @@ struct Window {
   // Where positions are neighbours, a line starts as far past 16 bytes as it does in the input:
   // then vectors are loaded and stored whole.
   __device__ int shift(int line) const {
-    return in.position == 1 ? misalignment(address(line, begin)) : 0;
+    return in.position == 1 ? misalignment(in.data, offset(line, begin)) : 0;
   }
   __device__ Compute<S>* line(int i) const { return staged + i * pitch + shift(i); }
 
-  // Only an address: it may be outside the input.
-  __device__ const S* address(int line, int64_t position) const {
-    return in.data + sample * in.batch + (channel + line) * in.channel + position * in.position;
+  __device__ int64_t offset(int line, int64_t position) const {
+    return sample * in.batch + (channel + line) * in.channel + position * in.position;
   }
-  __device__ const S* address_of_y(int line, int64_t position) const {
-    return in.y + sample * in.y_batch + (channel + line) * in.y_channel + position * in.y_position;
+  __device__ int64_t offset_of_y(int line, int64_t position) const {
+    return sample * in.y_batch + (channel + line) * in.y_channel + position * in.y_position;
+  }
+  // Whether the vectors at a position can be loaded as such.
+  __device__ bool aligned(int line, int64_t position) const {
+    return misalignment(in.data, offset(line, position)) == 0 &&
+           (in.y == nullptr || misalignment(in.y, offset_of_y(line, position)) == 0);
   }
   __device__ Compute<S> value(int line, int64_t position) const {
     const bool inside = 0 <= position && position < length;
@@ -52,18 +56,18 @@ int pitch_of(const Input<S>& in, int width) {
   return vectors * kVector<S>;
 }
 
-// The 16 bytes of `in` at an address, multiplied by the derivative at those of y.
+// The vector of `in` at an offset, multiplied by the derivative at that of y.
 template <class S>
-__device__ __forceinline__ void load_values(const Input<S>& in, const S* address, const S* y,
-                                            Compute<S>* values) {
-  const Vector<S> loaded = load_vector(address);
+__device__ __forceinline__ void load_values(const Input<S>& in, int64_t offset, int64_t offset_of_y,
+                                            Compute<S> (&values)[kVector<S>]) {
+  const Vector<S> loaded = load_vector(in.data + offset);
 #pragma unroll
   for (int e = 0; e < kVector<S>; ++e) values[e] = to_compute(loaded.lanes[e]);
   if (in.y == nullptr) return;
-  const Vector<S> outputs = load_vector(y);
+  const Vector<S> y = load_vector(in.y + offset_of_y);
 #pragma unroll
   for (int e = 0; e < kVector<S>; ++e)
-    values[e] = times_derivative(in.activation, values[e], to_compute(outputs.lanes[e]));
+    values[e] = times_derivative(in.activation, values[e], to_compute(y.lanes[e]));
 }
 
 template <int count, class C>
@@ -85,10 +89,9 @@ __device__ void stage_along_positions(const Window<S>& w) {
   for (int i = threadIdx.x; i < w.lines * vectors; i += blockDim.x) {
     const int line = i / vectors, first = i % vectors * V;
     const int64_t at = w.begin - w.shift(line) + first;
-    const S* y = w.in.y == nullptr ? nullptr : w.address_of_y(line, at);
     Compute<S> values[V];
-    if (neighbours && 0 <= at && at + V <= w.length && misalignment(y) == 0) {
-      load_values(w.in, w.address(line, at), y, values);
+    if (neighbours && 0 <= at && at + V <= w.length && w.aligned(line, at)) {
+      load_values(w.in, w.offset(line, at), w.offset_of_y(line, at), values);
     } else {
 #pragma unroll
       for (int e = 0; e < V; ++e) values[e] = w.value(line, at + e);
@@ -107,11 +110,9 @@ __device__ void stage_along_channels(const Window<S>& w) {
     const int64_t position = w.begin + at;
     const int count = line + V <= w.lines ? V : w.lines - line;
     const bool inside = 0 <= position && position < w.length;
-    const S* address = w.address(line, position);
-    const S* y = w.in.y == nullptr ? nullptr : w.address_of_y(line, position);
     Compute<S> values[V];
-    if (neighbours && inside && count == V && misalignment(address) == 0 && misalignment(y) == 0) {
-      load_values(w.in, address, y, values);
+    if (neighbours && inside && count == V && w.aligned(line, position)) {
+      load_values(w.in, w.offset(line, position), w.offset_of_y(line, position), values);
     } else {
 #pragma unroll
       for (int e = 0; e < V; ++e)

@@ -14,10 +14,11 @@ struct alignas(kVectorBytes) Vector {
   S lanes[kVector<S>];
 };
 
-// How many elements `address` is past a multiple of 16 bytes.
+// How many elements past a multiple of 16 bytes base + offset is, which may be no address at all.
 template <class S>
-__device__ __forceinline__ int misalignment(const S* address) {
-  return static_cast<int>(reinterpret_cast<uintptr_t>(address) % kVectorBytes / sizeof(S));
+__device__ __forceinline__ int misalignment(const S* base, int64_t offset) {
+  const uint64_t element = reinterpret_cast<uintptr_t>(base) / sizeof(S) + offset;
+  return static_cast<int>(element % kVector<S>);
 }
 
 template <class S>

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,7 +18,7 @@ from tolerances import (
     roundoff,
 )
 
-from build import SANITIZE, library, operators
+from build import SANITIZE, library, operators, run_sanitized
 from convlm_kernels.autograd import ACTIVATIONS
 from convlm_kernels.geometry import output_length
 
@@ -149,15 +146,4 @@ def test_fuzz(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.skipif(bool(SANITIZE), reason="this is the run under the sanitizers")
 def test_all_of_this_under_the_sanitizers() -> None:
-    preload = subprocess.run(
-        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    )
-    environment = os.environ | {
-        "CONVLM_EMULATOR_SANITIZE": "address,undefined",
-        "LD_PRELOAD": preload.stdout.strip(),
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
-    }
-    names = ["float32 or bfloat16 or layouts or batch or fuzz"]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k"]
-    run = subprocess.run([*command, *names], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
+    run_sanitized(__file__, "float32 or bfloat16 or layouts or batch or fuzz")

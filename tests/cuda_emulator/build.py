@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -61,6 +62,21 @@ def operators() -> tuple[object, object, object]:
         getattr(torch.ops.convlm_emulated, operator._schema.name.removeprefix("convlm::")).default
         for operator in native
     )
+
+
+def run_sanitized(test_file: str, names: str) -> None:
+    """Runs the tests of that file which ``-k names`` selects, on a build with the sanitizers."""
+    preload = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    )
+    environment = os.environ | {
+        "CONVLM_EMULATOR_SANITIZE": "address,undefined",
+        "LD_PRELOAD": preload.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test_file]
+    run = subprocess.run([*command, "-k", names], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 _keep: list[torch.library.Library] = []  # a definition goes with the object that made it
