@@ -3,9 +3,9 @@
 // bytes at a time and with the halo that the taps reach; each output is then a sum over shared
 // memory, and neighbouring lanes make neighbouring outputs, so that neither the dilation nor where
 // rows start costs anything.
-#include "cuda/depthwise.h"
 #include "cuda/kernels.h"
 #include "cuda/staging.h"
+#include "cuda/taps.h"
 
 namespace convlm::cuda {
 namespace {
@@ -17,17 +17,10 @@ constexpr int kSpread = 32;            // and lie this far apart: a warp reads a
 constexpr int64_t kSharedBytes = 48 * 1024;  // so that several blocks share a multiprocessor
 constexpr int kElements = 4096;  // of a tile: some 64 bytes of loads in flight for each thread
 
-// The taps of one class of positions in ascending order of what they read.
-struct Taps {
-  int count, weight, in;
-};
-
 template <class S>
 struct Depthwise {
   Correlation<S> p;
-  Taps classes[kMostClasses];
-  int weight_step, in_step;  // from tap to tap
-  int64_t begin;             // what the first output of the first tile reads first
+  Taps taps;
   int groups, log2_outputs;  // of a tile, outputs of one class
   int spread, width, pitch;
   int64_t group_tiles, position_tiles;
@@ -54,7 +47,7 @@ __device__ void correlate_class(const Depthwise<S>& d, const Window<S>& window,
                                 int64_t first, int index) {
   using C = Compute<S>;
   const Correlation<S>& p = d.p;
-  const Taps taps = d.classes[index];
+  const ClassTaps taps = d.taps.classes[index];
   const int spread = kWide ? kSpread : d.spread, step = kWide ? 1 : static_cast<int>(p.step);
   const int rows = static_cast<int>(p.rows), channels = static_cast<int>(p.channels);
   const int log2_units = d.log2_outputs - kLog2Sums;
@@ -68,7 +61,7 @@ __device__ void correlate_class(const Depthwise<S>& d, const Window<S>& window,
       const C* w = weights + (row * channels + channel) * static_cast<int>(p.kernel_size);
       w += taps.weight;
 #pragma unroll 4
-      for (int tap = 0; tap < taps.count; ++tap, in += d.in_step, w += d.weight_step) {
+      for (int tap = 0; tap < taps.count; ++tap, in += d.taps.in_step, w += d.taps.weight_step) {
 #pragma unroll
         for (int i = 0; i < kSums; ++i) sums[i] += *w * in[i * spread * step];
       }
@@ -100,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) depthwise_kernel(Depthwise<S> d) {
     const Window<S> window{p.in,
                            sample,
                            first_group * p.channels,
-                           d.begin + first * p.step,
+                           d.taps.begin + first * p.step,
                            p.length,
                            groups * static_cast<int>(p.channels),
                            d.width,
@@ -115,33 +108,6 @@ __global__ void __launch_bounds__(kThreads) depthwise_kernel(Depthwise<S> d) {
   }
 }
 
-// The classes' taps, and how far a tile's window reaches beyond its outputs.
-template <class S>
-int find_taps(Depthwise<S>& d) {
-  const Correlation<S>& p = d.p;
-  int64_t low = 0, high = 0;
-  bool any = false;
-  for (int pass = 0; pass < 2; ++pass)
-    for (int i = 0; i < static_cast<int>(p.classes); ++i) {
-      const PositionClass c = position_class(p, i);
-      if (c.taps == 0) continue;
-      const int64_t span = (c.taps - 1) * c.offset_step;  // negative where the taps go down
-      const int64_t c_low = c.offset + (span < 0 ? span : 0);
-      const int64_t c_high = c.offset + (span < 0 ? 0 : span);
-      low = any && low < c_low ? low : c_low;
-      high = any && high > c_high ? high : c_high;
-      any = true;
-      const bool down = c.offset_step < 0;
-      d.classes[i] = {static_cast<int>(c.taps),
-                      static_cast<int>(down ? c.first + (c.taps - 1) * c.step : c.first),
-                      static_cast<int>(c_low - low)};
-      d.weight_step = static_cast<int>(down ? -c.step : c.step);
-      d.in_step = static_cast<int>(down ? -c.offset_step : c.offset_step);
-    }
-  d.begin = low;
-  return static_cast<int>(high - low);
-}
-
 int64_t power_of_two_from(int64_t value) {
   int64_t power = 1;
   while (power < value) power *= 2;
@@ -149,13 +115,13 @@ int64_t power_of_two_from(int64_t value) {
 }
 
 template <class S>
-void size_tile(Depthwise<S>& d, int64_t outputs, int64_t groups, int reach) {
+void size_tile(Depthwise<S>& d, int64_t outputs, int64_t groups) {
   const Correlation<S>& p = d.p;
   d.groups = static_cast<int>(groups);
   d.log2_outputs = 0;
   while (int64_t{1} << d.log2_outputs < outputs) ++d.log2_outputs;
   d.spread = static_cast<int>(outputs / kSums < kSpread ? outputs / kSums : kSpread);
-  d.width = static_cast<int>((outputs - 1) * p.step) + reach + 1;
+  d.width = d.taps.window(outputs, p.step);
   d.pitch = pitch_of(p.in, d.width);
   const int64_t elements =
       groups * p.channels * d.pitch + groups * p.rows * p.channels * p.kernel_size;
@@ -165,7 +131,7 @@ void size_tile(Depthwise<S>& d, int64_t outputs, int64_t groups, int reach) {
 // Long rows alone, short ones together; channels that are neighbours in memory together, as many as
 // make whole sectors of it.
 template <class S>
-void choose_tile(Depthwise<S>& d, int reach) {
+void choose_tile(Depthwise<S>& d) {
   const Correlation<S>& p = d.p;
   constexpr int64_t kChannelsTogether = 32;
   const int64_t moved = p.step > p.classes ? p.step : p.classes;  // for an output of one class
@@ -177,10 +143,9 @@ void choose_tile(Depthwise<S>& d, int reach) {
   int64_t groups = power_of_two_from(p.groups);
   while (groups > 1 && groups * p.channels * outputs * moved > kElements) groups /= 2;
   if (!together && groups > kChannelsTogether) groups = kChannelsTogether;
-  size_tile(d, outputs, groups, reach);
-  while (d.shared_bytes > kSharedBytes && groups > 1) size_tile(d, outputs, groups /= 2, reach);
-  while (d.shared_bytes > kDepthwiseBytes && outputs > kSpread)
-    size_tile(d, outputs /= 2, groups, reach);
+  size_tile(d, outputs, groups);
+  while (d.shared_bytes > kSharedBytes && groups > 1) size_tile(d, outputs, groups /= 2);
+  while (d.shared_bytes > kMostSharedBytes && outputs > kSpread) size_tile(d, outputs /= 2, groups);
 }
 
 }  // namespace
@@ -190,7 +155,8 @@ cudaError_t correlate_depthwise(const Correlation<S>& p, cudaStream_t stream) {
   if (p.outputs == 0) return cudaSuccess;  // and no classes to divide by
   Depthwise<S> d{};
   d.p = p;
-  choose_tile(d, find_taps(d));
+  d.taps = taps_of(p);
+  choose_tile(d);
   d.group_tiles = divide_up(p.groups, d.groups);
   d.position_tiles = divide_up(divide_up(p.outputs, p.classes), int64_t{1} << d.log2_outputs);
   const int64_t tiles = p.batch * d.group_tiles * d.position_tiles;

@@ -3,7 +3,7 @@
 // tiles of (sample, positions); its threads keep a sum for each tap in registers, add them up at
 // the end of the piece, and a second kernel adds the pieces. Pieces depend on the problem alone, so
 // the order of every sum is fixed.
-#include "cuda/depthwise.h"
+#include "cuda/fits.h"
 #include "cuda/kernels.h"
 #include "cuda/staging.h"
 
@@ -160,7 +160,7 @@ DepthwiseGradient<S> depthwise_gradient(const WeightGradient<S>& p) {
   }
   size_tile(d);
   for (; d.shared_bytes > kSharedBytes && d.rows > 1; size_tile(d)) d.rows /= 2;
-  for (; d.shared_bytes > kDepthwiseBytes && d.outputs > kLeastOutputs; size_tile(d))
+  for (; d.shared_bytes > kMostSharedBytes && d.outputs > kLeastOutputs; size_tile(d))
     d.outputs /= 2;
 
   d.row_tiles = divide_up(all_rows, d.rows);

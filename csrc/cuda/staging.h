@@ -133,4 +133,26 @@ __device__ void stage(const Window<S>& w) {
     stage_along_positions(w);
 }
 
+// Where the elements of some samples' windows go, in elements.
+struct Strides {
+  int sample, line, position;
+};
+
+// Element by element to anywhere: for windows that are small, or are turned on their way. `w` is
+// that of the first sample; its pitch is not used.
+template <class S>
+__device__ void stage_samples(const Window<S>& w, int samples, const Strides& to) {
+  const bool turned = along_channels(w.in);  // neighbouring lanes load neighbours
+  const int inner = turned ? w.lines : w.width, outer = turned ? w.width : w.lines;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < samples * outer * inner; i += blockDim.x) {
+    const int fast = i % inner, slow = i / inner % outer, sample = i / inner / outer;
+    const int line = turned ? fast : slow, at = turned ? slow : fast;
+    const int64_t position = w.begin + at;
+    const bool inside = 0 <= position && position < w.length;
+    w.staged[sample * to.sample + line * to.line + at * to.position] =
+        inside ? read(w.in, w.sample + sample, w.channel + line, position) : Compute<S>(0);
+  }
+}
+
 }  // namespace convlm::cuda

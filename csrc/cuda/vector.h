@@ -37,4 +37,18 @@ __device__ __forceinline__ void store_vector(S* address, const Vector<S>& vector
   *reinterpret_cast<Vector<S>*>(address) = vector;
 }
 
+// Four numbers of shared memory that lie together, such as the rows of one thread.
+template <class C>
+struct alignas(kVectorBytes) Four {
+  C lanes[4];
+};
+
+template <class C>
+__device__ __forceinline__ Four<C> load_four(const C* address) {
+#if !defined(__CUDACC__)
+  emulator::check_access("load_four", address, sizeof(Four<C>), kVectorBytes, true);
+#endif
+  return *reinterpret_cast<const Four<C>*>(address);
+}
+
 }  // namespace convlm::cuda

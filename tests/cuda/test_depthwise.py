@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import DEPTHWISE, DTYPES, LAYOUTS, Case, parametrize, problem
+from checks import check
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernels import check
 from tolerances import FROM_OUTPUT, TABLE, assert_close, exact_forward, exact_gradients, roundoff
 from torch import Tensor
 

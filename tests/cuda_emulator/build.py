@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -47,6 +49,18 @@ def library() -> ctypes.CDLL:
     (directory / "build.ninja").write_text(ninja.text)
     subprocess.run([setup.find_ninja()], cwd=directory, check=True, stdout=subprocess.DEVNULL)
     return ctypes.CDLL(str(directory / name))
+
+
+@contextlib.contextmanager
+def forced(kernel: str) -> Iterator[None]:
+    """Every function runs this kernel, whatever would be chosen."""
+    force = library().force_kernel
+    force.restype = ctypes.c_bool
+    assert force(kernel.encode()), f"no kernel is called {kernel}"
+    try:
+        yield
+    finally:
+        force(None)
 
 
 @functools.cache

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <optional>
+#include <stdexcept>
 #include <tuple>
 
 #include "cuda/functions.h"
@@ -16,16 +18,19 @@ namespace convlm::cuda {
 namespace {
 
 Capability capability = 90;
+std::optional<Kernel> forced;
 
 // The workspace starts as NaN, and is a buffer of its own, so that the sanitizer guards it.
 template <class Arguments>
 void run(cudaError_t (*function)(const Arguments&, const Launch&), const Arguments& arguments) {
-  const int64_t bytes = workspace_bytes(arguments, capability);
+  const Kernel kernel = forced.value_or(kernel_of(arguments, capability));
+  const int64_t bytes = workspace_bytes(arguments, kernel);
   void* workspace = nullptr;
   if (posix_memalign(&workspace, 256, bytes > 0 ? bytes : 1) != 0) throw std::bad_alloc();
   const std::unique_ptr<void, void (*)(void*)> owner(workspace, &std::free);
   std::memset(workspace, 0xff, bytes);
-  function(arguments, {capability, nullptr, workspace});
+  if (function(arguments, {kernel, nullptr, workspace}) != cudaSuccess)
+    throw std::invalid_argument("this kernel does not take these arguments");
 }
 
 Tensor emulated_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -68,6 +73,16 @@ std::tuple<Tensor, Tensor> emulated_grad_weight(const Tensor& grad_output, const
 // Of the GPU that is emulated, for tests that want another.
 extern "C" __attribute__((visibility("default"))) void set_capability(int value) {
   capability = value;
+}
+
+// The kernel of all further calls, for tests of one where another would be chosen; null: as chosen.
+// False where no kernel has that name.
+extern "C" __attribute__((visibility("default"))) bool force_kernel(const char* name) {
+  forced.reset();
+  if (name == nullptr) return true;
+  for (const Kernel kernel : kKernels)
+    if (std::strcmp(name, name_of(kernel)) == 0) forced = kernel;
+  return forced.has_value();
 }
 
 STABLE_TORCH_LIBRARY_IMPL(convlm_emulated, CPU, m) {
