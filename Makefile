@@ -17,7 +17,7 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build train test lint format bench bench-seed bench-sweep clean
+.PHONY: help build train test test-models lint format bench bench-seed bench-sweep clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -30,6 +30,9 @@ train: $(VENV)/.built  ## train the dilated language model, invent words, draw t
 
 test: $(VENV)/.built $(VENV)/.test  ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+test-models: $(VENV)/.built $(VENV)/.test $(VENV)/.models  ## swap the layers of wav2vec 2.0, Whisper, Mamba, ... and compare
+	$(BIN)/python -m pytest tests/models $(ARGS)
 
 lint: $(VENV)/.built $(VENV)/.dev  ## ruff, clang-format and mypy, changing nothing
 	$(BIN)/ruff check
