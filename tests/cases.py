@@ -124,7 +124,18 @@ GROUPS = [
     Case("many channels into one in each group", 2, 24, 4, 30, 3, 1, 1, 4, (1, 1)),
 ]
 
-CASES = SEED + LENGTHS + CHANNELS + SETTINGS + FAST + GROUPS
+# On GPUs these have kernels of their own, which work in tiles of channels and positions.
+DEPTHWISE = [
+    Case("depthwise, rows of several tiles", 1, 2, 2, 5000, 4, 1, 1, 2, (3, 0)),
+    Case("depthwise, taps far apart", 2, 3, 3, 700, 3, 1, 64, 3, (128, 0)),
+    Case(
+        "depthwise, a multiplier in several tiles, many taps", 1, 35, 70, 40, 12, 2, 2, 35, (3, 3)
+    ),
+    Case("depthwise, a stride as long as the kernel", 2, 5, 5, 300, 16, 16, 1, 5, (3, 3)),
+    Case("depthwise, a stride longer than the input", 2, 5, 5, 7, 3, 9, 2, 5, (3, 3)),
+]
+
+CASES = SEED + LENGTHS + CHANNELS + SETTINGS + FAST + GROUPS + DEPTHWISE
 
 # One of each kind, where a test is about something else than the shape.
 FEW = [BY_HAND, LENGTHS[8], CHANNELS[3], SETTINGS[2], FAST[1], GROUPS[0], GROUPS[4]]
@@ -178,6 +189,10 @@ def _transposed(tensor: Tensor) -> Tensor:
     return tensor.permute(order).contiguous().permute(order)
 
 
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if tensor.dim() > 1 else tensor
+
+
 def _offset(tensor: Tensor) -> Tensor:
     room = torch.full((tensor.numel() + 1,), torch.nan, dtype=tensor.dtype)
     return room[1:].view(tensor.shape).copy_(tensor)
@@ -188,6 +203,7 @@ def _offset(tensor: Tensor) -> Tensor:
 LAYOUTS = {
     "sliced": _sliced,
     "transposed": _transposed,
+    "channels_last": _channels_last,
     "unaligned": _offset,
     "expanded_first": lambda t: t[:1].expand(t.shape),
     "expanded_last": lambda t: t[..., :1].expand(t.shape),

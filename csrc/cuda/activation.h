@@ -31,7 +31,7 @@ template <class C>
 __device__ __forceinline__ C times_derivative(Activation activation, C gradient, C y) {
   switch (activation) {
     case Activation::tanh:
-      return gradient * (C(1) - y * y);
+      return gradient * ((C(1) - y) * (C(1) + y));  // no digits lost near |y| = 1
     case Activation::sigmoid:
       return gradient * (y * (C(1) - y));
     case Activation::relu:

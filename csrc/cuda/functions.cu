@@ -36,6 +36,8 @@ int64_t workspace_bytes(Kernel kernel, const Correlation<S>& p) {
 
 template <class S>
 cudaError_t correlate(const Correlation<S>& p, const Launch& launch) {
+  if (launch.kernel == Kernel::depthwise) return correlate_depthwise(p, launch.stream);
+  if (launch.kernel == Kernel::small) return correlate_small(p, launch.stream);
   if constexpr (kHasImplicitGemm<S>)
     if (launch.kernel == Kernel::implicit_gemm)
       return correlate_implicit_gemm(p, launch.workspace, launch.stream);
@@ -48,6 +50,7 @@ cudaError_t correlate(const Correlation<S>& p, const Launch& launch) {
 
 template <class S>
 int64_t workspace_bytes(Kernel kernel, const WeightGradient<S>& p) {
+  if (kernel == Kernel::depthwise) return weight_gradient_depthwise_workspace(p);
   if constexpr (kHasImplicitGemm<S>)
     if (kernel == Kernel::implicit_gemm) return implicit_gemm_workspace(p);
   if constexpr (kHasRegisterTile<S>)
@@ -57,6 +60,9 @@ int64_t workspace_bytes(Kernel kernel, const WeightGradient<S>& p) {
 
 template <class S>
 cudaError_t weight_gradient(const WeightGradient<S>& p, const Launch& launch) {
+  if (launch.kernel == Kernel::depthwise)
+    return weight_gradient_depthwise(p, launch.workspace, launch.stream);
+  if (launch.kernel == Kernel::small) return weight_gradient_small(p, launch.stream);
   if constexpr (kHasImplicitGemm<S>)
     if (launch.kernel == Kernel::implicit_gemm)
       return weight_gradient_implicit_gemm(p, launch.workspace, launch.stream);

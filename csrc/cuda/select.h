@@ -1,13 +1,16 @@
 // Which kernel a problem gets on a GPU, from geometry, dtype and the GPU's compute capability
-// alone. Neither batch nor length may show in the bits of one sample's results, so they have no say
-// where kernels add up in different orders. No CUDA header: introspection and the emulator ask too.
+// alone. The batch must not show in the bits of one sample's results, so it has no say; nor has the
+// length, except that samples of a few positions get `small`. No CUDA header: introspection and the
+// emulator ask too.
 #pragma once
 #include "arguments.h"
+#include "cuda/fits.h"
 
 namespace convlm::cuda {
 
-enum class Kernel { direct, implicit_gemm, register_tile };
-constexpr Kernel kKernels[] = {Kernel::direct, Kernel::implicit_gemm, Kernel::register_tile};
+enum class Kernel { direct, depthwise, small, implicit_gemm, register_tile };
+constexpr Kernel kKernels[] = {Kernel::direct, Kernel::depthwise, Kernel::small,
+                               Kernel::implicit_gemm, Kernel::register_tile};
 
 // 10 * major + minor.
 using Capability = int;
@@ -20,6 +23,10 @@ inline const char* name_of(Kernel kernel) {
       return "implicit_gemm";
     case Kernel::register_tile:
       return "register_tile";
+    case Kernel::depthwise:
+      return "depthwise";
+    case Kernel::small:
+      return "small";
   }
   return "";
 }
@@ -39,9 +46,17 @@ inline bool fills_tiles(const Conv1dGeometry& g) {
   return g.in_channels_per_group() >= kFewest && g.out_channels_per_group() >= kFewest;
 }
 
+// Depthwise layers multiply each input by a few weights, so memory is their limit, and their kernel
+// reads it once. Small ones are over before a launch is: what counts is that theirs needs but one.
+inline Kernel kernel_for(const Conv1dGeometry& g, ScalarType dtype, Precision precision) {
+  if (fits_depthwise(g, dtype)) return Kernel::depthwise;
+  if (fits_small(g, dtype)) return Kernel::small;
+  return fills_tiles(g) ? tiled_kernel(dtype, precision) : Kernel::direct;
+}
+
 inline Kernel correlation_kernel(const Conv1dGeometry& g, ScalarType dtype, Precision precision,
                                  Capability) {
-  return fills_tiles(g) ? tiled_kernel(dtype, precision) : Kernel::direct;
+  return kernel_for(g, dtype, precision);
 }
 
 inline Kernel forward_kernel(const Conv1dGeometry& g, ScalarType dtype, Precision precision,
@@ -56,7 +71,7 @@ inline Kernel grad_input_kernel(const Conv1dGeometry& g, ScalarType dtype, Preci
 
 inline Kernel grad_weight_kernel(const Conv1dGeometry& g, ScalarType dtype, Precision precision,
                                  Capability) {
-  return fills_tiles(g) ? tiled_kernel(dtype, precision) : Kernel::direct;
+  return kernel_for(g, dtype, precision);
 }
 
 inline Kernel kernel_of(const ForwardArguments& a, Capability capability) {

@@ -6,7 +6,19 @@ import math
 
 import pytest
 import torch
-from cases import BY_HAND, CASES, DTYPES, LAYOUTS, SETTINGS, Case, parametrize, problem
+from cases import (
+    BY_HAND,
+    CASES,
+    DEPTHWISE,
+    DTYPES,
+    GROUPS,
+    LAYOUTS,
+    LENGTHS,
+    SETTINGS,
+    Case,
+    parametrize,
+    problem,
+)
 from checks import check
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +31,7 @@ from tolerances import (
     roundoff,
 )
 
-from build import SANITIZE, library, operators, run_sanitized
+from build import SANITIZE, forced, library, operators, run_sanitized
 from convlm_kernels.autograd import ACTIVATIONS
 from convlm_kernels.geometry import output_length
 
@@ -40,6 +52,13 @@ AFFORDABLE = [
 @parametrize("case", AFFORDABLE)
 def test_all_three_functions(case: Case, dtype: torch.dtype) -> None:
     check(case, dtype)
+
+
+@parametrize("dtype", (torch.float32, torch.bfloat16))
+@parametrize("case", [*LENGTHS[:6], *SETTINGS[:6], *GROUPS, DEPTHWISE[2]])
+def test_the_direct_kernel_takes_what_others_are_chosen_for(case: Case, dtype: torch.dtype) -> None:
+    with forced("direct"):
+        check(case, dtype)
 
 
 def test_most_cases_are_affordable() -> None:
@@ -132,4 +151,4 @@ def test_fuzz(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.skipif(bool(SANITIZE), reason="this is the run under the sanitizers")
 def test_all_of_this_under_the_sanitizers() -> None:
-    run_sanitized(__file__, "float32 or bfloat16 or layouts or batch or fuzz")
+    run_sanitized(__file__, "direct or float32 or bfloat16 or layouts or batch or fuzz")

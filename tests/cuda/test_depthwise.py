@@ -1,0 +1,160 @@
+"""The depthwise CUDA kernels beyond the named cases: layouts, tiles, and what is left to others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import DEPTHWISE, DTYPES, LAYOUTS, Case, parametrize, problem
+from checks import check
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import FROM_OUTPUT, TABLE, assert_close, exact_forward, exact_gradients, roundoff
+from torch import Tensor
+
+from build import SANITIZE, library, operators, run_sanitized
+from convlm_kernels import _host
+from convlm_kernels.autograd import ACTIVATIONS
+
+pytestmark = pytest.mark.usefixtures("nan_in_empty")
+
+CAUSAL = Case("several channels, whole vectors and rests", 3, 37, 37, 150, 4, 1, 3, 37, (9, 0))
+STRIDED = Case("classes of positions, two outputs a channel", 2, 9, 18, 131, 5, 3, 2, 9, (4, 2))
+
+
+def kernels(**changes: int) -> set[str]:
+    """Which kernels the three functions get."""
+    sizes = dict(batch=2, in_channels=24, out_channels=24, length=4000, kernel_size=4, groups=24)
+    return {
+        _host.cuda_kernel(function, dtype, **(sizes | changes))
+        for function in ("forward", "grad_input", "grad_weight")
+        for dtype in ("float32", "float64", "bfloat16", "float16")
+    }
+
+
+def test_what_is_depthwise() -> None:
+    assert kernels() == {"depthwise"}
+    assert kernels(out_channels=8 * 24) == {"depthwise"}
+    assert kernels(stride=16, kernel_size=100, dilation=7) == {"depthwise"}
+    assert kernels(batch=1, length=4) == kernels(batch=1000, length=2**40) == {"depthwise"}
+
+
+def test_what_is_left_to_others() -> None:
+    assert "depthwise" not in kernels(out_channels=9 * 24)  # more products for each input
+    assert "depthwise" not in kernels(groups=12)
+    assert "depthwise" not in kernels(stride=17)  # more classes of positions than are prepared
+    assert "depthwise" not in kernels(length=10**6, dilation=10**5)  # than shared memory holds
+
+
+@parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("layout", ["sliced", "channels_last", "unaligned", "expanded_all"])
+@parametrize("case", [CAUSAL, STRIDED])
+def test_layouts(case: Case, layout: str, dtype: torch.dtype) -> None:
+    check(case, dtype, layout)
+
+
+@pytest.mark.parametrize("layouts", [("channels_last", "sliced"), ("sliced", "channels_last")])
+@parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", FROM_OUTPUT)
+def test_gradients_of_activated_outputs(
+    activation: str, dtype: torch.dtype, layouts: tuple[str, str]
+) -> None:
+    _, grad_input, grad_weight = operators()
+    case = CAUSAL._replace(length=70)
+    p = problem(case, dtype)
+    y = ACTIVATIONS[activation](p.grad_output)
+    product = FROM_OUTPUT[activation](p.grad_output.double(), y.double())
+    exact = exact_gradients(p.x, p.weight, product, case.window)
+    own = roundoff(dtype) + 4 * roundoff(TABLE[dtype].accumulated)
+    # Both contiguous, both channels-last, or each its own way.
+    for turn, turn_y in [(None, None), (layouts[0], layouts[0]), layouts]:
+        grad_output = LAYOUTS[turn](p.grad_output) if turn else p.grad_output
+        activated = LAYOUTS[turn_y](y) if turn_y else y, activation
+        grads = (
+            grad_input(grad_output, p.weight, case.length, *case.window, *activated),
+            *grad_weight(grad_output, p.x, case.kernel_size, *case.window, True, *activated),
+        )
+        for right, actual in zip(exact, grads, strict=True):
+            assert_close(actual, right.value, right.sum_error(dtype) + own * right.magnitude)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_fused_activation(activation: str) -> None:
+    p = problem(CAUSAL, torch.float32)
+    exact = exact_forward(*p[:3], CAUSAL.window)
+    value = ACTIVATIONS[activation](exact.value)
+    y = operators()[0](p.x, p.weight, p.bias, *CAUSAL.window, activation)
+    rounding = 4 * torch.finfo(torch.float32).eps * value.abs()
+    assert_close(y, value, 1.13 * exact.sum_error(torch.float32) + rounding)
+
+
+def all_three(case: Case, part: slice = slice(None)) -> list[Tensor]:
+    forward, grad_input, grad_weight = operators()
+    p = problem(case, torch.float32)
+    return [
+        forward(p.x[part], p.weight, p.bias, *case.window, "tanh"),
+        grad_input(p.grad_output[part], p.weight, case.length, *case.window),
+        *grad_weight(p.grad_output[part], p.x[part], case.kernel_size, *case.window, True),
+    ]
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@parametrize("case", [CAUSAL, STRIDED, DEPTHWISE[2]])
+def test_the_order_of_threads_changes_nothing(case: Case, order: int) -> None:
+    expected = all_three(case)
+    library().set_order(order)
+    try:
+        actual = all_three(case)
+    finally:
+        library().set_order(0)
+    assert all(map(torch.equal, actual, expected))
+
+
+@parametrize("case", [CAUSAL, STRIDED])
+def test_a_sample_has_the_same_bits_in_any_batch(case: Case) -> None:
+    y, grad_x, *_ = all_three(case)
+    y_part, grad_part, *_ = all_three(case, slice(1, 2))
+    assert torch.equal(y_part, y[1:2])
+    assert torch.equal(grad_part, grad_x[1:2])
+
+
+def test_pieces_of_several_tiles() -> None:
+    check(Case("more samples than blocks", 2100, 1, 1, 3, 2, 1, 1, 1, (1, 0)), torch.float32)
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_an_input_of_length_zero(batch: int) -> None:
+    case = Case("all padding", batch, 3, 6, 0, 3, 2, 1, 3, (2, 3))
+    y, grad_x, grad_w, grad_b = all_three(case)
+    p = problem(case, torch.float32)
+    torch.testing.assert_close(y, p.bias.tanh()[:, None].expand(case.y_shape))
+    assert grad_x.shape == case.x_shape
+    assert torch.equal(grad_w, torch.zeros(case.weight_shape))
+    torch.testing.assert_close(grad_b, p.grad_output.sum((0, 2)))
+
+
+@st.composite
+def depthwise_cases(draw: st.DrawFn) -> Case:
+    def number(most: int, least: int = 1) -> int:
+        return draw(st.integers(least, most))
+
+    channels, multiplier = number(40), number(3)
+    kernel_size, stride, dilation = number(12), number(5), number(20)
+    pads = number(30, 0), number(30, 0)
+    length = number(300, max(1, (kernel_size - 1) * dilation + 1 - sum(pads)))
+    sizes = channels, channels * multiplier, length, kernel_size
+    return Case("", number(2), *sizes, stride, dilation, channels, pads)
+
+
+@given(
+    depthwise_cases(),
+    st.sampled_from(DTYPES),
+    st.sampled_from([None, "channels_last", "unaligned", "transposed"]),
+)
+@settings(max_examples=10 if SANITIZE else 30, deadline=None, derandomize=True)
+def test_fuzz(case: Case, dtype: torch.dtype, layout: str | None) -> None:
+    check(case, dtype, layout)
+
+
+@pytest.mark.skipif(bool(SANITIZE), reason="this is the run under the sanitizers")
+def test_under_the_sanitizers() -> None:
+    run_sanitized(__file__, "layouts or (activated and float32) or batch or zero or fuzz")
