@@ -38,6 +38,7 @@ def library() -> ctypes.CDLL:
     setup = module("setup.py")
     found = setup.find_torch()
     flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    flags += ["-Wno-unknown-pragmas"]  # unroll
     flags += ["-DCONVLM_CUDA_EMULATOR", f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
     flags += [f"-isystem{found.path / 'include'}"]
     flags += [f"-DTORCH_TARGET_VERSION={setup.TORCH_TARGET_VERSION}"]
