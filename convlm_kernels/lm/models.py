@@ -50,11 +50,13 @@ class CharModel(nn.Module):
         """Cross-entropy of the predictions from `x` (batch, length) and what follows, `y`."""
         return loss_of(self(x), y, reduction)
 
-    def training_step(self, x: Tensor, y: Tensor) -> Tensor:
-        """The mean loss of a batch; leaves its gradients in `.grad`, in place of others."""
+    def training_step(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        """The mean loss of some `rows` of `x` and `y`; leaves its gradients in `.grad`, in place of
+        others.
+        """
         self.zero_grad()
         with torch.enable_grad():
-            loss = self.loss(x, y)
+            loss = self.loss(x.index_select(0, rows), y.index_select(0, rows))
         loss.backward()
         return loss.detach()
 
@@ -133,15 +135,15 @@ class CNN(CharModel):
             backend=conv.backend,
         )
 
-    def training_step(self, x: Tensor, y: Tensor) -> Tensor:
+    def training_step(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
         if not self.fused:
-            return super().training_step(x, y)
+            return super().training_step(x, y, rows)
         conv = self.conv
         parameters = self.embedding.weight, conv.weight, conv.bias
-        found = loss_with_gradients(x, y, *parameters, backend=conv.backend)
+        found = loss_with_gradients(x, y, rows, *parameters, backend=conv.backend)
         if found is None:
-            return super().training_step(x, y)
+            return super().training_step(x, y, rows)
         loss, *gradients = found
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if parameter is not None:
