@@ -17,7 +17,8 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build train test test-models lint format bench bench-seed bench-lm bench-sweep clean
+.PHONY: help build train test test-models lint format bench bench-seed bench-lm bench-sweep \
+	test-triton clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -30,6 +31,9 @@ train: $(VENV)/.built  ## train the dilated language model, invent words, draw t
 
 test: $(VENV)/.built $(VENV)/.test  ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+test-triton: $(VENV)/.built $(VENV)/.test  ## every case and configuration of the Triton kernels, some 20 minutes
+	CONVLM_TRITON_EVERY_CASE=1 $(BIN)/python -m pytest tests/test_triton.py $(ARGS)
 
 test-models: $(VENV)/.built $(VENV)/.test $(VENV)/.models  ## swap the layers of wav2vec 2.0, Whisper, Mamba, ... and compare
 	$(BIN)/python -m pytest tests/models $(ARGS)

@@ -375,9 +375,7 @@ class BuildExt(build_ext):
 def packages() -> dict[str, str]:
     """Package -> folder. triton_kernels is ours only below convlm_kernels: Triton has one too."""
     folders = {"convlm_kernels": "convlm_kernels", "convlm_kernels.lm": "convlm_kernels/lm"}
-    if (ROOT / "triton_kernels").is_dir():
-        folders["convlm_kernels.triton_kernels"] = "triton_kernels"
-    return folders
+    return folders | {"convlm_kernels.triton_kernels": "triton_kernels"}
 
 
 # Tests import this file for its functions; the build runs it as a script.

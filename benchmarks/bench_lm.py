@@ -3,8 +3,11 @@
     python benchmarks/bench_lm.py --tuned-allocator --threads 1 --rounds 30 --json results.json
 
 A training step draws 32 rows and does forward, loss, backward and SGD; ours is what `convlm train`
-does, the peer's the loop that one writes with torch. The full loss is that of all 25,626 training
-rows. Each pair is checked for equal results before it is timed.
+does, the peer's the loop that one writes with torch. The full loss is that of all training rows.
+Each pair is checked for equal results before it is timed.
+
+Rows are those of --words (a file, or "names"), or as many random ones as the 32,033 names give. How
+much shared contexts save is a matter of the words: random letters repeat the least.
 """
 
 import argparse
@@ -19,7 +22,7 @@ from timing import Providers, Quantiles, measure, speedup
 from torch import Tensor
 
 from convlm_kernels import sgd_step
-from convlm_kernels.lm import CNN, Split
+from convlm_kernels.lm import CNN, DilatedCNN, Split, load_words, make_data
 from convlm_kernels.lm.models import CharModel, loss_of
 
 OURS, PEER = "ours", "on torch's layers"
@@ -31,7 +34,7 @@ class Bench(NamedTuple):
     """One row of the table; `make` gives a call for ours and one for the peer."""
 
     name: str
-    make: Callable[[], Providers]
+    make: Callable[[Split], Providers]
     seconds: float  # that each provider is timed for in a round
 
 
@@ -45,8 +48,7 @@ def names_like_rows() -> Split:
     return Split(tokens[:, :-1].contiguous(), tokens[:, CONTEXT:].contiguous())
 
 
-def training_step(build: Callable[[], CharModel]) -> Providers:
-    split = names_like_rows()
+def training_step(build: Callable[[], CharModel], split: Split) -> Providers:
     ours = seeded(build)
     peer = on_torch_layers(ours)
     parameters = list(ours.parameters())
@@ -54,13 +56,13 @@ def training_step(build: Callable[[], CharModel]) -> Providers:
 
     @torch.no_grad()  # as `train` does
     def our_step(generator: torch.Generator) -> float:
-        rows = torch.randint(ROWS, (BATCH,), generator=generator)
+        rows = torch.randint(len(split.x), (BATCH,), generator=generator)
         loss = ours.training_step(split.x, split.y, rows).item()
         sgd_step(parameters, LEARNING_RATE)
         return loss
 
     def peer_step(generator: torch.Generator) -> float:
-        rows = torch.randint(ROWS, (BATCH,), generator=generator)
+        rows = torch.randint(len(split.x), (BATCH,), generator=generator)
         loss = loss_of(peer(split.x[rows]), split.y[rows])
         optimizer.zero_grad()
         loss.backward()
@@ -77,8 +79,8 @@ def training_step(build: Callable[[], CharModel]) -> Providers:
     return {name: lambda s=step, g=generators[name]: s(g) for name, step in steps.items()}
 
 
-def full_loss(build: Callable[[], CharModel]) -> Providers:
-    x, y = names_like_rows()
+def full_loss(build: Callable[[], CharModel], split: Split) -> Providers:
+    x, y = split
     ours = seeded(build)
     peer = on_torch_layers(ours)
 
@@ -102,14 +104,25 @@ def assert_equal(own: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
 
 
-MODELS: dict[str, Callable[[], CharModel]] = {"CNN": CNN}
+def dense() -> DilatedCNN:
+    """Each position computed by itself, whatever repeats."""
+    model = DilatedCNN()
+    model.share_contexts = False
+    return model
+
+
+MODELS: dict[str, Callable[[], CharModel]] = {
+    "CNN": CNN,
+    "dilated, dense": dense,
+    "dilated, shared contexts": DilatedCNN,
+}
 
 BENCHES = [
     bench
     for name, build in MODELS.items()
     for bench in (
-        Bench(f"{name}, training step", lambda b=build: training_step(b), 0.02),
-        Bench(f"{name}, full loss", lambda b=build: full_loss(b), 0.1),
+        Bench(f"{name}, training step", lambda split, b=build: training_step(b, split), 0.02),
+        Bench(f"{name}, full loss", lambda split, b=build: full_loss(b, split), 0.1),
     )
 ]
 
@@ -119,15 +132,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--tuned-allocator", action="store_true", help="see environment.py")
+    parser.add_argument("--words", help='a file, one word a line, or "names"')
+    parser.add_argument("--only", nargs="+", default=[], help="rows whose name holds one of these")
     parser.add_argument("--json", metavar="OUT", help="write the figures there too")
     args = parser.parse_args()
     enter(args.tuned_allocator, args.threads)
     torch.set_num_threads(args.threads)
 
+    split = make_data(load_words(args.words)).train if args.words else names_like_rows()
     rows: list[list[str]] = []
     results: list[dict[str, Any]] = []
     for bench in BENCHES:
-        times = measure(bench.make(), args.rounds, bench.seconds)
+        if args.only and not any(word in bench.name for word in args.only):
+            continue
+        times = measure(bench.make(split), args.rounds, bench.seconds)
         medians = {name: Quantiles.of(values).median for name, values in times.items()}
         ratio = speedup(times, OURS, PEER)
         seconds = {name: significant(median) for name, median in medians.items()}
@@ -137,6 +155,7 @@ def main() -> None:
     print_table([f"{args.threads} thread(s), us", OURS, PEER, "speedup  (quartiles)"], rows)
     if args.json:
         run = {"machine": machine(), "threads": args.threads, "rounds": args.rounds}
+        run |= {"words": args.words or "random letters"}
         write_json(args.json, run | {"rows": results})
 
 

@@ -10,7 +10,7 @@ operators are the gradients of T:
 So the derivatives of each one are the two others, to any order, and that is all this file says.
 
 ``window`` stands for the settings (stride, pad_left, pad_right, dilation, groups, fp32_precision)
-throughout.
+throughout, ``kernels`` for an entry of ``ops.OPERATORS``: whose three operators compute them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from . import ops
+from .ops import OPERATORS
 
 Window = tuple[int, int, int, int, int, str]
 
@@ -49,8 +49,8 @@ _FROM_OUTPUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-# For the window and one more setting; every function has them last.
-_NO_GRADIENTS = (None,) * 7
+# For the window, one more setting and the kernels; every function has them last.
+_NO_GRADIENTS = (None,) * 8
 
 
 class _Forward(torch.autograd.Function):
@@ -58,12 +58,13 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        return ops.forward(*inputs)
+        *arguments, kernels = inputs
+        return OPERATORS[kernels].forward(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, weight, _, *window, activation = inputs
-        ctx.settings = x.shape[2], weight.shape[2], window, activation
+        x, weight, _, *window, activation, kernels = inputs
+        ctx.settings = x.shape[2], weight.shape[2], window, activation, kernels
         # Needed or not: torch.vmap wants both lists alike and without None.
         ctx.save_for_backward(x, weight, output)
         ctx.save_for_forward(x, weight, output)
@@ -71,17 +72,18 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         x, weight, y = ctx.saved_tensors
-        length, kernel_size, window, activation = ctx.settings
+        length, kernel_size, window, activation, kernels = ctx.settings
         x_needed, weight_needed, bias_needed, *_ = ctx.needs_input_grad
         grad_x = grad_w = grad_b = None
         if activation != "none":
-            if _kernels_take_derivatives(grad_output) and not (_grad_enabled() or _transformed()):
+            in_kernels = _kernels_take_derivatives(grad_output, kernels)
+            if in_kernels and not (_grad_enabled() or _transformed()):
                 return _activated_backward(ctx, grad_output, x, weight, y)
             grad_output = _FROM_OUTPUT[activation](grad_output, y)
         if x_needed:
-            grad_x = grad_input(grad_output, weight, length, window)
+            grad_x = grad_input(grad_output, weight, length, window, kernels)
         if weight_needed:
-            grad_w, grad_b = grad_weight(grad_output, x, kernel_size, window, bias_needed)
+            grad_w, grad_b = grad_weight(grad_output, x, kernel_size, window, bias_needed, kernels)
         elif bias_needed:
             grad_b = grad_output.sum((0, 2))
         return grad_x, grad_w, grad_b if bias_needed else None, *_NO_GRADIENTS
@@ -89,34 +91,35 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, x_tangent: Any, weight_tangent: Any, bias_tangent: Any, *_: None) -> Tensor:
         x, weight, y = ctx.saved_tensors
-        _, _, window, activation = ctx.settings
+        _, _, window, activation, kernels = ctx.settings
         if weight_tangent is None:
             weight_tangent = torch.zeros_like(weight)
-        tangent = forward(x, weight_tangent, bias_tangent, window)
+        tangent = forward(x, weight_tangent, bias_tangent, window, kernels=kernels)
         if x_tangent is not None:
-            tangent = tangent + forward(x_tangent, weight, None, window)
+            tangent = tangent + forward(x_tangent, weight, None, window, kernels=kernels)
         return tangent if activation == "none" else _FROM_OUTPUT[activation](tangent, y)
 
 
-def _kernels_take_derivatives(grad_output: Tensor) -> bool:
+def _kernels_take_derivatives(grad_output: Tensor, kernels: str) -> bool:
     """Whether an activation's derivative costs a kernel less than a pass of its own.
 
     The two CPU kernels would make the product twice.
     """
-    return grad_output.is_cuda
+    return grad_output.is_cuda or kernels == "triton"
 
 
 def _activated_backward(
     ctx: Any, grad_output: Tensor, x: Tensor, weight: Tensor, y: Tensor
 ) -> tuple[Any, ...]:
     """The first derivatives by kernels that multiply by the activation's on their way."""
-    length, kernel_size, window, activation = ctx.settings
+    length, kernel_size, window, activation, kernels = ctx.settings
+    operators = OPERATORS[kernels]
     x_needed, weight_needed, bias_needed, *_ = ctx.needs_input_grad
     grad_x = grad_w = grad_b = None
     if x_needed:
-        grad_x = ops.grad_input(grad_output, weight, length, *window, y, activation)
+        grad_x = operators.grad_input(grad_output, weight, length, *window, y, activation)
     if weight_needed:
-        grad_w, grad_b = ops.grad_weight(
+        grad_w, grad_b = operators.grad_weight(
             grad_output, x, kernel_size, *window, bias_needed, y, activation
         )
     elif bias_needed:
@@ -129,24 +132,25 @@ class _GradInput(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        return ops.grad_input(*inputs)
+        *arguments, kernels = inputs
+        return OPERATORS[kernels].grad_input(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        grad_output, weight, length, *window = inputs
-        ctx.settings = length, window
+        grad_output, weight, length, *window, kernels = inputs
+        ctx.settings = length, window, kernels
         ctx.save_for_backward(grad_output, weight)
         ctx.save_for_forward(grad_output, weight)
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor) -> Any:
         grad_output, weight = ctx.saved_tensors
-        _, window = ctx.settings
+        _, window, kernels = ctx.settings
         grad_grad_output = grad_w = None
         if ctx.needs_input_grad[0]:
-            grad_grad_output = forward(grad_x, weight, None, window)
+            grad_grad_output = forward(grad_x, weight, None, window, kernels=kernels)
         if ctx.needs_input_grad[1]:
-            grad_w, _ = grad_weight(grad_output, grad_x, weight.shape[2], window, False)
+            grad_w, _ = grad_weight(grad_output, grad_x, weight.shape[2], window, False, kernels)
         return grad_grad_output, grad_w, *_NO_GRADIENTS
 
     @staticmethod
@@ -165,24 +169,26 @@ class _GradWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return ops.grad_weight(*inputs)
+        *arguments, kernels = inputs
+        return OPERATORS[kernels].grad_weight(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        grad_output, x, kernel_size, *window, with_bias = inputs
-        ctx.settings = kernel_size, window, with_bias
+        grad_output, x, kernel_size, *window, with_bias, kernels = inputs
+        ctx.settings = kernel_size, window, with_bias, kernels
         ctx.save_for_backward(grad_output, x)
         ctx.save_for_forward(grad_output, x)
 
     @staticmethod
     def backward(ctx: Any, grad_w: Tensor, grad_b: Tensor) -> Any:
         grad_output, x = ctx.saved_tensors
-        _, window, with_bias = ctx.settings
+        _, window, with_bias, kernels = ctx.settings
         grad_grad_output = grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_grad_output = forward(x, grad_w, grad_b if with_bias else None, window)
+            bias = grad_b if with_bias else None
+            grad_grad_output = forward(x, grad_w, bias, window, kernels=kernels)
         if ctx.needs_input_grad[1]:
-            grad_x = grad_input(grad_output, grad_w, x.shape[2], window)
+            grad_x = grad_input(grad_output, grad_w, x.shape[2], window, kernels)
         return grad_grad_output, grad_x, None, *_NO_GRADIENTS
 
     @staticmethod
@@ -197,16 +203,15 @@ class _GradWeight(torch.autograd.Function):
 
 
 def _save_what_is_needed(ctx: Any, inputs: Any, output: Any) -> None:
-    x, weight, _, *window, activation = inputs
+    x, weight, _, *window, activation, kernels = inputs
     x_needed, weight_needed, *_ = ctx.needs_input_grad
-    ctx.settings = x.shape[2], weight.shape[2], window, activation
+    ctx.settings = x.shape[2], weight.shape[2], window, activation, kernels
     y = None if activation == "none" else output
     ctx.save_for_backward(x if weight_needed else None, weight if x_needed else None, y)
 
 
 def _direct(
     function: type[torch.autograd.Function],
-    operator: Callable[..., Any],
     save: Callable[[Any, Any, Any], None],
 ) -> type[torch.autograd.Function]:
     """``function`` without its ``setup_context``, which costs more than the rest of the call.
@@ -214,8 +219,10 @@ def _direct(
     Transforms like torch.func.grad need it; while none is active, this does the same.
     """
 
+    compute = function.forward
+
     def forward(ctx: Any, *inputs: Any) -> Any:
-        output = operator(*inputs)
+        output = compute(*inputs)
         save(ctx, inputs, output)
         return output
 
@@ -223,9 +230,9 @@ def _direct(
     return type(f"{function.__name__}Direct", (torch.autograd.Function,), members)
 
 
-_ForwardDirect = _direct(_Forward, ops.forward, _save_what_is_needed)
-_GradInputDirect = _direct(_GradInput, ops.grad_input, _GradInput.setup_context)
-_GradWeightDirect = _direct(_GradWeight, ops.grad_weight, _GradWeight.setup_context)
+_ForwardDirect = _direct(_Forward, _save_what_is_needed)
+_GradInputDirect = _direct(_GradInput, _GradInput.setup_context)
+_GradWeightDirect = _direct(_GradWeight, _GradWeight.setup_context)
 
 
 def _transformed() -> bool:
@@ -242,7 +249,12 @@ def _apply_transformed(function: type[torch.autograd.Function], *inputs: Any) ->
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, activation: str = "none"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    activation: str = "none",
+    kernels: str = "native",
 ) -> Tensor:
     """activation(conv(x, weight) + bias), differentiable to any order.
 
@@ -253,7 +265,7 @@ def forward(
         RuntimeError: an impossible geometry; names the argument and its value.
     """
     fused = activation == "none" or activation in _FROM_OUTPUT
-    settings = *window, activation if fused else "none"
+    settings = *window, activation if fused else "none", kernels
     if _transformed():
         y = _apply_transformed(_Forward, x, weight, bias, *settings)
     elif _grad_enabled() and (
@@ -261,25 +273,33 @@ def forward(
     ):
         y = _ForwardDirect.apply(x, weight, bias, *settings)
     else:
-        return ops.forward(x, weight, bias, *window, activation)
+        return OPERATORS[kernels].forward(x, weight, bias, *window, activation)
     return y if fused else ACTIVATIONS[activation](y)
 
 
-def grad_input(grad_output: Tensor, weight: Tensor, length: int, window: Window) -> Tensor:
+def grad_input(
+    grad_output: Tensor, weight: Tensor, length: int, window: Window, kernels: str = "native"
+) -> Tensor:
     """Gradient of x, (batch, in_channels, length), differentiable to any order."""
     if _transformed():
-        return _apply_transformed(_GradInput, grad_output, weight, length, *window)
+        return _apply_transformed(_GradInput, grad_output, weight, length, *window, kernels)
     if _grad_enabled() and (grad_output.requires_grad or weight.requires_grad):
-        return _GradInputDirect.apply(grad_output, weight, length, *window)
-    return ops.grad_input(grad_output, weight, length, *window)
+        return _GradInputDirect.apply(grad_output, weight, length, *window, kernels)
+    return OPERATORS[kernels].grad_input(grad_output, weight, length, *window)
 
 
 def grad_weight(
-    grad_output: Tensor, x: Tensor, kernel_size: int, window: Window, with_bias: bool
+    grad_output: Tensor,
+    x: Tensor,
+    kernel_size: int,
+    window: Window,
+    with_bias: bool,
+    kernels: str = "native",
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weight and of bias (empty unless ``with_bias``), differentiable to any order."""
+    settings = *window, with_bias
     if _transformed():
-        return _apply_transformed(_GradWeight, grad_output, x, kernel_size, *window, with_bias)
+        return _apply_transformed(_GradWeight, grad_output, x, kernel_size, *settings, kernels)
     if _grad_enabled() and (grad_output.requires_grad or x.requires_grad):
-        return _GradWeightDirect.apply(grad_output, x, kernel_size, *window, with_bias)
-    return ops.grad_weight(grad_output, x, kernel_size, *window, with_bias)
+        return _GradWeightDirect.apply(grad_output, x, kernel_size, *settings, kernels)
+    return OPERATORS[kernels].grad_weight(grad_output, x, kernel_size, *settings)

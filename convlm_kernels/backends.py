@@ -31,6 +31,15 @@ def _dtype_reason(dtype: torch.dtype) -> str | None:
     return f"dtype {str(dtype).removeprefix('torch.')} is not one of {allowed}"
 
 
+def _gpu_reason(device: torch.device) -> str | None:
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+    return None
+
+
 def can_run_cpp(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device) -> str | None:
     """C++ kernels: every geometry. A meta tensor has a shape only, which the operators know."""
     if device.type not in ("cpu", "meta"):
@@ -44,19 +53,39 @@ def can_run_cuda(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.dev
         return f"the CUDA kernels run on CUDA devices, not on {device.type}"
     if not _BUILT_WITH_CUDA:
         return "this build has no CUDA kernels"
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < (8, 0):
-        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
-    return _dtype_reason(dtype)
+    return _gpu_reason(device) or _dtype_reason(dtype)
+
+
+def _triton() -> tuple[str | None, bool]:
+    """Imports the Triton kernels: why that cannot be, and whether the interpreter runs them."""
+    try:
+        from . import triton_ops
+    except ImportError as error:
+        if error.name != "triton":
+            raise
+        return "Triton is not installed: pip install 'convlm-kernels[triton]'", False
+    return None, triton_ops.INTERPRETED
+
+
+# Imported while torch.compile traces, instead of being traced.
+_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def can_run_triton(
     geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    """Triton kernels."""
-    return "the Triton kernels are not part of this version"
+    """Triton kernels: every geometry, on GPUs from compute capability 8.0 on.
+
+    With TRITON_INTERPRET=1 also on the CPU, slowly: that is how they are tested without a GPU.
+    """
+    reason, interpreted = _triton()
+    if reason is not None:
+        return reason
+    if device.type == "cpu" and interpreted:
+        return _dtype_reason(dtype)
+    if device.type != "cuda":
+        return f"the Triton kernels run on CUDA devices, not on {device.type}"
+    return _gpu_reason(device) or _dtype_reason(dtype)
 
 
 def can_run_torch(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -82,6 +111,7 @@ class Rule(NamedTuple):
 
 AUTO_RULES = (
     Rule("own kernel on the CPU", "cpp", "float32 and float64 measured faster; fused activation"),
+    # cuda and triton, once they are measured; until then they run only where they are asked for.
     Rule("no own kernel measured", "torch", "correct everywhere; says so once for each device"),
 )
 

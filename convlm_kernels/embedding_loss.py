@@ -80,7 +80,7 @@ def embedding_conv1d_cross_entropy(
 def loss_with_gradients(
     tokens: Tensor,
     target: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     embedding: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -90,12 +90,13 @@ def loss_with_gradients(
     """The mean cross-entropy, and its gradients of embedding, weight and bias, at stride 1.
 
     For training loops that do without autograd, whose overhead is larger than the work of a small
-    model. ``rows`` (batch), int64, names the rows of ``tokens`` and ``target`` that are the batch;
-    the other arguments and errors are those of :func:`embedding_conv1d_cross_entropy`. None where
-    the loss does not come with its gradients.
+    model. ``rows`` (batch), int64, names the rows of ``tokens`` and ``target`` that are the batch,
+    None all of them; the other arguments and errors are those of
+    :func:`embedding_conv1d_cross_entropy`. None where the loss does not come with its gradients.
     """
     window = (1, 0, 0, 1)
-    if not _is_fused(tokens, embedding, weight, window, backend, rows.shape[0]):
+    batch = (tokens if rows is None else rows).shape[0]
+    if not _is_fused(tokens, embedding, weight, window, backend, batch):
         return None
     operands = tokens, target, rows, embedding, weight, bias
     if torch.is_grad_enabled():

@@ -125,8 +125,10 @@ def _run(
         pad_left=pad_left,
         pad_right=pad_right,
     )
-    if backends.select(backend, geometry, x.dtype, x.device) != "torch":
-        return autograd.forward(x, weight, bias, window, activation)
+    chosen = backends.select(backend, geometry, x.dtype, x.device)
+    if chosen != "torch":
+        kernels = "triton" if chosen == "triton" else "native"
+        return autograd.forward(x, weight, bias, window, activation, kernels)
     padding = pad_left
     if pad_left != pad_right:
         x, padding = F.pad(x, (pad_left, pad_right)), 0

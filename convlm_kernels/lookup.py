@@ -100,8 +100,8 @@ def _save_what_is_needed(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(tokens, None, None if activation == "none" else output)
 
 
-_LookupDirect = _direct(_Lookup, lookup_ops.lookup, _save_what_is_needed)
-_GradTableDirect = _direct(_GradTable, lookup_ops.grad_table, _GradTable.setup_context)
+_LookupDirect = _direct(_Lookup, _save_what_is_needed)
+_GradTableDirect = _direct(_GradTable, _GradTable.setup_context)
 
 
 def make_table(embedding: Tensor, weight: Tensor) -> Tensor:

@@ -8,10 +8,13 @@ concrete and symbolic sizes.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from . import _library  # noqa: F401  (importing it loads the operators)
 from .geometry import output_length
@@ -19,6 +22,19 @@ from .geometry import output_length
 forward = torch.ops.convlm.forward.default
 grad_input = torch.ops.convlm.grad_input.default
 grad_weight = torch.ops.convlm.grad_weight.default
+
+
+class Operators(NamedTuple):
+    """The three operators of one set of kernels; all sets have the same schemas."""
+
+    forward: OpOverload
+    grad_input: OpOverload
+    grad_weight: OpOverload
+
+
+# "native": the dispatcher chooses between C++ and CUDA by the device. What else there is adds
+# itself when it is imported.
+OPERATORS = {"native": Operators(forward, grad_input, grad_weight)}
 
 
 class _Checks:
@@ -64,6 +80,10 @@ class _Checks:
             tensor.dtype == other.dtype,
             f"{argument} and {other_argument} must have one dtype, "
             f"got {tensor.dtype} and {other.dtype}",
+        )
+        self.require(
+            tensor.device == other.device,
+            f"{argument} and {other_argument} must be on one device",
         )
 
     def x(self, x: Tensor) -> None:
@@ -151,9 +171,8 @@ def _with_defaults(
 _Y_DIMENSIONS = "(batch, out_channels, out_length)"
 
 
-@torch.library.register_fake("convlm::forward")
-def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
-    *window, _activation = settings
+def forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    *window, activation = settings
     checks = _Checks("forward", *window)
     checks.same_kind("weight", weight, "x", x)
     checks.x(x)
@@ -167,11 +186,14 @@ def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
         checks.same_kind("bias", bias, "x", x)
         checks.bias(bias, weight.shape[0])
     out_length = checks.out_length(x.shape[2], weight.shape[2])
+    checks.require(
+        activation in ("none", "tanh", "relu", "silu", "gelu", "sigmoid"),
+        f"activation must be none, tanh, relu, silu, gelu or sigmoid, got '{activation}'",
+    )
     return x.new_empty((x.shape[0], weight.shape[0], out_length))
 
 
-@torch.library.register_fake("convlm::grad_input")
-def _grad_input_fake(
+def grad_input_fake(
     grad_output: Tensor,
     weight: Tensor,
     length: int,
@@ -190,8 +212,7 @@ def _grad_input_fake(
     return grad_output.new_empty((grad_output.shape[0], in_channels, length))
 
 
-@torch.library.register_fake("convlm::grad_weight")
-def _grad_weight_fake(
+def grad_weight_fake(
     grad_output: Tensor,
     x: Tensor,
     kernel_size: int,
@@ -231,9 +252,14 @@ def _into_batch(tensor: Tensor, batch_dim: int | None, size: int) -> Tensor:
     return _front(tensor, batch_dim, size).flatten(0, 1)
 
 
-@torch.library.register_vmap("convlm::forward")
 def _forward_vmap(
-    info: Any, in_dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
+    forward: Any,
+    info: Any,
+    in_dims: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *settings: Any,
 ) -> tuple[Tensor, int]:
     x_dim, weight_dim, bias_dim, *_ = in_dims
     size = info.batch_size
@@ -253,9 +279,8 @@ def _forward_vmap(
     return y.unflatten(1, (size, -1)), 1
 
 
-@torch.library.register_vmap("convlm::grad_input")
 def _grad_input_vmap(
-    info: Any, in_dims: Any, grad_output: Tensor, weight: Tensor, *settings: Any
+    grad_input: Any, info: Any, in_dims: Any, grad_output: Tensor, weight: Tensor, *settings: Any
 ) -> tuple[Tensor, int]:
     grad_dim, weight_dim, *_ = in_dims
     size = info.batch_size
@@ -286,9 +311,8 @@ def _grad_input_vmap(
     return grad_x.unflatten(1, (size, -1)), 1
 
 
-@torch.library.register_vmap("convlm::grad_weight")
 def _grad_weight_vmap(
-    info: Any, in_dims: Any, grad_output: Tensor, x: Tensor, *settings: Any
+    grad_weight: Any, info: Any, in_dims: Any, grad_output: Tensor, x: Tensor, *settings: Any
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
     grad_dim, x_dim, *_ = in_dims
     size = info.batch_size
@@ -309,3 +333,15 @@ def _grad_weight_vmap(
         0,
         0 if with_bias else None,
     )
+
+
+def register(namespace: str, operators: Operators) -> None:
+    """Gives the operators of ``namespace`` their fake versions and vmap rules."""
+    fakes: Sequence[Callable] = (forward_fake, grad_input_fake, grad_weight_fake)
+    vmaps: Sequence[Callable] = (_forward_vmap, _grad_input_vmap, _grad_weight_vmap)
+    for name, operator, fake, vmap in zip(Operators._fields, operators, fakes, vmaps, strict=True):
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+        torch.library.register_vmap(f"{namespace}::{name}", functools.partial(vmap, operator))
+
+
+register("convlm", OPERATORS["native"])

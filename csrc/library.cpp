@@ -30,4 +30,26 @@ STABLE_TORCH_LIBRARY(convlm, m) {
       "lookup_losses(Tensor tokens, Tensor target, Tensor embedding, Tensor weight, Tensor? bias, "
       "SymInt stride, SymInt pad_left, SymInt pad_right, SymInt dilation) -> Tensor");
   m.def("sgd_(Tensor(a!)[] parameters, Tensor[] gradients, float lr) -> ()");
+  // A chain of convolutions of stride 1. x is (batch, channels, length), or with tokens (batch,
+  // length) an embedding (vocab, channels) of them; an empty bias is none.
+  m.def(
+      "stack_forward(Tensor x, Tensor? tokens, Tensor[] weights, Tensor[] biases, "
+      "int[] dilations, int[] pads, str[] activations, int[] residuals, bool share, bool save) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "stack_backward(Tensor grad_output, Tensor saved, Tensor x, Tensor? tokens, "
+      "Tensor[] weights, Tensor[] biases, int[] dilations, int[] pads, str[] activations, "
+      "int[] residuals, bool share, bool with_x) -> Tensor[]");
+  m.def(
+      "stack_rows(Tensor x, Tensor tokens, Tensor[] weights, Tensor[] biases, int[] dilations, "
+      "int[] pads, str[] activations, int[] residuals, bool share) -> Tensor");
+  // Over tokens, with target (batch, out_length): the mean cross-entropy and its gradients of x,
+  // the weights and the biases; and the losses of all positions.
+  m.def(
+      "stack_cross_entropy(Tensor x, Tensor tokens, Tensor target, Tensor[] weights, "
+      "Tensor[] biases, int[] dilations, int[] pads, str[] activations, int[] residuals, "
+      "bool share) -> (Tensor, Tensor[])");
+  m.def(
+      "stack_losses(Tensor x, Tensor tokens, Tensor target, Tensor[] weights, Tensor[] biases, "
+      "int[] dilations, int[] pads, str[] activations, int[] residuals, bool share) -> Tensor");
 }

@@ -47,13 +47,19 @@ def build(sanitizer: str) -> Path:
     return copy
 
 
+def library(name: str) -> str:
+    """Where the compiler has it."""
+    command = ["gcc", f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main(sanitizer: str, *arguments: str) -> int:
     kind = sanitizer.partition(",")[0]
     if kind not in RUNTIME:
         raise SystemExit(f"the sanitizer must be one of {', '.join(RUNTIME)}, got {sanitizer!r}")
     copy = build(sanitizer)
-    asked = ["gcc", f"-print-file-name={RUNTIME[kind]}"]
-    preload = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    # The C++ library too, or the sanitizer would not find the function that throws.
+    preload = " ".join(map(library, (RUNTIME[kind], "libstdc++.so.6")))
     # The package in this copy, not the one that is installed.
     environment = os.environ | OPTIONS | {"LD_PRELOAD": preload, "PYTHONPATH": str(copy)}
     tests = list(arguments) or TESTS[kind]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -37,7 +39,6 @@ def test_predicates(dtype: torch.dtype) -> None:
     assert backends.can_run_cpp(GEOMETRY, dtype, META) is None
     assert "on the CPU, not on cuda" in str(backends.can_run_cpp(GEOMETRY, dtype, CUDA))
     assert backends.can_run_torch(GEOMETRY, dtype, CUDA) is None
-    assert "not part of this version" in str(backends.can_run_triton(GEOMETRY, dtype, CUDA))
 
 
 def test_the_reasons_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +57,44 @@ def test_the_reasons_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert reason() is None
     assert "int32 is not one of" in str(reason(dtype=torch.int32))
+
+
+def test_the_reasons_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reason(device: torch.device = CUDA, dtype: torch.dtype = torch.float32) -> str | None:
+        return backends.can_run_triton(GEOMETRY, dtype, device)
+
+    missing = "Triton is not installed: pip install 'convlm-kernels[triton]'"
+    monkeypatch.setattr(backends, "_triton", lambda: (missing, False))
+    assert reason() == missing
+    monkeypatch.setattr(backends, "_triton", lambda: (None, False))
+    assert reason(CPU) == "the Triton kernels run on CUDA devices, not on cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert reason() == "torch finds no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert reason() == "compute capability 7.5 is below 8.0"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert reason() is None
+    assert "int32 is not one of" in str(reason(dtype=torch.int32))
+    monkeypatch.setattr(backends, "_triton", lambda: (None, True))
+    assert reason(CPU) is None, "the interpreter runs on the CPU"
+
+
+def test_triton_is_imported_only_when_it_is_asked_for() -> None:
+    script = "import convlm_kernels, sys; print('triton' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.stdout == "False\n", run.stderr
+
+
+def test_a_missing_triton_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = """
+import sys
+sys.modules["triton"] = None
+from convlm_kernels import backends
+print(backends._triton())
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "Triton is not installed: pip install 'convlm-kernels[triton]'" in run.stdout, run.stderr
 
 
 def test_a_dtype_without_kernels() -> None:

@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -359,3 +360,21 @@ def test_cuda_operators_are_there_where_the_build_has_them() -> None:
     for operator in (ops.forward, ops.grad_input, ops.grad_weight):
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CUDA")
         assert has_kernel == convlm_kernels.build_info()["cuda"]
+
+
+def test_packages_are_where_they_are_imported_from(tmp_path: Path) -> None:
+    """triton_kernels/ lies beside convlm_kernels/ in the source, and inside it once installed."""
+    for command in (["build_py", "--build-lib"], ["sdist", "--dist-dir"]):
+        target = tmp_path / command[0]
+        run = [sys.executable, "setup.py", "--quiet", *command, str(target)]
+        subprocess.run(run, cwd=ROOT, capture_output=True, check=True)
+    built = tmp_path / "build_py/convlm_kernels/triton_kernels"
+    names = {path.name for path in (ROOT / "triton_kernels").glob("*.py")}
+    assert "correlation_kernels.py" in names
+    assert {path.name for path in built.iterdir()} == names
+    (archive,) = (tmp_path / "sdist").iterdir()
+    with tarfile.open(archive) as sources:
+        paths = {name.partition("/")[2] for name in sources.getnames()}
+    assert {f"triton_kernels/{name}" for name in names} <= paths
+    spec = importlib.util.find_spec("convlm_kernels.triton_kernels")
+    assert spec is not None, "as installed here, in place or not"

@@ -111,6 +111,23 @@ def test_fused_activation(case: Case, activation: str, dtype: torch.dtype) -> No
     assert_close(y, value, sum_error + own_error * value.abs().clamp(min=1e-3))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+def test_tanh_and_sigmoid_err_by_two_ulp_at_most(activation: str, sign: int) -> None:
+    # Every float of a range: the signs and the exponents beyond it repeat, or are flat.
+    first, last = torch.tensor([0.1, 0.4]).view(torch.int32).tolist()
+    small = torch.arange(first, last, dtype=torch.int32).view(torch.float32)
+    first, last = torch.tensor([0.4, 100.0]).view(torch.int32).tolist()
+    large = torch.arange(first, last, 13, dtype=torch.int32).view(torch.float32)
+    x = sign * torch.cat([small, large]).view(1, 1, -1)
+    one = torch.ones(1, 1, 1)
+    y = ops.forward(x, one, None, 1, 0, 0, 1, 1, "ieee", activation)
+    exact = ACTIVATIONS[activation](x.double())
+    _, exponent = torch.frexp(exact)
+    ulp = torch.ldexp(torch.ones_like(exact), exponent.clamp(min=-125) - 24)
+    assert ((y - exact).abs() / ulp).max() <= 2
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @parametrize("dtype", DTYPES)
 def test_activation_of_extreme_values(activation: str, dtype: torch.dtype) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 from cases import random
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
+from convlm_kernels import CausalConv1d, Conv1d, EmbeddingConv1d
 from convlm_kernels.stack import DilatedStack, StackLayer
 
 
@@ -35,3 +41,217 @@ def test_what_cannot_be_is_said() -> None:
         StackLayer(3, 3, 2, gated=True, activation="tanh")
     with pytest.raises(ValueError, match="residual needs out_channels == in_channels, got 4 and 3"):
         StackLayer(3, 4, 2, residual=True)
+
+
+def wavenet(dtype: torch.dtype = torch.float64) -> DilatedStack:
+    torch.manual_seed(0)
+    return DilatedStack(
+        StackLayer(4, 6, 2, activation="tanh"),
+        StackLayer(6, 6, 2, dilation=2, gated=True, residual=True),
+        CausalConv1d(6, 6, 3, bias=False, activation="silu"),
+        Conv1d(6, 3, 2, dilation=3),
+    ).to(dtype)
+
+
+def with_gradients(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> list:
+    x = x.clone().requires_grad_()
+    y = function(x)
+    return [y, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])]
+
+
+def layer_by_layer(stack: DilatedStack) -> Callable[[Tensor], Tensor]:
+    return lambda x: nn.Sequential.forward(stack, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fused_is_layer_by_layer(dtype: torch.dtype) -> None:
+    stack, x = wavenet(dtype), random(3, 4, 21, dtype=dtype)
+    assert stack.plan(x).fused
+    fused, composed = (
+        with_gradients(stack, stack, x),
+        with_gradients(stack, layer_by_layer(stack), x),
+    )
+    torch.testing.assert_close(fused, composed)
+    torch.testing.assert_close(stack(x[0]), composed[0][0])
+
+
+def test_derivatives() -> None:
+    stack = wavenet()
+    names = [name for name, _ in stack.named_parameters()]
+    x = random(2, 4, 9, dtype=torch.float64).requires_grad_()
+    parameters = [p.detach().clone().requires_grad_() for p in stack.parameters()]
+
+    def function(x: Tensor, *parameters: Tensor) -> Tensor:
+        return functional_call(stack, dict(zip(names, parameters, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *parameters))
+    assert torch.autograd.gradgradcheck(function, (x, *parameters))
+
+
+def test_only_the_gradients_that_are_wanted() -> None:
+    stack, x = wavenet(), random(2, 4, 9, dtype=torch.float64)
+    stack[1].weight.requires_grad_(False)
+    stack(x).sum().backward()
+    assert x.grad is None
+    assert stack[1].weight.grad is None
+    assert stack[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_it_is_one_graph(dynamic: bool) -> None:
+    torch._dynamo.reset()
+    stack = wavenet()
+    compiled = torch.compile(stack, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for length in (9, 12) if dynamic else (9,):
+        x = random(2, 4, length, dtype=torch.float64)
+        torch.testing.assert_close(
+            with_gradients(stack, compiled, x), with_gradients(stack, stack, x)
+        )
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), stack(x))
+    torch._dynamo.reset()
+
+
+def test_transforms_fall_apart_into_layers() -> None:
+    stack, x = wavenet(), random(3, 2, 4, 9, dtype=torch.float64)
+    each = torch.stack([stack(one) for one in x])
+    torch.testing.assert_close(torch.func.vmap(stack)(x), each)
+    tangent = torch.func.jvp(stack, (x[0],), (x[1],))[1]
+    _, pull = torch.func.vjp(stack, x[0])
+    seed = random(*tangent.shape, dtype=torch.float64)
+    torch.testing.assert_close((pull(seed)[0] * x[1]).sum(), (seed * tangent).sum())
+
+
+def _hooked() -> nn.Module:
+    layer = StackLayer(4, 4, 2)
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (lambda: nn.ReLU(), "layer 1 is a ReLU"),
+        (lambda: nn.Conv1d(4, 4, 1), "layer 1 is a Conv1d"),
+        (lambda: weight_norm(StackLayer(4, 4, 2)), "layer 1 is a ParametrizedStackLayer"),
+        (_hooked, "layer 1 has hooks"),
+        (lambda: Conv1d(4, 4, 2, stride=2), "layer 1 has stride 2"),
+        (lambda: Conv1d(4, 4, 2, groups=2), "layer 1 has 2 groups"),
+        (lambda: Conv1d(4, 4, 3, padding=1), "layer 1 pads on the right"),
+        (lambda: Conv1d(4, 4, 3, padding="same"), "layer 1 pads on the right"),
+        (
+            lambda: Conv1d(4, 4, 3, padding=(2, 0), padding_mode="replicate"),
+            "layer 1 pads by 'replicate'",
+        ),
+        (lambda: StackLayer(4, 4, 2, backend="torch"), "layer 1 asks for backend='torch'"),
+        (lambda: StackLayer(4, 4, 2).double(), "layer 1 has another dtype or device"),
+    ],
+)
+def test_the_plan_says_why_not(layer: Callable[[], nn.Module], reason: str) -> None:
+    stack, x = DilatedStack(StackLayer(4, 4, 2), layer()), random(2, 4, 9)
+    plan = stack.plan(x)
+    assert not plan.fused
+    assert re.search(reason, plan.reason)
+    assert str(plan) == f"layer by layer: {plan.reason}"
+    if "dtype" not in reason:  # which is an error in any case
+        torch.testing.assert_close(stack(x), nn.Sequential.forward(stack, x))
+
+
+def test_wide_layers_of_three_taps_are_left_to_their_own_kernels() -> None:
+    x = random(1, 129, 9)
+    assert DilatedStack(StackLayer(129, 129, 2)).plan(x).fused
+    reason = DilatedStack(StackLayer(129, 129, 3)).plan(x).reason
+    assert reason == "layer 0 has more than 128 channels and more than two taps"
+
+
+def test_inputs_that_no_fused_kernel_takes() -> None:
+    stack, x = wavenet(torch.float32), random(2, 4, 9)
+    assert str(stack.plan(x)) == "one fused operator"
+    assert "not on meta" in stack.plan(x.to("meta")).reason
+    assert "int64" in stack.plan(x.long()).reason
+    assert "1 dimensions" in stack.plan(x[0, 0]).reason
+    assert "no layers" in DilatedStack().plan(x).reason
+    with torch.autocast("cpu", torch.bfloat16):
+        assert stack.plan(x).reason == "autocast is on"
+        assert stack(x).dtype == torch.bfloat16
+
+
+def words(dtype: torch.dtype = torch.float64, padding: str | int = 0) -> DilatedStack:
+    torch.manual_seed(0)
+    return DilatedStack(
+        EmbeddingConv1d(7, 4, 6, 2, padding=padding, padding_idx=3, activation="tanh"),
+        StackLayer(6, 6, 2, padding=padding, dilation=2, gated=True),
+        StackLayer(6, 5, 2, padding=padding, dilation=4),
+    ).to(dtype)
+
+
+def few_words(batch: int = 12, length: int = 14) -> Tensor:
+    """Most contexts repeat."""
+    tokens = torch.zeros(batch, length, dtype=torch.long)
+    tokens[:, length // 2 :] = torch.randint(
+        7, (batch, 1), generator=torch.Generator().manual_seed(0)
+    )
+    tokens[0, 3] = 5
+    return tokens
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["dense", "shared"])
+@pytest.mark.parametrize("padding", [0, "causal"])
+def test_over_tokens_it_is_layer_by_layer(padding: str | int, share: bool) -> None:
+    stack, tokens = words(padding=padding), few_words()
+    stack.share_contexts = share
+    parameters = list(stack.parameters())
+    results = []
+    for function in (stack, layer_by_layer(stack)):
+        y = function(tokens)
+        results.append([y, *torch.autograd.grad(y.square().sum(), parameters)])
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(stack(tokens[0].int()), results[1][0][0])
+    assert (results[0][1][3] == 0).all(), "the padding word has no gradient"
+
+
+def test_derivatives_over_tokens() -> None:
+    stack, tokens = words(), few_words(3, 9)
+    names = [name for name, _ in stack.named_parameters()]
+    parameters = [p.detach().clone().requires_grad_() for p in stack.parameters()]
+
+    def function(*parameters: Tensor) -> Tensor:
+        return functional_call(stack, dict(zip(names, parameters, strict=True)), (tokens,))
+
+    # Of the padding word there is no gradient, whatever its embedding would do to the result.
+    stack[0].embedding.padding_idx = None
+    assert torch.autograd.gradcheck(function, parameters)
+    assert torch.autograd.gradgradcheck(function, parameters)
+
+
+def test_the_plan_counts_contexts() -> None:
+    stack, tokens = words(), few_words()
+    plan = stack.plan(tokens)
+    rows = [len({tuple(w) for w in tokens.unfold(1, n, 1).flatten(0, 1).tolist()}) for n in (2, 4)]
+    assert plan.positions == (12 * 13, 12 * 11, 12 * 7)
+    assert plan.rows == (*rows, 12 * 7)
+    assert f"layer 0: {rows[0]} distinct contexts for 156 positions" in str(plan)
+    assert "layer 2: 84 positions, the result" in str(plan)
+    varied = torch.randint(7, (3, 14), generator=torch.Generator().manual_seed(0))
+    assert "layer 1: 33 positions, more than half distinct" in str(stack.plan(varied))
+    stack.share_contexts = False
+    assert stack.plan(tokens).rows == plan.positions
+
+
+def test_a_vocabulary_larger_than_the_input_is_gathered_first() -> None:
+    torch.manual_seed(0)
+    stack = DilatedStack(EmbeddingConv1d(1000, 4, 6, 2), StackLayer(6, 5, 2)).double()
+    tokens = torch.randint(1000, (2, 9))
+    torch.testing.assert_close(stack(tokens), nn.Sequential.forward(stack, tokens))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        (torch.zeros(2, 9), "tokens must be int64 or int32, not torch.float32"),
+        (torch.zeros(2, 3, 9, dtype=torch.long), "the input has 3 dimensions"),
+        (torch.zeros(2, 9, dtype=torch.long, device="meta"), "on two devices"),
+    ],
+)
+def test_tokens_that_no_fused_kernel_takes(tokens: Tensor, reason: str) -> None:
+    assert reason in words().plan(tokens).reason

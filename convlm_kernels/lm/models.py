@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import stack_autograd, stack_ops
 from ..embedding import embedding_conv1d
 from ..embedding_loss import embedding_conv1d_cross_entropy, loss_with_gradients
 from ..layers import Conv1d
+from ..stack import parameters_of, reason_not_a_plain_layer, reason_not_fusable
+from ..stack_autograd import Settings
 
 
 def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
@@ -21,6 +24,13 @@ def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     return F.cross_entropy(logits, y, reduction=reduction)
+
+
+def batch_of(x: Tensor, y: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Some `rows` of `x` and `y`, or all."""
+    if rows is None:
+        return x, y
+    return x.index_select(0, rows), y.index_select(0, rows)
 
 
 class CharModel(nn.Module):
@@ -50,13 +60,13 @@ class CharModel(nn.Module):
         """Cross-entropy of the predictions from `x` (batch, length) and what follows, `y`."""
         return loss_of(self(x), y, reduction)
 
-    def training_step(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        """The mean loss of some `rows` of `x` and `y`; leaves its gradients in `.grad`, in place of
-        others.
+    def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The mean loss of `x` and `y`, or of some `rows` of both; leaves its gradients in `.grad`,
+        in place of others.
         """
         self.zero_grad()
         with torch.enable_grad():
-            loss = self.loss(x.index_select(0, rows), y.index_select(0, rows))
+            loss = self.loss(*batch_of(x, y, rows))
         loss.backward()
         return loss.detach()
 
@@ -135,7 +145,7 @@ class CNN(CharModel):
             backend=conv.backend,
         )
 
-    def training_step(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+    def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
         if not self.fused:
             return super().training_step(x, y, rows)
@@ -147,7 +157,7 @@ class CNN(CharModel):
         loss, *gradients = found
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if parameter is not None:
-                parameter.grad = gradient
+                parameter.grad = gradient if parameter.requires_grad else None
         return loss
 
 
@@ -183,8 +193,11 @@ class DilatedCNN(CharModel):
     The first convolution fuses two neighbouring embeddings; each further one has two taps, and its
     dilation is the number of characters that its input has fused already. Tanh between them.
 
-    fused: the first one by look-up, as in `CNN`.
+    fused: where :class:`DilatedStack` would be one operator over the characters, so is this, its
+    loss and all gradients included; elsewhere the first convolution is by look-up, as in `CNN`.
     """
+
+    share_contexts = True  # as in :class:`DilatedStack`
 
     def __init__(
         self,
@@ -217,15 +230,74 @@ class DilatedCNN(CharModel):
                     backend=backend,
                 )
             )
+        self.settings = Settings(
+            dilations=[2**i for i in range(depth)],
+            pads=[0] * depth,
+            activations=["tanh"] * (depth - 1) + ["none"],
+            residuals=[0] * depth,
+        )
 
     def sizes(self) -> dict[str, int]:
         return {**super().sizes(), "hidden": self.hidden}
 
     def forward(self, tokens: Tensor) -> Tensor:
+        if self.is_a_stack():
+            self.check_tokens(tokens)
+            words, weights, biases, settings = self.stack_operands()
+            return stack_autograd.stack(
+                words, tokens, weights, biases, settings, self.share_contexts
+            )
         if self.fused:
             first: Any = self.layers[0]
             return self.layers[1:](self.embed_and_convolve(tokens, first))
         return self.layers(self.embed_as_signal(tokens))
+
+    def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        if not self.is_a_stack_with_loss():
+            return super().loss(x, y, reduction)
+        self.check_tokens(x)
+        words, weights, biases, settings = self.stack_operands()
+        return stack_autograd.cross_entropy(
+            words, x, y, weights, biases, settings, reduction, self.share_contexts
+        )
+
+    def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Without autograd where the loss comes with its gradients."""
+        if not self.is_a_stack_with_loss():
+            return super().training_step(x, y, rows)
+        x, y = batch_of(x, y, rows)
+        self.check_tokens(x)
+        words, weights, biases, settings = self.stack_operands()
+        with torch.no_grad():
+            loss, gradients = stack_ops.stack_cross_entropy(
+                words, x, y, weights, biases, *settings, self.share_contexts
+            )
+            first: Any = self.layers[0]
+            gradients[1] = gradients[1].transpose(1, 2).view_as(first.weight)
+        parameters = [layer.weight for layer in self.layers] + [layer.bias for layer in self.layers]
+        for parameter, gradient in zip([words, *parameters], gradients, strict=True):
+            parameter.grad = gradient if parameter.requires_grad else None
+        return loss
+
+    def is_a_stack(self) -> bool:
+        """Whether fused operators take the whole model."""
+        words = self.embedding.weight
+        return (
+            self.fused
+            and reason_not_fusable(words) is None
+            and all(reason_not_a_plain_layer(layer, words) is None for layer in self.layers)
+        )
+
+    def is_a_stack_with_loss(self) -> bool:
+        return self.is_a_stack() and self.embedding.weight.dtype in (torch.float32, torch.float64)
+
+    def stack_operands(self) -> tuple[Tensor, list[Tensor], list[Tensor], Settings]:
+        """Embedding, weights whose kernels count characters, biases, and settings."""
+        words = self.embedding.weight
+        weights, biases = parameters_of(list(self.layers), words)
+        by_tap = weights[0].view(weights[0].shape[0], -1, words.shape[1])
+        weights[0] = by_tap.transpose(1, 2)
+        return words, weights, biases, self.settings
 
 
 MODELS: dict[str, type[CharModel]] = {"dilated": DilatedCNN, "cnn": CNN, "mlp": MLP}

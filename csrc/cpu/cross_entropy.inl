@@ -74,18 +74,20 @@ struct Softmax {
   Integers<T> exists;  // the lanes of the last vector that have a channel
   T largest[kRows], sum[kRows], log_sum[kRows];
 
-  explicit Softmax(int64_t channels) : padded(divide_up(channels, W) * W), exists{} {
-    for (int i = 0; i < W; ++i) exists[i] = padded - W + i < channels ? -1 : 0;
+  explicit Softmax(int64_t channels) : padded(divide_up(channels, W) * W) {
+    Integers<T> lanes{};
+    for (int i = 0; i < W; ++i) lanes[i] = padded - W + i < channels ? -1 : 0;
+    exists = lanes;
   }
 
   // As many rows at a time as a vector has lanes: the tile has room for them.
-  CONVLM_INLINE void run(T* tile, int64_t rows) {
+  CONVLM_INLINE void run(T* tile, int64_t pitch, int64_t rows) {
     for (int64_t first = 0; first < rows; first += W) {
       Vector<T> most[W], total[W];
-      for (int i = 0; i < W; ++i) most[i] = largest_lanes(tile + (first + i) * padded);
+      for (int i = 0; i < W; ++i) most[i] = largest_lanes(tile + (first + i) * pitch);
       store(largest + first, combine_lanes<T, Largest>(most));
       for (int i = 0; i < W; ++i)
-        total[i] = exponentials(tile + (first + i) * padded, broadcast(largest[first + i]));
+        total[i] = exponentials(tile + (first + i) * pitch, broadcast(largest[first + i]));
       const Vector<T> sums = combine_lanes<T, Total>(total);
       store(sum + first, sums);
       store(log_sum + first, logarithm(sums));
@@ -158,7 +160,7 @@ struct CrossEntropy {
       const Walk walk{g, a.tokens + n * g.length, table.padded};
       sum_tile(table.data, walk, first, count, bias, table.padded, tile, table.padded);
       for (int64_t t = 0; t < count; ++t) loss[t] = tile[t * table.padded + target[t]];
-      softmax.run(tile, count);
+      softmax.run(tile, table.padded, count);
       for (int64_t t = 0; t < count; ++t)
         loss[t] = softmax.log_sum[t] - (loss[t] - softmax.largest[t]);
       if (sums.data != nullptr) add_gradients(piece, walk, first, count, softmax, target, tile);

@@ -1,6 +1,7 @@
 // The table of CPU kernels, one for each instruction set.
 #pragma once
 #include "arguments.h"
+#include "stack.h"
 
 namespace convlm::cpu {
 
@@ -32,6 +33,9 @@ struct Kernels {
   void (*grad_table)(const GradTableArguments&);
   void (*cross_entropy)(const CrossEntropyArguments&);
   void (*sgd)(const SgdArguments&);
+  void (*stack_forward)(const StackArguments&);
+  void (*stack_backward)(const StackArguments&);
+  void (*stack_loss)(const StackArguments&);
 };
 
 extern const Kernels generic_kernels;

@@ -50,6 +50,15 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/table.inl"
 #include "cpu/cross_entropy.inl"
 #include "cpu/sgd.inl"
+#include "cpu/arena.inl"
+#include "cpu/row_product.inl"
+#include "cpu/row_gradient.inl"
+#include "cpu/stack_rows.inl"
+#include "cpu/stack_weights.inl"
+#include "cpu/stack.inl"
+#include "cpu/stack_sums.inl"
+#include "cpu/stack_backward.inl"
+#include "cpu/stack_loss.inl"
 // clang-format on
 
 }  // namespace
@@ -71,6 +80,9 @@ const Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA),
                                           &CONVLM_ISA::lookup,
                                           &CONVLM_ISA::grad_table,
                                           &CONVLM_ISA::cross_entropy,
-                                          &CONVLM_ISA::sgd};
+                                          &CONVLM_ISA::sgd,
+                                          &CONVLM_ISA::stack_forward,
+                                          &CONVLM_ISA::stack_backward,
+                                          &CONVLM_ISA::stack_loss};
 
 }  // namespace convlm::cpu

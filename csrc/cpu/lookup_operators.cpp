@@ -6,6 +6,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
+#include "cpu/mean.h"
 #include "cpu/tokens.h"
 #include "lookup_checks.h"
 #include "operators.h"
@@ -21,8 +22,7 @@ Tensor lookup(const Tensor& tokens, const Tensor& table, const std::optional<Ten
       check_lookup(tokens, table, bias ? &*bias : nullptr, stride, pad_left, pad_right, dilation);
   a.dtype = dtype_of(table);
   a.activation = activation_of("lookup", activation);
-  a.tokens = read_tokens("lookup", "tokens", tokens, {tokens.size(0), nullptr}, "vocab",
-                         table.size(1), Slot::tokens);
+  a.tokens = read_tokens("lookup", "tokens", tokens, "vocab", table.size(1), Slot::tokens);
   const Tensor rows = torch::stable::contiguous(table);
   a.table = rows.const_data_ptr();
   if (bias) a.bias = operand(*bias);
@@ -41,8 +41,7 @@ std::tuple<Tensor, Tensor> lookup_grad_table(const Tensor& grad_output, const Te
   a.geometry = check_lookup_grad_table(grad_output, tokens, kernel_size, vocab, stride, pad_left,
                                        pad_right, dilation);
   a.dtype = dtype_of(grad_output);
-  a.tokens = read_tokens("lookup_grad_table", "tokens", tokens, {tokens.size(0), nullptr}, "vocab",
-                         vocab, Slot::tokens);
+  a.tokens = read_tokens("lookup_grad_table", "tokens", tokens, "vocab", vocab, Slot::tokens);
   a.grad_output = operand(grad_output);
   Tensor table =
       torch::stable::new_empty(grad_output, {kernel_size, vocab, a.geometry.out_channels});
@@ -74,11 +73,13 @@ CrossEntropyArguments cross_entropy_arguments(const char* function, const Tensor
                           bias ? &*bias : nullptr, stride, pad_left, pad_right, dilation);
   a.dtype = dtype_of(weight);
   a.embedding_dim = embedding.size(1);
-  const Selection selection = select_rows(function, tokens, rows ? &*rows : nullptr);
+  Selection selection;
+  if (rows) selection = select_rows(function, tokens, *rows);
+  const Selection* selected = rows ? &selection : nullptr;
   a.tokens =
-      read_tokens(function, "tokens", tokens, selection, "vocab", embedding.size(0), Slot::tokens);
-  a.target = read_tokens(function, "target", target, selection, "out_channels", weight.size(0),
-                         Slot::target);
+      read_tokens(function, "tokens", tokens, "vocab", embedding.size(0), Slot::tokens, selected);
+  a.target = read_tokens(function, "target", target, "out_channels", weight.size(0), Slot::target,
+                         selected);
   a.embedding = operand(embedding);
   a.weight = tap_weight(weight, a.embedding_dim);
   if (bias) a.bias = operand(*bias);
@@ -95,14 +96,6 @@ Tensor lookup_losses(const Tensor& tokens, const Tensor& target, const Tensor& e
   a.losses = losses.mutable_data_ptr();
   kernels().cross_entropy(a);
   return losses;
-}
-
-// In float64, in order: the same bits for any number of threads.
-template <class T>
-void mean(const void* values, int64_t count, void* result) {
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += static_cast<const T*>(values)[i];
-  *static_cast<T*>(result) = static_cast<T>(sum / count);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> lookup_cross_entropy(

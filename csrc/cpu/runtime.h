@@ -33,6 +33,12 @@ enum class Slot {
   target,
   losses,
   table,
+  stack,
+  stack_group,
+  stack_sums,
+  stack_saved,
+  links,
+  numbers,
   count
 };
 void* scratch(Slot slot, size_t bytes);

@@ -66,20 +66,20 @@ const int64_t* read_tokens_as(const char* function, const char* argument, const 
   return result;
 }
 
-// The selected rows of `t`, int64 or int32, whose values must lie in [0, limit).
+// All or the selected rows of `t`, int64 or int32, whose values must lie in [0, limit).
 inline const int64_t* read_tokens(const char* function, const char* argument, const Tensor& t,
-                                  const Selection& rows, const char* limit_name, int64_t limit,
-                                  Slot slot) {
+                                  const char* limit_name, int64_t limit, Slot slot,
+                                  const Selection* selection = nullptr) {
+  const Selection rows = selection == nullptr ? Selection{t.size(0), nullptr} : *selection;
   return t.scalar_type() == torch::headeronly::ScalarType::Long
              ? read_tokens_as<int64_t>(function, argument, t, rows, limit_name, limit, slot)
              : read_tokens_as<int32_t>(function, argument, t, rows, limit_name, limit, slot);
 }
 
-// `rows` is a list of rows of `t`, int64; null stands for all of them.
-inline Selection select_rows(const char* function, const Tensor& t, const Tensor* rows) {
-  if (rows == nullptr) return {t.size(0), nullptr};
-  const int64_t count = rows->size(0), stride = rows->stride(0), limit = t.size(0);
-  const int64_t* in = static_cast<const int64_t*>(rows->const_data_ptr());
+// `rows` is a list of rows of `t`, int64.
+inline Selection select_rows(const char* function, const Tensor& t, const Tensor& rows) {
+  const int64_t count = rows.size(0), stride = rows.stride(0), limit = t.size(0);
+  const int64_t* in = static_cast<const int64_t*>(rows.const_data_ptr());
   int64_t* out = static_cast<int64_t*>(scratch(Slot::rows, sizeof(int64_t) * count));
   for (int64_t n = 0; n < count; ++n) {
     out[n] = in[n * stride];

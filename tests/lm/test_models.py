@@ -88,14 +88,101 @@ def test_fused_is_the_same_function(kind: type[CharModel], rows: int, dtype: tor
     close(fused(x), plain(x))
     for reduction in ("mean", "sum", "none"):
         close(fused.loss(x, y, reduction), plain.loss(x, y, reduction))
-    everything = torch.arange(rows)
-    close(fused.training_step(x, y, everything), plain.training_step(x, y, everything))
+    drawn = torch.arange(rows).flip(0)
+    close(fused.training_step(x, y, drawn), plain.training_step(x, y))
     gradients = [p.grad.clone() for p in fused.parameters()]
     close(gradients, [p.grad for p in plain.parameters()])
-    fused.training_step(x, y, everything)  # takes the place of what is there
+    fused.training_step(x, y, drawn)  # takes the place of what is there
     assert all(map(torch.equal, gradients, (p.grad for p in fused.parameters())))
     (gradient,) = torch.autograd.grad(fused.loss(x, y), fused.embedding.weight)
     close(gradient, plain.embedding.weight.grad)
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["dense", "shared"])
+@pytest.mark.parametrize("context", [2, 8])
+def test_a_dilated_step_in_one_call_is_that_of_its_layers(context, share):
+    torch.manual_seed(0)
+    sizes = {"vocab": 6, "context": context, "embedding": 3, "hidden": 20}
+    fused = DilatedCNN(**sizes).double()
+    layers = DilatedCNN(**sizes, fused=False, backend="torch").double()
+    layers.load_state_dict(fused.state_dict())
+    fused.share_contexts = share
+    assert fused.is_a_stack()
+    x = torch.randint(6, (9, 12))
+    y = torch.randint(6, (9, 12 - context + 1))
+    torch.testing.assert_close(fused.training_step(x, y), layers.training_step(x, y))
+    for mine, theirs in zip(fused.parameters(), layers.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+    torch.testing.assert_close(fused(x), layers(x))
+    for reduction in ("mean", "sum", "none"):
+        losses = [model.loss(x, y, reduction) for model in (fused, layers)]
+        torch.testing.assert_close(*losses)
+        gradients = [
+            torch.autograd.grad(loss.sum(), list(model.parameters()))
+            for model, loss in zip((fused, layers), losses, strict=True)
+        ]
+        torch.testing.assert_close(*gradients)
+        with torch.no_grad():
+            torch.testing.assert_close(fused.loss(x, y, reduction), losses[1])
+
+
+def test_the_derivatives_of_a_dilated_loss():
+    model = DilatedCNN(vocab=4, context=2, embedding=2, hidden=3).double()
+    names = [name for name, _ in model.named_parameters()]
+    x, y = torch.randint(4, (2, 5)), torch.randint(4, (2, 4))
+
+    class Loss(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self):
+            return self.model.loss(x, y)
+
+    def loss(*parameters):
+        named = {f"model.{name}": p for name, p in zip(names, parameters, strict=True)}
+        return torch.func.functional_call(Loss(), named, ())
+
+    parameters = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    assert torch.autograd.gradcheck(loss, parameters)
+    assert torch.autograd.gradgradcheck(loss, parameters)
+
+
+@pytest.mark.parametrize("kind", [CNN, DilatedCNN])
+def test_frozen_parameters_get_no_gradient_in_a_step(kind: type[CharModel]):
+    model = kind(vocab=4, context=4, embedding=2)
+    model.embedding.weight.requires_grad_(False)
+    model.training_step(torch.zeros(9, 5, dtype=torch.int64), torch.zeros(9, 2, dtype=torch.int64))
+    words, *others = model.parameters()
+    assert words.grad is None
+    assert all(parameter.grad is not None for parameter in others)
+
+
+def test_a_dilated_model_falls_apart_into_layers():
+    model = DilatedCNN(vocab=4, context=4, embedding=2, hidden=3)
+    assert model.is_a_stack()
+    assert not DilatedCNN(fused=False).is_a_stack()
+    assert not DilatedCNN(backend="torch").is_a_stack()
+    assert not DilatedCNN().bfloat16().is_a_stack_with_loss()
+    model.layers[1].register_forward_hook(lambda *_: None)
+    assert not model.is_a_stack()
+    x, y = torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64)
+    model.training_step(x, y)
+    assert model.embedding.weight.grad is not None
+
+
+def test_a_dilated_model_compiles_to_one_graph():
+    torch._dynamo.reset()
+    model = DilatedCNN(vocab=4, context=4, embedding=2, hidden=3)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    x = torch.randint(4, (2, 7))
+    torch.testing.assert_close(compiled(x), model(x))
+    gradients = [
+        torch.autograd.grad(m(x).square().sum(), list(model.parameters()))
+        for m in (compiled, model)
+    ]
+    torch.testing.assert_close(*gradients)
+    torch._dynamo.reset()
 
 
 def test_mlp_equals_cnn():

@@ -1,0 +1,221 @@
+"""Differentiation of fused stacks.
+
+First derivatives are one operator. Second and higher ones, ``torch.func`` and forward mode are
+those of the same layers composed, which are differentiable to any order: right, not fast.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import autograd, stack_ops
+
+
+class Settings(NamedTuple):
+    """A stack without its parameters: one entry for each layer."""
+
+    dilations: list[int]
+    pads: list[int]  # zeros on the left
+    activations: list[str]  # "none", as of a convolution, or "gate"
+    residuals: list[int]  # 0 or 1
+
+
+def gate(z: Tensor) -> Tensor:
+    """tanh(a) * sigmoid(b) of the two halves of the channels."""
+    a, b = z.chunk(2, dim=-2)
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+def compose(
+    x: Tensor,
+    tokens: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    settings: Settings,
+) -> Tensor:
+    """What :func:`stack` computes, layer by layer."""
+    if tokens is not None:
+        x = F.embedding(tokens, x).transpose(1, 2)
+    for weight, bias, dilation, pad, activation, residual in zip(
+        weights, biases, *settings, strict=True
+    ):
+        gated = activation == "gate"
+        y = autograd.forward(
+            x,
+            weight,
+            bias if bias.numel() else None,
+            (1, pad, 0, dilation, 1, "ieee"),
+            "none" if gated else activation,
+        )
+        if gated:
+            y = gate(y)
+        x = y + x[..., x.shape[-1] - y.shape[-1] :] if residual else y
+    return x
+
+
+class _Stack(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tokens: Tensor | None,
+        settings: Settings,
+        share: bool,
+        x: Tensor,
+        *parameters: Any,
+    ) -> Tensor:
+        weights, biases = _halves(parameters)
+        y, saved = stack_ops.stack_forward(x, tokens, weights, biases, *settings, share, True)
+        ctx.save_for_backward(tokens, saved, x, *parameters)
+        ctx.settings = settings, share
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        tokens, saved, x, *parameters = ctx.saved_tensors
+        settings, share = ctx.settings
+        weights, biases = _halves(parameters)
+        needed = ctx.needs_input_grad[3:]
+        gradients: Any
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            y = compose(x, tokens, weights, biases, settings)
+            gradients = _gradients_with_graph(y, grad_output, [x, *parameters], needed)
+        else:
+            gradients = stack_ops.stack_backward(
+                grad_output, saved, x, tokens, weights, biases, *settings, share, needed[0]
+            )
+        return None, None, None, *_wanted(gradients, needed)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The mean loss, which comes with its gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tokens: Tensor,
+        target: Tensor,
+        settings: Settings,
+        share: bool,
+        x: Tensor,
+        *parameters: Any,
+    ) -> Tensor:
+        loss, gradients = stack_ops.stack_cross_entropy(
+            x, tokens, target, *_halves(parameters), *settings, share
+        )
+        ctx.save_for_backward(tokens, target, x, *parameters, *gradients)
+        ctx.settings = settings
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> Any:
+        tokens, target, *rest = ctx.saved_tensors
+        inputs, gradients = _halves(rest)
+        needed = ctx.needs_input_grad[4:]
+        if torch.is_grad_enabled():  # to be differentiated again: by the formula
+            logits = compose(inputs[0], tokens, *_halves(inputs[1:]), ctx.settings)
+            loss = F.cross_entropy(logits, target.long())
+            found = _gradients_with_graph(loss, grad_loss, inputs, needed)
+        else:
+            found = [g * grad_loss for g in gradients]
+        return None, None, None, None, *_wanted(found, needed)
+
+
+def _halves(parameters: Any) -> tuple[list[Tensor], list[Tensor]]:
+    half = len(parameters) // 2
+    return list(parameters[:half]), list(parameters[half:])
+
+
+def _wanted(gradients: Any, needed: tuple[bool, ...]) -> list[Tensor | None]:
+    return [g if need else None for g, need in zip(gradients, needed, strict=True)]
+
+
+def _gradients_with_graph(
+    y: Tensor, grad_output: Tensor, inputs: list[Tensor], needed: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """The gradients with a graph of their own, for derivatives of them."""
+    leaves = [t for t, need in zip(inputs, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(y, leaves, grad_output, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needed]
+
+
+def _wants_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def stack(
+    x: Tensor,
+    tokens: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    settings: Settings,
+    share: bool = True,
+) -> Tensor:
+    """A chain of convolutions of stride 1 in one operator, differentiable to any order.
+
+    Args:
+        x: (batch, channels, length); with ``tokens`` (batch, length), int64 or int32, an embedding
+            (vocab, channels) of them. float32, float64, bfloat16 or float16, on the CPU.
+        weights: (out_channels, in_channels, kernel_size) for each layer, of the dtype of ``x``; the
+            out_channels of a gated layer are twice those of its result.
+        biases: (out_channels), or empty, for each layer.
+        share: over tokens, compute a layer once for each distinct receptive field where most of
+            them repeat. The result has the same bits.
+
+    Returns:
+        (batch, out_channels, out_length) of the last layer.
+
+    Raises:
+        RuntimeError: sizes that do not fit, a token outside [0, vocab); names argument and value.
+    """
+    if autograd._transformed():
+        return compose(x, tokens, weights, biases, settings)
+    if tokens is not None and x.shape[0] > tokens.shape[0] * tokens.shape[1]:
+        # Rows of the embedding that no position reads would be multiplied too.
+        x, tokens = F.embedding(tokens, x).transpose(1, 2), None
+    if _wants_gradients(x, *weights, *biases):
+        return _Stack.apply(tokens, settings, share, x, *weights, *biases)
+    y, _ = stack_ops.stack_forward(x, tokens, weights, biases, *settings, share, False)
+    return y
+
+
+def cross_entropy(
+    x: Tensor,
+    tokens: Tensor,
+    target: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    settings: Settings,
+    reduction: str = "mean",
+    share: bool = True,
+) -> Tensor:
+    """Softmax cross-entropy of a stack over tokens, differentiable to any order.
+
+    The logits never leave the cache; the mean comes with its gradients in one operator, as that of
+    :func:`convlm_kernels.embedding_conv1d_cross_entropy`.
+
+    Args:
+        target: (batch, out_length), int64 or int32, in [0, out_channels).
+        reduction: "mean", "sum" or "none".
+        The others are those of :func:`stack`, float32 or float64.
+
+    Returns:
+        A scalar, or with "none" (batch, out_length).
+
+    Raises:
+        RuntimeError: a target outside [0, out_channels), and as :func:`stack`.
+    """
+    composed = autograd._transformed() or torch.compiler.is_compiling()
+    wants_gradients = _wants_gradients(x, *weights, *biases)
+    if composed or (wants_gradients and reduction != "mean"):
+        logits = stack(x, tokens, weights, biases, settings, share)
+        return F.cross_entropy(logits, target.long(), reduction=reduction)
+    if wants_gradients:
+        return _CrossEntropy.apply(tokens, target, settings, share, x, *weights, *biases)
+    losses = stack_ops.stack_losses(x, tokens, target, weights, biases, *settings, share)
+    if reduction == "none":
+        return losses
+    return losses.sum() if reduction == "sum" else losses.mean()

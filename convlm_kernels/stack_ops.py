@@ -1,0 +1,105 @@
+"""The operators of fused stacks, bound once, and their fake versions.
+
+Private, as those of ``ops`` are: ``stack_autograd`` is differentiable. ``csrc/stack_checks.h`` has
+the checks of sizes, which the fake versions leave to it, but for what shapes the results.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _library  # noqa: F401  (importing it loads the operators)
+from .geometry import output_length
+
+stack_forward = torch.ops.convlm.stack_forward.default
+stack_backward = torch.ops.convlm.stack_backward.default
+stack_cross_entropy = torch.ops.convlm.stack_cross_entropy.default
+stack_losses = torch.ops.convlm.stack_losses.default
+stack_rows = torch.ops.convlm.stack_rows.default
+
+_LINE = 64  # bytes: where rows begin
+
+
+def _row_bytes(channels: int, dtype: torch.dtype) -> int:
+    """Of one row in the type that the kernels compute in, as in ``stack_operators.cpp``."""
+    return -(-channels * max(4, dtype.itemsize) // _LINE) * _LINE
+
+
+def _shapes(
+    x: Tensor,
+    tokens: Tensor | None,
+    weights: list[Tensor],
+    dilations: list[int],
+    pads: list[int],
+    activations: list[str],
+) -> tuple[Any, int]:
+    """The shape of the result, and the bytes that are kept for the gradients."""
+    batch, length = (x.shape[0], x.shape[2]) if tokens is None else tokens.shape
+    channels, saved = x.shape[1], 0
+    for weight, dilation, pad, activation in zip(
+        weights, dilations, pads, activations, strict=True
+    ):
+        torch._check(weight.shape[1] == channels)
+        length = output_length(length, weight.shape[2], 1, dilation, pad, 0)
+        torch._check(length >= 1)
+        columns = weight.shape[0]
+        channels = columns // 2 if activation == "gate" else columns
+        row = _row_bytes(channels, x.dtype) + _row_bytes(columns, x.dtype)
+        saved = saved + batch * length * row + 1024
+    return (batch, channels, length), saved
+
+
+@torch.library.register_fake("convlm::stack_forward")
+def _stack_forward_fake(
+    x: Tensor,
+    tokens: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    dilations: list[int],
+    pads: list[int],
+    activations: list[str],
+    residuals: list[int],
+    share: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    shape, saved = _shapes(x, tokens, weights, dilations, pads, activations)
+    return x.new_empty(shape), x.new_empty(saved if save else 0, dtype=torch.uint8)
+
+
+@torch.library.register_fake("convlm::stack_backward")
+def _stack_backward_fake(
+    grad_output: Tensor,
+    saved: Tensor,
+    x: Tensor,
+    tokens: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    *settings: Any,
+) -> list[Tensor]:
+    with_x = settings[-1]
+    return _gradients(x.new_empty(x.shape if with_x else (0,)), weights, biases)
+
+
+def _gradients(grad_x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> list[Tensor]:
+    grads_b = [b.new_empty(b.shape) for b in biases]
+    return [grad_x, *(torch.empty_like(w) for w in weights), *grads_b]
+
+
+@torch.library.register_fake("convlm::stack_cross_entropy")
+def _stack_cross_entropy_fake(
+    x: Tensor,
+    tokens: Tensor,
+    target: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    *settings: Any,
+) -> tuple[Tensor, list[Tensor]]:
+    return x.new_empty(()), _gradients(x.new_empty(x.shape), weights, biases)
+
+
+@torch.library.register_fake("convlm::stack_losses")
+def _stack_losses_fake(x: Tensor, tokens: Tensor, target: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(target.shape)

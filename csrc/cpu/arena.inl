@@ -1,0 +1,20 @@
+// Hands out pieces of one allocation. Laid out twice: the first time only to learn the size.
+struct Arena {
+  char* data;
+  int64_t size = 0;
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = data == nullptr ? nullptr : reinterpret_cast<T*>(data + size);
+    size += divide_up(count * static_cast<int64_t>(sizeof(T)), 64) * 64;
+    return piece;
+  }
+};
+
+template <class Layout>
+CONVLM_INLINE void lay_out(Slot slot, Layout&& layout) {
+  Arena counted{nullptr};
+  layout(counted);
+  Arena real{static_cast<char*>(scratch(slot, counted.size))};
+  layout(real);
+}

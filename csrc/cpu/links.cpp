@@ -1,0 +1,155 @@
+#include "cpu/links.h"
+
+#include <algorithm>
+
+#include "geometry.h"
+
+namespace convlm::cpu {
+namespace {
+
+// Numbers distinct pairs of small numbers in the order in which they first come.
+class PairNumbers {
+ public:
+  PairNumbers() { grow(1 << 10); }
+
+  int32_t count() const { return count_; }
+
+  int32_t number(int32_t a, int32_t b) {
+    const uint64_t key =
+        static_cast<uint64_t>(static_cast<uint32_t>(a)) << 32 | static_cast<uint32_t>(b);
+    Entry& entry = find(key);
+    if (entry.number != kFree) return entry.number;
+    entry = {key, count_++};
+    const int32_t result = entry.number;
+    if (2 * static_cast<size_t>(count_) > entries_.size()) grow(2 * entries_.size());
+    return result;
+  }
+
+ private:
+  static constexpr int32_t kFree = -1;
+  struct Entry {
+    uint64_t key;
+    int32_t number;
+  };
+
+  Entry& find(uint64_t key) {
+    const size_t mask = entries_.size() - 1;
+    size_t slot = (key * 0x9e3779b97f4a7c15u) >> shift_;
+    while (entries_[slot].number != kFree && entries_[slot].key != key) slot = (slot + 1) & mask;
+    return entries_[slot];
+  }
+
+  void grow(size_t size) {
+    std::vector<Entry> old(size, Entry{0, kFree});
+    old.swap(entries_);
+    shift_ = 64 - __builtin_ctzll(size);
+    for (const Entry& entry : old)
+      if (entry.number != kFree) find(entry.key) = entry;
+  }
+
+  std::vector<Entry> entries_;
+  int shift_ = 0;
+  int32_t count_ = 0;
+};
+
+// The rows of one layer: which one each position has.
+struct Rows {
+  const int32_t* of_position;  // [batch][length]
+  int64_t count;
+};
+
+// The number of the row that a tap of position (n, t) reads, or none.
+int32_t read(const Taps& taps, const Rows& in, int64_t n, int64_t t, int64_t tap) {
+  const int64_t position = input_position(t, tap, 1, taps.dilation, taps.pad_left);
+  return 0 <= position && position < taps.in_length ? in.of_position[n * taps.in_length + position]
+                                                    : StackLayer::kNone;
+}
+
+// Gives every distinct combination of rows that the taps read a number, and calls found(number, n,
+// t) where one comes for the first time. False once there are more than `most`.
+template <class Found>
+bool number_fields(const Taps& taps, int64_t batch, const Rows& in, int64_t most, int32_t* numbers,
+                   int64_t& count, const Found& found) {
+  std::vector<PairNumbers> pairs(std::max<int64_t>(1, taps.kernel_size - 1));
+  count = 0;
+  for (int64_t n = 0; n < batch; ++n)
+    for (int64_t t = 0; t < taps.out_length; ++t) {
+      int32_t field = read(taps, in, n, t, 0);
+      if (taps.kernel_size == 1) field = pairs[0].number(field, StackLayer::kNone);
+      for (int64_t k = 1; k < taps.kernel_size; ++k)
+        field = pairs[k - 1].number(field, read(taps, in, n, t, k));
+      numbers[n * taps.out_length + t] = field;
+      if (field == count) {
+        if (++count > most) return false;
+        found(field, n, t);
+      }
+    }
+  return true;
+}
+
+int64_t most_positions(const std::vector<Taps>& taps) {
+  int64_t most = 0;
+  for (const Taps& layer : taps) most = std::max({most, layer.in_length, layer.out_length});
+  return most;
+}
+
+const int32_t* number_tokens(const int64_t* tokens, int64_t count, int32_t* numbers) {
+  for (int64_t i = 0; i < count; ++i) numbers[i] = static_cast<int32_t>(tokens[i]);
+  return numbers;
+}
+
+}  // namespace
+
+void link_positions(const Taps& taps, int64_t batch, int64_t samples, StackLayer& layer) {
+  int32_t* links = const_cast<int32_t*>(layer.links);
+  int32_t* readers = const_cast<int32_t*>(layer.readers);
+  layer.in_rows = batch * taps.in_length;
+  layer.out_rows = batch * taps.out_length;
+  layer.link_pitch = samples * taps.out_length;
+  layer.reader_pitch = samples * taps.in_length;
+  std::fill(readers, readers + taps.kernel_size * layer.reader_pitch, StackLayer::kNone);
+  for (int64_t k = 0; k < taps.kernel_size; ++k)
+    for (int64_t n = 0; n < samples; ++n)
+      for (int64_t t = 0; t < taps.out_length; ++t) {
+        const int64_t out = n * taps.out_length + t;
+        const int64_t position = input_position(t, k, 1, taps.dilation, taps.pad_left);
+        const bool exists = 0 <= position && position < taps.in_length;
+        const int64_t in = n * taps.in_length + position;
+        links[k * layer.link_pitch + out] = exists ? static_cast<int32_t>(in) : StackLayer::kNone;
+        if (exists) readers[k * layer.reader_pitch + in] = static_cast<int32_t>(out);
+      }
+}
+
+int64_t link_tokens(const int64_t* tokens, int64_t batch, int64_t group, int64_t vocab,
+                    const std::vector<Taps>& taps, bool share, StackLayer* layers) {
+  const int64_t positions = batch * most_positions(taps);
+  int32_t* numbers = static_cast<int32_t*>(scratch(Slot::numbers, sizeof(int32_t) * 2 * positions));
+  Rows in{number_tokens(tokens, batch * taps[0].in_length, numbers), vocab};
+  size_t i = 0;
+  for (bool shared = true; shared && i < taps.size(); ++i) {
+    StackLayer& layer = layers[i];
+    int32_t* links = const_cast<int32_t*>(layer.links);
+    const int64_t out_rows = batch * taps[i].out_length;
+    layer.in_rows = in.count;
+    layer.link_pitch = out_rows;
+    layer.readers = nullptr;
+    const auto link = [&](int64_t row, int64_t n, int64_t t) {
+      for (int64_t k = 0; k < taps[i].kernel_size; ++k)
+        links[k * out_rows + row] = read(taps[i], in, n, t, k);
+    };
+    int32_t* next = numbers + (i % 2 == 0 ? positions : 0);
+    shared = share && i + 1 < taps.size() &&
+             number_fields(taps[i], batch, in, out_rows / 2, next, layer.out_rows, link);
+    if (!shared) {
+      layer.out_rows = out_rows;
+      for (int64_t n = 0; n < batch; ++n)
+        for (int64_t t = 0; t < taps[i].out_length; ++t) link(n * taps[i].out_length + t, n, t);
+    }
+    in = {next, layer.out_rows};
+  }
+  const int64_t together = i == 1 ? group : batch;  // the first layer is the first not to share
+  for (; i < taps.size(); ++i) link_positions(taps[i], batch, together, layers[i]);
+  return together;
+}
+
+}  // namespace convlm::cpu

@@ -1,0 +1,28 @@
+// Which rows of its input each row of a layer's result reads, and how many distinct rows there are.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "cpu/runtime.h"
+#include "stack.h"
+
+namespace convlm::cpu {
+
+// How positions become rows: a layer of stride 1.
+struct Taps {
+  int64_t kernel_size, dilation, pad_left, in_length, out_length;
+};
+
+// Every position has a row of its own, as have those of the input. `samples` are linked: rows of
+// further ones follow in the same way.
+void link_positions(const Taps& taps, int64_t batch, int64_t samples, StackLayer& layer);
+
+// Links a stack over tokens (batch, length). A unit sees only its receptive field, and in a batch
+// of padded words most of these repeat: with `share`, a layer has one row for each distinct field
+// where that leaves at most half of them. Sharing ends with the first layer that has more, and
+// before the last one, whose rows are the result. Returns how many samples go through the layers
+// together: `group` where nothing is shared, else all.
+int64_t link_tokens(const int64_t* tokens, int64_t batch, int64_t group, int64_t vocab,
+                    const std::vector<Taps>& taps, bool share, StackLayer* layers);
+
+}  // namespace convlm::cpu

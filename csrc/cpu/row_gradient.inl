@@ -1,0 +1,101 @@
+// The gradient of a weight from rows: those of the input times those of the result's gradient.
+
+// sums[channel][:] += sum over rows of in[row][channel] * grad[row][:], for a few channels.
+template <class T>
+struct RowGradient {
+  const T* const* in;
+  const T* const* grad;
+  int64_t rows, channel, column;  // the first ones
+  T* sums;
+  int64_t sums_pitch;
+};
+
+template <class T, int VECTORS>
+void row_gradient(const RowGradient<T>& p) {
+  constexpr int W = kLanes<T>, CHANNELS = kRowsAtOnce<VECTORS>;
+  Vector<T> sum[CHANNELS][VECTORS];
+#pragma GCC unroll 32
+  for (int i = 0; i < CHANNELS; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<T>{};
+  for (int64_t r = 0; r < p.rows; ++r) {
+    const T *in = p.in[r] + p.channel, *grad = p.grad[r] + p.column;
+    Vector<T> v[VECTORS];
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) v[j] = load(grad + j * W);
+#pragma GCC unroll 32
+    for (int i = 0; i < CHANNELS; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(sum[i][j], in[i], v[j]);
+  }
+#pragma GCC unroll 32
+  for (int i = 0; i < CHANNELS; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) {
+      T* out = p.sums + i * p.sums_pitch + j * W;
+      store(out, load(out) + sum[i][j]);
+    }
+}
+
+// The gradient of a weight as it is summed: [channel][tap][pitch], then the bias. A tile of
+// channels may reach past the last one, into rows that nobody reads.
+template <class T>
+struct WeightSums {
+  int64_t channels, taps, columns;
+  Panels<T> panels;
+  T* data;
+
+  int64_t pitch() const { return panels.columns(); }
+  int64_t size() const { return ((channels + kTileRows) * taps + 1) * pitch(); }
+  T* row(int64_t channel, int64_t tap) const { return data + (channel * taps + tap) * pitch(); }
+  T* bias() const { return row(channels + kTileRows, 0); }
+};
+
+// Rows of the result that are added up in registers, and stay in the first cache.
+constexpr int64_t kGradientRows = 64;
+
+template <class T, int... V>
+CONVLM_INLINE void add_gradient_block(RowGradient<T> p, const WeightSums<T>& sums, int64_t tap,
+                                      int64_t first, int64_t last,
+                                      std::integer_sequence<int, V...>) {
+  static constexpr void (*table[])(const RowGradient<T>&) = {&row_gradient<T, V + 1>...};
+  static constexpr int channels_at_once[] = {kRowsAtOnce<V + 1>...};
+  p.sums_pitch = sums.taps * sums.pitch();
+  for (int64_t panel = 0; panel < sums.panels.count; ++panel) {
+    const int width = sums.panels.width(panel);
+    p.column = sums.panels.first(panel) * kLanes<T>;
+    for (p.channel = first; p.channel < last; p.channel += channels_at_once[width - 1]) {
+      p.sums = sums.row(p.channel, tap) + p.column;
+      table[width - 1](p);
+    }
+  }
+}
+
+// sums += the gradient from `count` rows of the result. in.at(tap, row) was multiplied by the tap,
+// grad.at(tap, row) is the gradient of that product. Cut by taps and channels: a sum is made by one
+// thread, in the order of the rows.
+template <class T>
+void add_weight_gradient(const LinkedRows<T>& in, const LinkedRows<T>& grad, int64_t count,
+                         const WeightSums<T>& sums) {
+  const int64_t blocks = divide_up(sums.channels, kTileRows);
+  parallel_jobs(sums.taps * blocks, count * kTileRows * sums.columns,
+                [&](int64_t begin, int64_t end) {
+                  const T** rows =
+                      static_cast<const T**>(scratch(Slot::plan, sizeof(T*) * 2 * kGradientRows));
+                  for (int64_t job = begin; job < end; ++job) {
+                    const int64_t tap = job / blocks, first_channel = job % blocks * kTileRows;
+                    for (int64_t row = 0; row < count;) {
+                      RowGradient<T> p{rows, rows + kGradientRows, 0, 0, 0, nullptr, 0};
+                      for (; row < count && p.rows < kGradientRows; ++row) {
+                        const T* from = in.at(tap, row);
+                        if (from == in.zeros) continue;
+                        rows[p.rows] = from;
+                        rows[kGradientRows + p.rows++] = grad.at(tap, row);
+                      }
+                      add_gradient_block(p, sums, tap, first_channel,
+                                         smaller(first_channel + kTileRows, sums.channels),
+                                         std::make_integer_sequence<int, kMaxVectors>{});
+                    }
+                  }
+                });
+}

@@ -1,0 +1,213 @@
+// Products of rows, the core of fused stacks: a row holds the channels of a position, and rows are
+// found through pointers, so that padding, dilation and rows shared by several positions all look
+// alike here.
+
+// Rows at a time for each number of vectors, so that the sums fill the registers.
+template <int VECTORS>
+constexpr int kRowsAtOnce = (CONVLM_VECTOR_BYTES == 64 ? 24 : 12) / VECTORS;
+// Rows of a tile: whole strips of each of these.
+constexpr int64_t kTileRows = CONVLM_VECTOR_BYTES == 64 ? 48 : 24;
+// The additions that one register takes before its sum goes elsewhere.
+constexpr int64_t kRowChain = 128;
+
+// Rows begin at cache lines.
+template <class T>
+constexpr int64_t row_pitch(int64_t channels) {
+  constexpr int64_t line = 64 / sizeof(T);
+  return divide_up(channels, line) * line;
+}
+
+// Columns of a weight, cut into panels of at most kMaxVectors vectors.
+template <class T>
+struct Panels {
+  int64_t vectors, count, pitch;
+
+  explicit Panels(int64_t columns)
+      : vectors(divide_up(columns, kLanes<T>)),
+        count(divide_up(vectors, kMaxVectors)),
+        pitch(divide_up(vectors, count) * kLanes<T>) {}
+  int64_t first(int64_t panel) const { return vectors * panel / count; }
+  int width(int64_t panel) const { return static_cast<int>(first(panel + 1) - first(panel)); }
+  int64_t columns() const { return vectors * kLanes<T>; }
+};
+
+// A weight as the core reads it: [panel][channel][tap][pitch].
+template <class T>
+struct PackedWeight {
+  Panels<T> panels;
+  int64_t channels, taps;
+  const T* data;
+
+  int64_t size() const { return panels.count * channels * taps * panels.pitch; }
+  const T* panel(int64_t index) const { return data + index * channels * taps * panels.pitch; }
+};
+
+template <class T>
+struct RowProduct {
+  const T* const* rows;  // [tap][kTileRows]
+  const T* zeros;        // where a row points that is nothing but padding
+  const T* weight;
+  int64_t taps, channels;
+  int64_t tap_step, channel_step;  // of the weight
+  T* out;
+  int64_t out_pitch;
+};
+
+// tile[i][j] = sum[i][j], or that more.
+template <class T, int ROWS, int VECTORS>
+CONVLM_INLINE void put_sums(T* tile, int64_t pitch, const Vector<T> (&sum)[ROWS][VECTORS],
+                            bool add) {
+#pragma GCC unroll 32
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) {
+      T* out = tile + i * pitch + j * kLanes<T>;
+      store(out, add ? load(out) + sum[i][j] : sum[i][j]);
+    }
+}
+
+// sum[i][:] = sum over the channels [first, last) of row_i[channel] * weight[channel][:].
+template <class T, int ROWS, int VECTORS>
+CONVLM_INLINE void sum_chain(const T* const* rows, const T* weight, int64_t channel_step,
+                             int64_t first, int64_t last, Vector<T> (&sum)[ROWS][VECTORS]) {
+#pragma GCC unroll 32
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<T>{};
+  weight += first * channel_step;
+  for (int64_t c = first; c < last; ++c, weight += channel_step) {
+    Vector<T> v[VECTORS];
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) v[j] = load(weight + j * kLanes<T>);
+#pragma GCC unroll 32
+    for (int i = 0; i < ROWS; ++i) {
+      const T scalar = rows[i][c];
+#pragma GCC unroll 4
+      for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(sum[i][j], scalar, v[j]);
+    }
+  }
+}
+
+// The same over all channels, in chains.
+template <class T, int ROWS, int VECTORS>
+void sum_chains(const T* const* rows, const T* weight, int64_t channel_step, int64_t channels,
+                Vector<T> (&total)[ROWS][VECTORS]) {
+  sum_chain<T>(rows, weight, channel_step, 0, kRowChain, total);
+  for (int64_t first = kRowChain; first < channels; first += kRowChain) {
+    Vector<T> sum[ROWS][VECTORS];
+    sum_chain<T>(rows, weight, channel_step, first, smaller(channels, first + kRowChain), sum);
+    for (int i = 0; i < ROWS; ++i)
+      for (int j = 0; j < VECTORS; ++j) total[i][j] += sum[i][j];
+  }
+}
+
+// out[i][:] = sum over taps and channels of rows[tap][i][channel] * weight[channel][tap][:]. Each
+// tap is summed by itself: then it makes no difference to the bits whether products are gathered
+// after the multiplication or rows before it.
+template <class T, int VECTORS>
+void row_product(const RowProduct<T>& p) {
+  constexpr int ROWS = kRowsAtOnce<VECTORS>;
+  bool any = false;
+  for (int64_t k = 0; k < p.taps; ++k) {
+    const T* const* rows = p.rows + k * kTileRows;
+    bool padding = true;
+#pragma GCC unroll 32
+    for (int i = 0; i < ROWS; ++i) padding = padding && rows[i] == p.zeros;
+    if (padding) continue;
+    const T* weight = p.weight + k * p.tap_step;
+    Vector<T> sum[ROWS][VECTORS];
+    if (p.channels <= kRowChain)
+      sum_chain<T>(rows, weight, p.channel_step, 0, p.channels, sum);
+    else
+      sum_chains<T>(rows, weight, p.channel_step, p.channels, sum);
+    put_sums<T>(p.out, p.out_pitch, sum, any);
+    any = true;
+  }
+  const Vector<T> zero[ROWS][VECTORS] = {};
+  if (!any) put_sums<T>(p.out, p.out_pitch, zero, false);
+}
+
+// The rows of one tile, in strips, times all panels of a weight.
+template <class T, int... V>
+CONVLM_INLINE void multiply_tile(RowProduct<T> p, const PackedWeight<T>& weight, int64_t first_tap,
+                                 int64_t rows, std::integer_sequence<int, V...>) {
+  static constexpr void (*table[])(const RowProduct<T>&) = {&row_product<T, V + 1>...};
+  static constexpr int rows_at_once[] = {kRowsAtOnce<V + 1>...};
+  const T* const* first_row = p.rows;
+  T* const out = p.out;
+  p.tap_step = weight.panels.pitch;
+  p.channel_step = weight.taps * p.tap_step;
+  for (int64_t panel = 0; panel < weight.panels.count; ++panel) {
+    const int width = weight.panels.width(panel);
+    p.weight = weight.panel(panel) + first_tap * weight.panels.pitch;
+    for (int64_t i = 0; i < rows; i += rows_at_once[width - 1]) {
+      p.rows = first_row + i;
+      p.out = out + i * p.out_pitch + weight.panels.first(panel) * kLanes<T>;
+      table[width - 1](p);
+    }
+  }
+}
+
+// Rows, and which of them each row of a result reads with each tap.
+template <class T>
+struct LinkedRows {
+  const T* data;
+  int64_t pitch, tap_pitch;  // tap_pitch: where each tap has rows of its own
+  const T* zeros;
+  const int32_t* links;  // [tap][link_pitch]; null: row r reads row r
+  int64_t link_pitch;
+
+  const T* at(int64_t tap, int64_t row) const {
+    if (links == nullptr) return data + tap * tap_pitch + row * pitch;
+    const int32_t link = links[tap * link_pitch + row];
+    return link < 0 ? zeros : data + link * pitch;
+  }
+};
+
+// Calls body(rows, first, count) for each tile of `count` linked rows: pointers to them,
+// [tap][row], with rows of zeros to the end of the tile.
+template <class T, class Body>
+CONVLM_INLINE void for_tiles(const LinkedRows<T>& in, int64_t count, int64_t taps,
+                             int64_t multiply_adds, const Body& body) {
+  parallel_jobs(
+      divide_up(count, kTileRows), kTileRows * multiply_adds, [&](int64_t begin, int64_t end) {
+        const T** rows = static_cast<const T**>(scratch(Slot::plan, sizeof(T*) * taps * kTileRows));
+        for (int64_t job = begin; job < end; ++job) {
+          const int64_t first = job * kTileRows, tile_rows = smaller(kTileRows, count - first);
+          for (int64_t k = 0; k < taps; ++k)
+            for (int64_t i = 0; i < kTileRows; ++i)
+              rows[k * kTileRows + i] = i < tile_rows ? in.at(k, first + i) : in.zeros;
+          body(rows, first, tile_rows);
+        }
+      });
+}
+
+// Calls finish(tile, pitch, first, count) for each tile of the product of `count` linked rows with
+// a weight.
+template <class T, class Finish>
+CONVLM_INLINE void multiply_rows(const LinkedRows<T>& in, int64_t count,
+                                 const PackedWeight<T>& weight, const Finish& finish) {
+  // One vector more than there are columns: what reads the second half of a gated row may pass the
+  // end.
+  const int64_t pitch = weight.panels.columns() + kLanes<T>;
+  const int64_t work = weight.taps * weight.channels * weight.panels.columns();
+  for_tiles(in, count, weight.taps, work, [&](const T** rows, int64_t first, int64_t tile_rows) {
+    T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kTileRows * pitch));
+    const RowProduct<T> p{rows, in.zeros, nullptr, weight.taps, weight.channels, 0, 0, tile, pitch};
+    multiply_tile(p, weight, 0, tile_rows, std::make_integer_sequence<int, kMaxVectors>{});
+    finish(tile, pitch, first, tile_rows);
+  });
+}
+
+// out[row] = row times one tap of a weight, for rows without links. Up to a tile of rows after the
+// last one is overwritten.
+template <class T>
+void multiply_rows_into(const LinkedRows<T>& in, int64_t count, const PackedWeight<T>& weight,
+                        int64_t tap, T* out, int64_t pitch) {
+  const int64_t work = weight.channels * weight.panels.columns();
+  for_tiles(in, count, 1, work, [&](const T** rows, int64_t first, int64_t tile_rows) {
+    const RowProduct<T> p{rows, in.zeros, nullptr, 1, weight.channels, 0, 0, out + first * pitch,
+                          pitch};
+    multiply_tile(p, weight, tap, tile_rows, std::make_integer_sequence<int, kMaxVectors>{});
+  });
+}

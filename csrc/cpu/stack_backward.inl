@@ -1,0 +1,252 @@
+// The gradients of a stack, from the last layer to the first, over the rows that forward kept.
+
+// out = gradient * slope, over the columns of a layer: the gradient of its sums.
+template <class T>
+CONVLM_INLINE void apply_slope(const StackLayer& layer, const LayerRows<T>& kept, int64_t row,
+                               const T* gradient, T* out) {
+  constexpr int W = kLanes<T>;
+  const int64_t channels = layer.out_channels();
+  if (kept.slopes != nullptr) {
+    const T* slopes = kept.slopes + row * kept.slope_pitch;
+    for (int64_t c = 0; c < channels; c += W) {
+      const Vector<T> g = load(gradient + c);
+      store_lanes(out + c, g * load(slopes + c), channels - c);
+      if (layer.gated)
+        store_lanes(out + channels + c, g * load(slopes + channels + c), channels - c);
+    }
+    return;
+  }
+  if (layer.activation == Activation::none) {  // the last layer's rows are not kept
+    for (int64_t c = 0; c < channels; c += W) store(out + c, load(gradient + c));
+    return;
+  }
+  const T* y = kept.rows + row * kept.pitch;
+  for (int64_t c = 0; c < channels; c += W)
+    store(out + c, times_derivative<T>(load(gradient + c), load(y + c), layer.activation));
+}
+
+// sums[link] += rows[r] for every row r that has a link, in their order; cut by taps and columns.
+template <class T>
+void add_to_links(const T* rows, int64_t pitch, int64_t count, const int32_t* links,
+                  int64_t link_pitch, int64_t taps, T* sums, int64_t tap_pitch) {
+  constexpr int64_t kColumns = 64;
+  const int64_t strips = divide_up(pitch, kColumns);
+  parallel_jobs(taps * strips, count * kColumns, [&](int64_t begin, int64_t end) {
+    for (int64_t job = begin; job < end; ++job) {
+      const int64_t tap = job / strips, first = job % strips * kColumns;
+      const int64_t last = smaller(first + kColumns, pitch);
+      for (int64_t r = 0; r < count; ++r) {
+        const int32_t link = links[tap * link_pitch + r];
+        if (link < 0) continue;
+        T* sum = sums + tap * tap_pitch + link * pitch;
+        for (int64_t c = first; c < last; c += kLanes<T>)
+          store(sum + c, load(sum + c) + load(rows + r * pitch + c));
+      }
+    }
+  });
+}
+
+// From a tile of the input's gradient to the gradients of the layer below.
+template <class T>
+struct FinishGradients {
+  const StackLayer& layer;       // whose input this is
+  const T* residual;             // gradient of the layer's result; null without a residual
+  const int32_t* residual_rows;  // where an input row finds it; null: at its own index
+  const StackLayer* below;       // null below the first layer
+  LayerRows<T> kept;             // of the layer below
+  T *whole, *sums;               // results, either may be null
+
+  CONVLM_INLINE void operator()(T* tile, int64_t tile_pitch, int64_t first, int64_t count) const {
+    constexpr int W = kLanes<T>;
+    const int64_t channels = layer.in_channels, pitch = row_pitch<T>(channels);
+    for (int64_t i = 0; i < count; ++i) {
+      T* gradient = tile + i * tile_pitch;
+      const int64_t row = first + i;
+      const int64_t from = residual_rows == nullptr ? row : residual_rows[row];
+      if (residual != nullptr && from >= 0)
+        for (int64_t c = 0; c < channels; c += W)
+          store(gradient + c, load(gradient + c) + load(residual + from * pitch + c));
+      if (whole != nullptr)
+        for (int64_t c = 0; c < channels; c += W)
+          store(whole + row * pitch + c, load(gradient + c));
+      if (below != nullptr)
+        apply_slope(*below, kept, row, gradient, sums + row * row_pitch<T>(below->columns));
+    }
+  }
+};
+
+template <class S>
+struct StackGradients {
+  using T = Compute<S>;
+  StackGroup<S>& group;
+  const WeightSums<T>* sums;    // one for each layer
+  T *whole[2], *of_sums[2];     // of every other layer
+  T *linked, *linked_residual;  // for layers that multiply first
+  T* input;
+
+  void take(Arena& arena) {
+    const StackArguments& a = group.a;
+    int64_t largest_whole = 0, largest = 0, largest_linked = 0, largest_residual = 0;
+    for (int64_t i = 0; i < a.depth; ++i) {
+      const StackLayer layer = group.layer(i);
+      const int64_t pitch = row_pitch<T>(layer.columns);
+      largest = larger(largest, layer.out_rows * pitch);
+      largest_whole = larger(largest_whole, layer.out_rows * row_pitch<T>(layer.out_channels()));
+      if (!layer.multiply_first()) continue;
+      largest_linked = larger(largest_linked, layer.kernel_size * layer.in_rows * pitch);
+      if (layer.residual)
+        largest_residual =
+            larger(largest_residual, layer.in_rows * row_pitch<T>(layer.in_channels));
+    }
+    for (T*& rows : whole) rows = arena.take<T>(largest_whole + kRowSlack);
+    for (T*& rows : of_sums) rows = arena.take<T>(largest + kRowSlack);
+    linked = arena.take<T>(largest_linked + kRowSlack);
+    linked_residual = arena.take<T>(largest_residual + kRowSlack);
+    const StackLayer layer = group.layer(0);
+    input = arena.take<T>(layer.in_rows * row_pitch<T>(layer.in_channels) + kRowSlack);
+  }
+
+  // Rows of the gradient of the last layer's result.
+  T* output() const { return whole[(group.a.depth - 1) % 2]; }
+
+  void run(bool with_input) const {
+    const StackArguments& a = group.a;
+    start();
+    for (int64_t i = a.depth - 1; i >= 0; --i) {
+      const StackLayer layer = group.layer(i);
+      add_bias_gradient(layer, i);
+      if (layer.multiply_first())
+        through_links(layer, i, with_input);
+      else
+        through_readers(layer, i, with_input);
+    }
+  }
+
+ private:
+  void start() const {
+    const int64_t i = group.a.depth - 1;
+    const StackLayer layer = group.layer(i);
+    LayerRows<T> kept = group.rows_of(i);
+    const int64_t pitch = row_pitch<T>(layer.out_channels());
+    const int64_t out_pitch = row_pitch<T>(layer.columns);
+    parallel_jobs(layer.out_rows, layer.columns, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r)
+        apply_slope(layer, kept, r, whole[i % 2] + r * pitch, of_sums[i % 2] + r * out_pitch);
+    });
+  }
+
+  void add_bias_gradient(const StackLayer& layer, int64_t i) const {
+    constexpr int W = kLanes<T>;
+    const int64_t pitch = row_pitch<T>(layer.columns);
+    T* bias = sums[i].bias();
+    for (int64_t first = 0; first < layer.out_rows; first += kGradientRows) {
+      const int64_t last = smaller(first + kGradientRows, layer.out_rows);
+      for (int64_t c = 0; c < layer.columns; c += W) {
+        Vector<T> total{};
+        for (int64_t r = first; r < last; ++r) total += load(of_sums[i % 2] + r * pitch + c);
+        store(bias + c, load(bias + c) + total);
+      }
+    }
+  }
+
+  FinishGradients<T> finish(const StackLayer& layer, int64_t i) const {
+    FinishGradients<T> f{layer, nullptr, nullptr, nullptr, {}, nullptr, nullptr};
+    if (layer.residual) f.residual = whole[i % 2];
+    if (i == 0) {
+      f.whole = input;
+      return f;
+    }
+    f.below = &group.a.layers[i - 1];
+    f.kept = group.rows_of(i - 1);
+    f.sums = of_sums[(i - 1) % 2];
+    if (f.below->residual) f.whole = whole[(i - 1) % 2];
+    return f;
+  }
+
+  // Where a tap reads each input row for one row of the result at most, gradients are gathered.
+  void through_readers(const StackLayer& layer, int64_t i, bool with_input) const {
+    const int64_t pitch = row_pitch<T>(layer.columns);
+    LinkedRows<T> gradient{of_sums[i % 2], pitch, 0, group.plan.zeros, nullptr, 0};
+    add_weight_gradient(group.input_of(i), gradient, layer.out_rows, sums[i]);
+    if (i == 0 && !with_input) return;
+    gradient.links = layer.readers;
+    gradient.link_pitch = layer.reader_pitch;
+    FinishGradients<T> f = finish(layer, i);
+    f.residual_rows = layer.readers + (layer.kernel_size - 1) * layer.reader_pitch;
+    multiply_rows(gradient, layer.in_rows, group.plan.packed[i].turned, f);
+  }
+
+  // Else they are added up for each input row and tap first.
+  void through_links(const StackLayer& layer, int64_t i, bool with_input) const {
+    const int64_t pitch = row_pitch<T>(layer.columns), tap_pitch = layer.in_rows * pitch;
+    clear(linked, layer.kernel_size * tap_pitch);
+    add_to_links(of_sums[i % 2], pitch, layer.out_rows, layer.links, layer.link_pitch,
+                 layer.kernel_size, linked, tap_pitch);
+    LinkedRows<T> rows = group.input_of(i);
+    rows.links = nullptr;
+    const LinkedRows<T> gradient{linked, pitch, tap_pitch, group.plan.zeros, nullptr, 0};
+    add_weight_gradient(rows, gradient, layer.in_rows, sums[i]);
+    if (i == 0 && !with_input) return;
+    FinishGradients<T> f = finish(layer, i);
+    if (layer.residual) {
+      const int64_t whole_pitch = row_pitch<T>(layer.in_channels);
+      clear(linked_residual, layer.in_rows * whole_pitch);
+      add_to_links(whole[i % 2], whole_pitch, layer.out_rows,
+                   layer.links + (layer.kernel_size - 1) * layer.link_pitch, layer.link_pitch, 1,
+                   linked_residual, 0);
+      f.residual = linked_residual;
+    }
+    multiply_rows(gradient, layer.in_rows, group.plan.packed[i].turned, f);
+  }
+};
+
+template <class S>
+struct StackBackward {
+  using T = Compute<S>;
+
+  static void run(const StackArguments& a) {
+    const StackPlan<T> plan = plan_stack<S>(a, true);
+    const int64_t groups = divide_up(a.batch, larger(1, a.group));
+    StackSums<T> sums;
+    lay_out(Slot::stack_sums, [&](Arena& arena) { sums.take(arena, a, groups); });
+    sums.start(a);
+    constexpr int64_t kWork = 1 << 20;  // always worth a thread
+    parallel_jobs(sums.pieces, kWork, [&](int64_t begin, int64_t end) {
+      for (int64_t piece = begin; piece < end; ++piece)
+        for (int64_t g = groups * piece / sums.pieces; g < groups * (piece + 1) / sums.pieces; ++g)
+          run_group(a, plan, g, sums.layers + piece * a.depth);
+    });
+    finish_sums<S>(a, sums);
+  }
+
+  static void run_group(const StackArguments& a, const StackPlan<T>& plan, int64_t index,
+                        const WeightSums<T>* sums) {
+    StackGroup<S> group(a, plan, index);
+    StackGradients<S> gradients{group, sums, {}, {}, nullptr, nullptr, nullptr};
+    lay_out(Slot::stack_group, [&](Arena& arena) {
+      group.take(arena);
+      gradients.take(arena);
+    });
+    group.stage_input();
+    rows_from<S>(a.grad_output, group.first, group.samples, group.last().out_channels(),
+                 a.out_length, gradients.output());
+    gradients.run(a.grad_input.data != nullptr);
+    if (a.grad_input.data != nullptr) write_input(a, group, gradients.input);
+  }
+
+  static void write_input(const StackArguments& a, const StackGroup<S>& group, const T* rows) {
+    S* out = static_cast<S*>(a.grad_input.data);
+    const int64_t channels = a.layers[0].in_channels;
+    if (!a.input_is_rows) return rows_to(rows, group.first, group.samples, channels, a.length, out);
+    for (int64_t r = 0; r < a.layers[0].in_rows; ++r)
+      for (int64_t c = 0; c < channels; ++c)
+        from_compute(rows[r * row_pitch<T>(channels) + c], out[r * channels + c]);
+  }
+};
+
+void stack_forward(const StackArguments& arguments) {
+  for_dtype<StackForward>(arguments, &Kernels::stack_forward);
+}
+void stack_backward(const StackArguments& arguments) {
+  for_dtype<StackBackward>(arguments, &Kernels::stack_backward);
+}

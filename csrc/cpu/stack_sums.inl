@@ -1,0 +1,71 @@
+// Pieces of the batch, each with sums of weight gradients of its own. How many is a matter of
+// geometry alone, and they are added up in order: any number of threads gives the same bits.
+
+template <class T>
+void clear(T* data, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) data[i] = 0;
+}
+
+template <class T>
+struct StackSums {
+  static constexpr int64_t kMaxPieces = 8;
+  int64_t pieces, depth, piece_size;
+  WeightSums<T>* layers;  // [piece][layer]
+  T* data;
+
+  void take(Arena& arena, const StackArguments& a, int64_t groups) {
+    pieces = larger(1, smaller(groups, kMaxPieces));
+    depth = a.depth;
+    piece_size = 0;
+    for (int64_t i = 0; i < depth; ++i) piece_size += empty(a.layers[i]).size();
+    layers = arena.take<WeightSums<T>>(pieces * depth);
+    data = arena.take<T>(pieces * piece_size);
+  }
+
+  void start(const StackArguments& a) {
+    clear(data, pieces * piece_size);
+    T* at = data;
+    for (int64_t j = 0; j < pieces * depth; ++j) {
+      layers[j] = empty(a.layers[j % depth]);
+      layers[j].data = at;
+      at += layers[j].size();
+    }
+  }
+
+  static WeightSums<T> empty(const StackLayer& layer) {
+    return {layer.in_channels, layer.kernel_size, layer.columns, Panels<T>(layer.columns), nullptr};
+  }
+};
+
+template <class S>
+void write_weight_gradient(const StackLayer& layer, const WeightSums<Compute<S>>& sums) {
+  S* out = static_cast<S*>(layer.grad_weight.data);
+  const int64_t* stride = layer.grad_weight.stride;
+  const int64_t taps = layer.kernel_size;
+  if (stride[2] == 1 && stride[1] == taps) {
+    transpose(sums.data, sums.pitch(), layer.in_channels * taps, layer.columns, out, stride[0]);
+  } else {
+    for (int64_t o = 0; o < layer.columns; ++o)
+      for (int64_t c = 0; c < layer.in_channels; ++c)
+        for (int64_t k = 0; k < taps; ++k)
+          from_compute(sums.row(c, k)[o], out[o * stride[0] + c * stride[1] + k * stride[2]]);
+  }
+  S* bias = static_cast<S*>(layer.grad_bias.data);
+  for (int64_t o = 0; bias != nullptr && o < layer.columns; ++o)
+    from_compute(sums.bias()[o], bias[o * layer.grad_bias.stride[0]]);
+}
+
+template <class S>
+void finish_sums(const StackArguments& a, const StackSums<Compute<S>>& sums) {
+  constexpr int64_t kWork = 1 << 20;  // always worth a thread
+  parallel_jobs(a.depth, kWork, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const WeightSums<Compute<S>>& total = sums.layers[i];
+      for (int64_t piece = 1; piece < sums.pieces; ++piece) {
+        const Compute<S>* more = sums.layers[piece * a.depth + i].data;
+        for (int64_t j = 0; j < total.size(); ++j) total.data[j] += more[j];
+      }
+      write_weight_gradient<S>(a.layers[i], total);
+    }
+  });
+}

@@ -1,0 +1,61 @@
+// A chain of convolutions of stride 1 and one group, as the kernels that run it in one call see it.
+// No torch header here.
+#pragma once
+#include "arguments.h"
+
+namespace convlm {
+
+struct MutableTensor {
+  void* data;
+  int64_t stride[3];
+};
+
+// A layer works on rows: a row holds the channels of one position, or of all positions that see the
+// same tokens. Row r of the result is made of the rows links[tap][r] of the input; none stands for
+// a zero, where a tap reads padding.
+struct StackLayer {
+  static constexpr int32_t kNone = -1;
+
+  int64_t in_channels, columns, kernel_size;  // columns: the convolution's own output channels
+  bool gated;                                 // tanh of the first half times sigmoid of the second
+  bool residual;                              // adds the input row of the last tap
+  Activation activation;
+  ConstTensor weight, bias;  // bias.data is null without one
+  MutableTensor grad_weight, grad_bias;
+
+  int64_t in_rows, out_rows;
+  // [kernel_size][link_pitch]: the input row of each row of the result
+  const int32_t* links;
+  int64_t link_pitch;
+  // [kernel_size][reader_pitch]: the row of the result that a tap reads each input row for
+  const int32_t* readers;
+  int64_t reader_pitch;
+  // Whether each input row is multiplied with every tap first, and the products are gathered then:
+  // less work where several rows of the result share an input row. Else rows are gathered first.
+  bool multiply_first() const { return readers == nullptr; }
+  int64_t out_channels() const { return gated ? columns / 2 : columns; }
+};
+
+struct StackArguments {
+  ScalarType dtype;
+  StackLayer* layers;
+  int64_t depth;
+  // (batch, channels, length), or the rows themselves: an embedding of (vocab, channels).
+  ConstTensor input;
+  bool input_is_rows;
+  int64_t batch, length, out_length;  // of positions, whatever the rows are
+  // Samples that go through all layers together. Links count rows from the first one's.
+  int64_t group;
+  // The rows of all layers but the last, and slopes; where null, nothing is kept for gradients.
+  void* saved;
+
+  // Of the softmax cross-entropy of each position of the result, (batch, out_length), contiguous.
+  const int64_t* target;
+  void* losses;
+
+  void* output;              // contiguous (batch, channels, out_length); null where there is a loss
+  ConstTensor grad_output;   // of that shape
+  MutableTensor grad_input;  // as `input`; data is null where it is not wanted
+};
+
+}  // namespace convlm

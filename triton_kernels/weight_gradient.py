@@ -1,0 +1,96 @@
+"""Launches the two passes of grad_weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+
+from . import exploration, launch
+from .configurations import Configuration, key, kind_of
+from .problem import WeightGradient
+from .weight_gradient_kernels import sum_of_parts_kernel, weight_gradient_kernel
+
+# How many programs the first pass is cut into where tiles of the weight are fewer: twice the 132
+# multiprocessors of an H100. A constant, so that results do not depend on the GPU's size.
+PROGRAMS = 264
+
+
+def weight_gradient(problem: WeightGradient) -> None:
+    rows = problem.geometry.out_channels // problem.geometry.groups
+    chosen = key("weight_gradient", kind_of(problem.x.dtype, problem.fp32_precision), rows)
+    exploration.run(chosen, tuple(problem.geometry), lambda blocks: _launch(problem, blocks))
+
+
+def _launch(problem: WeightGradient, blocks: Configuration) -> None:
+    arguments = problem.arguments()
+    rows, channels, kernel_size = (arguments[name] for name in ("rows", "channels", "kernel_size"))
+    folded = channels < blocks.columns
+    columns = launch.block(channels * kernel_size if folded else channels, blocks.columns)
+    if folded:
+        column_blocks = triton.cdiv(channels * kernel_size, columns)
+    else:
+        column_blocks = triton.cdiv(channels, columns) * kernel_size
+    arguments |= dict(
+        column_blocks=column_blocks + arguments["WITH_BIAS"],
+        row_blocks=triton.cdiv(rows, blocks.rows),
+        PRECISION=problem.fp32_precision,
+        FOLDED=folded,
+        BLOCK_ROWS=blocks.rows,
+        BLOCK_COLUMNS=columns,
+        BLOCK_POSITIONS=blocks.reduced,
+    )
+    tiles = arguments["column_blocks"] * arguments["row_blocks"] * arguments["groups"]
+    in_two_passes(weight_gradient_kernel, problem, arguments, tiles, blocks)
+
+
+def in_two_passes(
+    kernel: Any,
+    problem: WeightGradient,
+    arguments: dict[str, Any],
+    tiles: int,
+    blocks: Configuration,
+) -> None:
+    """Runs ``kernel`` with as many parts as keep a GPU busy, then adds these up."""
+    position_blocks = triton.cdiv(arguments["out_length"], arguments["BLOCK_POSITIONS"])
+    steps = problem.geometry.batch * position_blocks
+    steps_of_part = triton.cdiv(steps, triton.cdiv(PROGRAMS, tiles))
+    parts = triton.cdiv(steps, steps_of_part)
+
+    read = arguments["BLOCK_POSITIONS"] * arguments["stride"]
+    read += arguments["kernel_size"] * arguments["dilation"]
+    rows, columns = arguments["BLOCK_ROWS"], arguments["BLOCK_COLUMNS"]
+    number = launch.number_type(
+        tiles * parts,
+        steps,
+        read,
+        launch.largest_offset(problem.x, columns, read),
+        launch.largest_offset(problem.grad_output, rows, arguments["BLOCK_POSITIONS"]),
+        launch.largest_offset(arguments["p_y"], rows, arguments["BLOCK_POSITIONS"]),
+    )
+    sums = torch.float64 if problem.x.dtype == torch.float64 else torch.float32
+    part_sums = problem.x.new_empty((parts, problem.part_size), dtype=sums)
+    arguments |= dict(
+        p_out=part_sums,
+        position_blocks=position_blocks,
+        steps=steps,
+        steps_of_part=steps_of_part,
+        NUMBER=number,
+    )
+    launch.run(kernel, tiles * parts, arguments, blocks)
+
+    grad_bias = problem.grad_weight if problem.grad_bias is None else problem.grad_bias
+    block = 256
+    arguments = dict(
+        p_parts=part_sums,
+        p_out_weight=problem.grad_weight,
+        p_out_bias=grad_bias,
+        weights=problem.grad_weight.numel(),
+        biases=problem.part_size - problem.grad_weight.numel(),
+        parts=parts,
+        ACCUMULATE=arguments["ACCUMULATE"],
+        BLOCK=block,
+    )
+    summing = Configuration(1, block, parts, warps=4, stages=3)
+    launch.run(sum_of_parts_kernel, triton.cdiv(problem.part_size, block), arguments, summing)
