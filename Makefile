@@ -17,12 +17,12 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build train test test-models lint format bench bench-seed bench-lm bench-sweep \
-	test-triton clean
+.PHONY: help build train test test-models test-triton lint format clean
+.PHONY: bench bench-seed bench-lm bench-sweep cuda-resources gpu-check gpu-bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
-	@echo 'Variables: WORDS=file|names (train), ARGS="..." (train, test, bench), PYTHON, TORCH.'
+	@echo 'Variables: WORDS=file|names (train), ARGS="..." (train, test, bench, gpu-check), PYTHON, TORCH.'
 
 build: $(VENV)/.built  ## .venv with torch and the package, compiled in place
 
@@ -60,6 +60,20 @@ bench-lm: $(VENV)/.built  ## time the seed's language models against the same on
 
 bench-sweep: $(VENV)/.built  ## time random shapes against torch's and show the worst
 	$(BIN)/python benchmarks/sweep.py --tuned-allocator $(ARGS)
+
+# 9.0 beside the default: the PTX for later GPUs, assembled, so that there is something to look at.
+cuda-resources: export CONVLM_CUDA = 1
+cuda-resources: export CONVLM_CUDA_ARCHS = 8.0;9.0a;9.0;9.0+PTX
+cuda-resources: $(VENV)/.built  ## registers and spills of every CUDA kernel, into docs/cuda-resources.md
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python tools/cuda_resources.py --write docs/cuda-resources.md
+
+# With the interpreter that PYTHON names and what it has: a machine with a GPU may have no network.
+gpu-check:  ## on a machine with a GPU: build there, test, sanitize and time, in 9 minutes
+	@$(PYTHON) tools/gpu_check.py $(ARGS)
+
+gpu-bench:  ## the same, but only to time, with more problems and peers
+	@$(PYTHON) tools/gpu_check.py --stage build --stage bench --full $(ARGS)
 
 clean:  ## remove everything that was built, .venv included
 	rm -rf $(VENV) build dist *.egg-info convlm_kernels/*.so

@@ -242,6 +242,7 @@ def gencode_flags(archs: str) -> list[str]:
 
 # --- The build file -------------------------------------------------------------------------------
 
+# nvcc's messages are kept: tools/cuda_resources.py reads what the assembler says of each kernel.
 NINJA_RULES = """\
 rule cxx
   command = $cxx -MMD -MF $out.d $flags -c $in -o $out
@@ -249,7 +250,8 @@ rule cxx
   deps = gcc
   description = CXX $out
 rule nvcc
-  command = $nvcc -MMD -MF $out.d $flags -c $in -o $out
+  command = $nvcc -MMD -MF $out.d $flags -c $in -o $out 2>$out.log; status=$$?; $
+    sed '/^ptxas info/d; /bytes stack frame/d' $out.log; exit $$status
   depfile = $out.d
   deps = gcc
   description = NVCC $out
@@ -321,7 +323,8 @@ def add_operators(ninja: NinjaFile, cxx: list[str], torch: Torch, toolkit: Toolk
 
 def cuda_objects(ninja: NinjaFile, flags: list[str], toolkit: Toolkit) -> list[str]:
     registration = [*flags, "-DUSE_CUDA", f"-isystem{toolkit.include}"]
-    kernels = ["-std=c++17", "-O3", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    kernels = ["-std=c++17", "-O3", "-lineinfo", "-Xptxas=-v", "-Xcompiler"]
+    kernels += ["-fPIC,-fvisibility=hidden"]
     kernels += [f"-I{CSRC}", *gencode_flags(cuda_archs())]
     objects = [ninja.compile(source, registration) for source in sorted(CSRC.glob("cuda/*.cpp"))]
     return objects + [ninja.compile(source, kernels) for source in sorted(CSRC.glob("cuda/*.cu"))]

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 # Largest error, over the largest value of the oracle. A few times what sums of thousands of
 # products come to in any order; a wrong or missing product is a thousand times larger.
 LIMITS = {torch.float32: 3e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+TF32_LIMIT = 3e-3
+
+MOST_ELEMENTS = 2**28  # of an operand in float64
 
 AFFORDABLE = 3e9  # flops in float64, about a tenth of a second
 
@@ -32,21 +35,23 @@ class Oracle:
         channels = _spread(problem.out_channels, share if problem.groups == 1 else 1.0)
         self.parts: list[tuple[int, Tensor]] = []  # of each result: dimension and indices
         self.exact: list[Tensor] = []
-        x, weight, bias, grad_output = (
-            t.double() for t in (data.padded, data.weight, data.bias, data.grad_output)
-        )
+        self.dtype, self.limit = problem.dtype, LIMITS[problem.dtype]
+        if problem.fp32_precision == "tf32" and problem.dtype == torch.float32:
+            self.limit = TF32_LIMIT
+        weight, bias = data.weight.double(), data.bias.double()
+        x, grad_output = data.padded, data.grad_output
         if function == FORWARD:
             window = problem.stride, 0, problem.dilation, problem.groups
-            y = F.conv1d(x[samples], weight, bias, *window)
+            y = F.conv1d(x[samples].double(), weight, bias, *window)
             activation = problem.activation
             self._add(0, samples, y if activation is None else getattr(torch, activation)(y))
         if function in (GRAD_INPUT, BACKWARD):
-            operands = grad_output[samples], x[samples], weight
+            operands = grad_output[samples].double(), x[samples].double(), weight
             grad_x = _gradients(problem, *operands, GRAD_INPUT)[0]
             self._add(0, samples, grad_x.narrow(2, problem.pads[0], problem.length))
         if function in (GRAD_WEIGHT, BACKWARD):
-            operands = grad_output[:, channels], x, weight[channels]
-            for gradient in _gradients(problem, *operands, GRAD_WEIGHT)[1:]:
+            gradients = _weight_gradients(problem, grad_output[:, channels], x, weight[channels])
+            for gradient in gradients:
                 self._add(0, channels, gradient)
 
     def _add(self, dimension: int, indices: Tensor, exact: Tensor) -> None:
@@ -64,15 +69,15 @@ class Oracle:
         for actual, exact, (dimension, indices) in zip(
             results, self.exact, self.parts, strict=True
         ):
-            part = actual.index_select(dimension, indices)
-            if part.shape != exact.shape:
-                raise WrongResult(f"{provider}: {self.function} has shape {tuple(actual.shape)}")
+            part = actual.index_select(dimension, indices.to(actual.device))
+            if part.shape != exact.shape or actual.dtype != self.dtype:
+                got = f"shape {tuple(actual.shape)} and {actual.dtype}"
+                raise WrongResult(f"{provider}: {self.function} has {got}")
             largest = float(exact.abs().max()) or 1.0  # all zeros where only padding is read
             error = float((part.double() - exact).abs().max()) / largest
-            limit = LIMITS[actual.dtype]
-            if not error <= limit:  # NaN is wrong too
+            if not error <= self.limit:  # NaN is wrong too
                 message = f"{self.function} is off by {error:.2g} of the largest value"
-                raise WrongResult(f"{provider}: {message}, more than {limit:.2g}")
+                raise WrongResult(f"{provider}: {message}, more than {self.limit:.2g}")
             worst = max(worst, error)
         return worst
 
@@ -81,6 +86,19 @@ def _spread(count: int, share: float) -> Tensor:
     """About that share of `count` indices, the first and the last among them."""
     kept = min(count, max(2, int(count * share)))
     return torch.linspace(0, count - 1, kept).round().long()
+
+
+def _weight_gradients(
+    problem: Problem, grad_output: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of weight and bias, a few samples after the other: in float64 all may be too many."""
+    several = max(1, int(MOST_ELEMENTS / max(1, x[:1].numel())))
+    parts = [
+        _gradients(problem, g.double(), part.double(), weight, GRAD_WEIGHT)[1:]
+        for g, part in zip(grad_output.split(several), x.split(several), strict=True)
+    ]
+    grad_weights, grad_biases = zip(*parts, strict=True)
+    return sum(grad_weights), sum(grad_biases)
 
 
 def _gradients(

@@ -44,6 +44,7 @@ class Problem:
     padding: Padding = 0
     activation: str | None = None  # of forward only; gradients are those of the convolution
     dtype: torch.dtype = torch.float32
+    fp32_precision: str = "ieee"
     functions: tuple[str, ...] = FUNCTIONS
     targets: Targets = field(default_factory=dict)
     core: bool = True  # part of every run; the others run with --all or when named
@@ -70,7 +71,7 @@ class Problem:
     @property
     def window(self) -> tuple[int, int, int, int, int, str]:
         """The settings in the order of the operators."""
-        return self.stride, *self.pads, self.dilation, self.groups, "ieee"
+        return self.stride, *self.pads, self.dilation, self.groups, self.fp32_precision
 
     @property
     def is_depthwise(self) -> bool:
@@ -114,12 +115,13 @@ class Data:
     padded: Tensor
 
     @classmethod
-    def random(cls, problem: Problem, seed: int = 0) -> "Data":
+    def random(cls, problem: Problem, seed: int = 0, device: str = "cpu") -> "Data":
         """Normal numbers, weights scaled so that the results are of that size too."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator).to(problem.dtype)
+            numbers = torch.randn(shape, generator=generator, device=device)
+            return numbers.to(problem.dtype)
 
         fan_in = problem.in_channels // problem.groups * problem.kernel_size
         x = normal(problem.batch, problem.in_channels, problem.length)

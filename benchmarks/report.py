@@ -1,6 +1,7 @@
 """What a benchmark says: a table for the eye, and one small JSON file for each machine."""
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -44,7 +45,12 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The short hash of the checkout, with "+" where it was changed; "" outside one."""
+    """The short hash of the checkout, with "+" where it was changed; "" outside one.
+
+    Outside one it may be said by $CONVLM_COMMIT.
+    """
+    if said := os.environ.get("CONVLM_COMMIT"):
+        return said
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

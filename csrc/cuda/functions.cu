@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "cuda/functions.h"
 #include "cuda/kernels.h"
 
@@ -5,7 +7,7 @@ namespace convlm::cuda {
 namespace {
 
 template <class Body>
-cudaError_t for_dtype(ScalarType dtype, const Body& body) {
+auto for_dtype(ScalarType dtype, const Body& body) {
   switch (dtype) {
     case ScalarType::float32:
       return body(float{});
@@ -18,28 +20,77 @@ cudaError_t for_dtype(ScalarType dtype, const Body& body) {
   }
 }
 
+template <class S>
+constexpr bool kHasImplicitGemm = !std::is_same_v<S, double>;
+template <class S>
+constexpr bool kHasRegisterTile = std::is_same_v<S, Compute<S>>;
+
+template <class S>
+int64_t workspace_bytes(Kernel kernel, const Correlation<S>& p) {
+  if constexpr (kHasImplicitGemm<S>)
+    if (kernel == Kernel::implicit_gemm) return implicit_gemm_workspace(p);
+  if constexpr (kHasRegisterTile<S>)
+    if (kernel == Kernel::register_tile) return register_tile_workspace(p);
+  return 0;
+}
+
+template <class S>
+cudaError_t correlate(const Correlation<S>& p, const Launch& launch) {
+  if constexpr (kHasImplicitGemm<S>)
+    if (launch.kernel == Kernel::implicit_gemm)
+      return correlate_implicit_gemm(p, launch.workspace, launch.stream);
+  if constexpr (kHasRegisterTile<S>)
+    if (launch.kernel == Kernel::register_tile)
+      return correlate_register_tile(p, launch.workspace, launch.stream);
+  if (launch.kernel == Kernel::direct) return correlate_direct(p, launch.stream);
+  return cudaErrorInvalidValue;
+}
+
+template <class S>
+int64_t workspace_bytes(Kernel kernel, const WeightGradient<S>& p) {
+  if constexpr (kHasImplicitGemm<S>)
+    if (kernel == Kernel::implicit_gemm) return implicit_gemm_workspace(p);
+  if constexpr (kHasRegisterTile<S>)
+    if (kernel == Kernel::register_tile) return register_tile_workspace(p);
+  return 0;
+}
+
+template <class S>
+cudaError_t weight_gradient(const WeightGradient<S>& p, const Launch& launch) {
+  if constexpr (kHasImplicitGemm<S>)
+    if (launch.kernel == Kernel::implicit_gemm)
+      return weight_gradient_implicit_gemm(p, launch.workspace, launch.stream);
+  if constexpr (kHasRegisterTile<S>)
+    if (launch.kernel == Kernel::register_tile)
+      return weight_gradient_register_tile(p, launch.workspace, launch.stream);
+  if (launch.kernel == Kernel::direct) return weight_gradient_direct(p, launch.stream);
+  return cudaErrorInvalidValue;
+}
+
 }  // namespace
 
-int64_t workspace_bytes(const ForwardArguments&, Capability) { return 0; }
-int64_t workspace_bytes(const GradInputArguments&, Capability) { return 0; }
-int64_t workspace_bytes(const GradWeightArguments&, Capability) { return 0; }
-
-cudaError_t forward(const ForwardArguments& arguments, const Launch& launch) {
-  return for_dtype(arguments.dtype, [&](auto number) {
-    return correlate_direct(correlation<decltype(number)>(arguments), launch.stream);
-  });
+int64_t workspace_bytes(const ForwardArguments& a, Kernel kernel) {
+  return for_dtype(a.dtype,
+                   [&](auto s) { return workspace_bytes(kernel, correlation<decltype(s)>(a)); });
+}
+int64_t workspace_bytes(const GradInputArguments& a, Kernel kernel) {
+  return for_dtype(a.dtype,
+                   [&](auto s) { return workspace_bytes(kernel, correlation<decltype(s)>(a)); });
+}
+int64_t workspace_bytes(const GradWeightArguments& a, Kernel kernel) {
+  return for_dtype(
+      a.dtype, [&](auto s) { return workspace_bytes(kernel, weight_gradient<decltype(s)>(a)); });
 }
 
-cudaError_t grad_input(const GradInputArguments& arguments, const Launch& launch) {
-  return for_dtype(arguments.dtype, [&](auto number) {
-    return correlate_direct(correlation<decltype(number)>(arguments), launch.stream);
-  });
+cudaError_t forward(const ForwardArguments& a, const Launch& launch) {
+  return for_dtype(a.dtype, [&](auto s) { return correlate(correlation<decltype(s)>(a), launch); });
 }
-
-cudaError_t grad_weight(const GradWeightArguments& arguments, const Launch& launch) {
-  return for_dtype(arguments.dtype, [&](auto number) {
-    return weight_gradient_direct(weight_gradient<decltype(number)>(arguments), launch.stream);
-  });
+cudaError_t grad_input(const GradInputArguments& a, const Launch& launch) {
+  return for_dtype(a.dtype, [&](auto s) { return correlate(correlation<decltype(s)>(a), launch); });
+}
+cudaError_t grad_weight(const GradWeightArguments& a, const Launch& launch) {
+  return for_dtype(
+      a.dtype, [&](auto s) { return weight_gradient(weight_gradient<decltype(s)>(a), launch); });
 }
 
 }  // namespace convlm::cuda

@@ -9,14 +9,14 @@ namespace convlm::cuda {
 
 // Where a call runs. `workspace` has the bytes that workspace_bytes() asks for, aligned to 256.
 struct Launch {
-  Capability capability;
+  Kernel kernel;  // one that can run the problem; kernel_of() chooses
   cudaStream_t stream;
   void* workspace;
 };
 
-int64_t workspace_bytes(const ForwardArguments& arguments, Capability capability);
-int64_t workspace_bytes(const GradInputArguments& arguments, Capability capability);
-int64_t workspace_bytes(const GradWeightArguments& arguments, Capability capability);
+int64_t workspace_bytes(const ForwardArguments& arguments, Kernel kernel);
+int64_t workspace_bytes(const GradInputArguments& arguments, Kernel kernel);
+int64_t workspace_bytes(const GradWeightArguments& arguments, Kernel kernel);
 
 cudaError_t forward(const ForwardArguments& arguments, const Launch& launch);
 cudaError_t grad_input(const GradInputArguments& arguments, const Launch& launch);

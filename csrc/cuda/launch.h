@@ -49,7 +49,8 @@ inline unsigned char* shared_memory() { return emulator::shared_memory(); }
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int shared_bytes,
                    cudaStream_t, const Arguments&... arguments) {
-  emulator::run(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
+  emulator::run(reinterpret_cast<const void*>(kernel), blocks, threads, shared_bytes,
+                [&] { kernel(arguments...); });
   return cudaSuccess;
 }
 

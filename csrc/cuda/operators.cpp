@@ -38,12 +38,11 @@ Capability capability_of(const char* function, int32_t device) {
 template <class Arguments>
 void run(const char* name, cudaError_t (*function)(const Arguments&, const Launch&),
          const Arguments& arguments, const Tensor& like) {
-  const Capability capability = capability_of(name, like.get_device_index());
-  const int64_t bytes = workspace_bytes(arguments, capability);
+  const Kernel kernel = kernel_of(arguments, capability_of(name, like.get_device_index()));
+  const int64_t bytes = workspace_bytes(arguments, kernel);
   const Tensor workspace =
       torch::stable::new_empty(like, {bytes}, torch::headeronly::ScalarType::Byte);
-  check(name,
-        function(arguments, {capability, current_stream(like), workspace.mutable_data_ptr()}));
+  check(name, function(arguments, {kernel, current_stream(like), workspace.mutable_data_ptr()}));
 }
 
 Tensor cuda_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from build import library
+from build import kernel_names, library, operators, take_launches
 
 
 def run(what: str, x: Tensor, order: int = 0) -> tuple[Tensor, str]:
@@ -53,9 +53,19 @@ def test_a_copy_has_not_happened_before_it_is_waited_for() -> None:
     assert "never waited for" in complaint
 
 
+def test_a_copy_may_come_before_others_have_read_what_it_overwrites() -> None:
+    assert torch.equal(run("copy over what others read", X)[0], X.flip(0))  # as late as it may
+    out, _ = run("copy over what others read", X, order=1)  # as early
+    assert (out == 0).any()
+
+
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
+        ("write outside a buffer", "something was written after out"),
+        ("write outside shared memory", "something was written after shared memory"),
+        ("output left out", "element 5 of out was never written"),
+        ("input written to", "the input in was written to"),
         ("barrier for some", "ended while others wait at a barrier"),
         ("instruction of a warp for some", "waits for its warp at exchange"),
         ("misaligned", "no multiple of 16"),
@@ -67,7 +77,13 @@ def test_what_the_emulator_complains_of(what: str, expected: str) -> None:
     assert run("reverse", X)[1] == ""  # it goes on after a complaint
 
 
-@pytest.mark.parametrize("what", ["read outside a buffer", "write outside shared memory"])
+def test_a_read_outside_a_buffer_gives_nan() -> None:
+    assert run("read outside a buffer", X)[0][-1].isnan()
+
+
+@pytest.mark.parametrize(
+    "what", ["read outside a buffer", "write outside a buffer", "write outside shared memory"]
+)
 def test_accesses_outside_end_the_process_under_the_sanitizer(what: str) -> None:
     preload = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
@@ -85,4 +101,13 @@ def test_accesses_outside_end_the_process_under_the_sanitizer(what: str) -> None
     command = [sys.executable, "-c", script]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ended.returncode != 0
-    assert "heap-buffer-overflow" in ended.stderr
+    assert "use-after-poison" in ended.stderr
+
+
+def test_launches_are_counted_by_kernel() -> None:
+    take_launches()
+    one = torch.ones(1, 1, 1)
+    operators()[0](one, one, None, 1, 0, 0, 1, 1, "ieee", "none")
+    names = kernel_names()
+    counts = {names[offset]: count for offset, count in take_launches().items()}
+    assert counts == {"correlate_kernel<float>": 1}

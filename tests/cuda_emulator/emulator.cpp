@@ -1,44 +1,46 @@
 #include "emulator.h"
 
-#include <ucontext.h>
+#include <dlfcn.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <exception>
+#include <map>
 #include <memory>
-#include <new>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "fiber.h"
+#include "guarded.h"
 
 namespace emulator {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr size_t kStackBytes = 256 * 1024;
 
 struct Copy {
   void* shared;
   const void* global;
   int bytes;
   bool zero;
+
+  void happen() const {
+    if (zero)
+      std::memset(shared, 0, bytes);
+    else
+      std::memcpy(shared, global, bytes);
+  }
 };
 
 enum class State { ready, at_warp, at_block, done };
 
-struct Fiber {
-  ucontext_t context;
-  std::unique_ptr<unsigned char[]> stack{new unsigned char[kStackBytes]};
-  void* sanitizer_stack = nullptr;
+struct Thread {
+  Fiber fiber;
   State state = State::done;
   std::vector<Copy> uncommitted;
   std::deque<std::vector<Copy>> groups;
@@ -50,29 +52,22 @@ struct Warp {
   void* operands[kWarp];
 };
 
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-
 struct Machine {
-  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<std::unique_ptr<Thread>> threads;
   std::vector<Warp> warps;
-  ucontext_t scheduler;
-  void* scheduler_sanitizer_stack = nullptr;
-  const void* scheduler_stack = nullptr;
-  size_t scheduler_stack_bytes = 0;
   const std::function<void()>* body = nullptr;
   std::exception_ptr error;
-  std::unique_ptr<unsigned char, Free> shared;
-  int shared_bytes = 0;
-  int threads = 0, current = 0;
+  std::unique_ptr<Guarded> shared;
+  int thread_count = 0, current = 0;
   unsigned block = 0, grid = 0;
 };
 
 thread_local Machine machine;
 thread_local unsigned order_seed = 0;
 
-Fiber& fiber() { return *machine.fibers[machine.current]; }
+std::map<const void*, int64_t> launches;  // of each kernel, since the last report
+
+Thread& thread() { return *machine.threads[machine.current]; }
 
 std::string thread_name(int thread) {
   return "thread " + std::to_string(thread) + " of block " + std::to_string(machine.block);
@@ -82,67 +77,34 @@ std::string thread_name(int thread) {
   throw std::runtime_error("CUDA emulator: " + what);
 }
 
-// AddressSanitizer must be told of each change of stacks.
-void leave_to(ucontext_t& from, ucontext_t& to, void** keep, const void* stack, size_t bytes) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(keep, stack, bytes);
-#else
-  (void)keep, (void)stack, (void)bytes;
-#endif
-  swapcontext(&from, &to);
-}
-
-void arrive(void* kept, const void** old_stack, size_t* old_bytes) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(kept, old_stack, old_bytes);
-#else
-  (void)kept, (void)old_stack, (void)old_bytes;
-#endif
-}
-
 void enter() {
   Machine& m = machine;
-  arrive(nullptr, &m.scheduler_stack, &m.scheduler_stack_bytes);
   try {
     (*m.body)();
-    const Fiber& f = fiber();
-    if (!f.uncommitted.empty() || !f.groups.empty())
+    const Thread& t = thread();
+    if (!t.uncommitted.empty() || !t.groups.empty())
       fail(thread_name(m.current) + " ended with asynchronous copies that it never waited for");
   } catch (...) {
     m.error = std::current_exception();
   }
-  fiber().state = State::done;
-  leave_to(fiber().context, m.scheduler, nullptr, m.scheduler_stack, m.scheduler_stack_bytes);
-}
-
-void resume(int thread) {
-  Machine& m = machine;
-  m.current = thread;
-  Fiber& f = fiber();
-  leave_to(m.scheduler, f.context, &m.scheduler_sanitizer_stack, f.stack.get(), kStackBytes);
-  arrive(m.scheduler_sanitizer_stack, nullptr, nullptr);
+  thread().state = State::done;
+  thread().fiber.leave();
 }
 
 void wait(State state) {
-  Machine& m = machine;
-  Fiber& f = fiber();
-  f.state = state;
-  leave_to(f.context, m.scheduler, &f.sanitizer_stack, m.scheduler_stack, m.scheduler_stack_bytes);
-  arrive(f.sanitizer_stack, &m.scheduler_stack, &m.scheduler_stack_bytes);
+  Thread& t = thread();
+  t.state = state;
+  t.fiber.wait();
 }
 
-void prepare(int thread) {
+void prepare(int index) {
   Machine& m = machine;
-  if (static_cast<int>(m.fibers.size()) <= thread) m.fibers.push_back(std::make_unique<Fiber>());
-  Fiber& f = *m.fibers[thread];
-  f.uncommitted.clear();
-  f.groups.clear();
-  f.state = State::ready;
-  getcontext(&f.context);
-  f.context.uc_stack.ss_sp = f.stack.get();
-  f.context.uc_stack.ss_size = kStackBytes;
-  f.context.uc_link = nullptr;
-  makecontext(&f.context, &enter, 0);
+  if (static_cast<int>(m.threads.size()) <= index) m.threads.push_back(std::make_unique<Thread>());
+  Thread& t = *m.threads[index];
+  t.uncommitted.clear();
+  t.groups.clear();
+  t.state = State::ready;
+  t.fiber.prepare(&enter);
 }
 
 std::vector<int> thread_order(int threads) {
@@ -156,29 +118,30 @@ std::vector<int> thread_order(int threads) {
 // All threads wait, or are done: lets those at the barrier on, or says why they wait forever.
 void release_block() {
   Machine& m = machine;
-  for (int t = 0; t < m.threads; ++t) {
-    if (m.fibers[t]->state == State::at_warp)
+  for (int t = 0; t < m.thread_count; ++t) {
+    if (m.threads[t]->state == State::at_warp)
       fail(thread_name(t) + " waits for its warp at " + m.warps[t / kWarp].name +
            ", which other lanes do not reach");
-    if (m.fibers[t]->state == State::done)
+    if (m.threads[t]->state == State::done)
       fail(thread_name(t) + " ended while others wait at a barrier of the block");
   }
-  for (int t = 0; t < m.threads; ++t) m.fibers[t]->state = State::ready;
+  for (int t = 0; t < m.thread_count; ++t) m.threads[t]->state = State::ready;
 }
 
 void run_block(const std::vector<int>& order) {
   Machine& m = machine;
-  for (int i = 0; i < m.threads; ++i) prepare(i);
-  m.warps.assign((m.threads + kWarp - 1) / kWarp, Warp{});
-  std::memset(m.shared.get(), 0xff, m.shared_bytes);  // NaN in every type
-  for (int done = 0; done < m.threads;) {
+  for (int i = 0; i < m.thread_count; ++i) prepare(i);
+  m.warps.assign((m.thread_count + kWarp - 1) / kWarp, Warp{});
+  m.shared->fill_with_nan();
+  for (int done = 0; done < m.thread_count;) {
     bool progress = false;
     for (const int t : order) {
-      if (m.fibers[t]->state != State::ready) continue;
-      resume(t);
+      if (m.threads[t]->state != State::ready) continue;
+      m.current = t;
+      m.threads[t]->fiber.resume();
       if (m.error) std::rethrow_exception(std::exchange(m.error, nullptr));
       progress = true;
-      done += m.fibers[t]->state == State::done;
+      done += m.threads[t]->state == State::done;
     }
     if (!progress) release_block();
   }
@@ -188,27 +151,36 @@ void run_block(const std::vector<int>& order) {
 
 Index thread_index() { return {static_cast<unsigned>(machine.current)}; }
 Index block_index() { return {machine.block}; }
-Index block_dimension() { return {static_cast<unsigned>(machine.threads)}; }
+Index block_dimension() { return {static_cast<unsigned>(machine.thread_count)}; }
 Index grid_dimension() { return {machine.grid}; }
-unsigned char* shared_memory() { return machine.shared.get(); }
+unsigned char* shared_memory() { return machine.shared->data(); }
 void set_order(unsigned seed) { order_seed = seed; }
 
-void run(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& body) {
+void run(const void* kernel, int64_t blocks, int threads, int shared_bytes,
+         const std::function<void()>& body) {
   constexpr int64_t kMostBlocks = 64;  // few, so that kernels walk more tiles than there are blocks
   if (threads < 1 || threads > 1024) fail(std::to_string(threads) + " threads in a block");
   if (shared_bytes > 227 * 1024) fail(std::to_string(shared_bytes) + " bytes of shared memory");
   Machine& m = machine;
   m.body = &body;
-  m.threads = threads;
+  m.thread_count = threads;
   m.grid = static_cast<unsigned>(std::min(blocks, kMostBlocks));
-  m.shared_bytes = shared_bytes;
+  m.shared = std::make_unique<Guarded>(shared_bytes);
+  ++launches[kernel];
   const std::vector<int> order = thread_order(threads);
-  for (m.block = 0; m.block < m.grid; ++m.block) {
-    void* shared = nullptr;  // of exactly this size, so that an overrun is seen
-    if (posix_memalign(&shared, 128, std::max(shared_bytes, 1)) != 0) throw std::bad_alloc();
-    m.shared.reset(static_cast<unsigned char*>(shared));
-    run_block(order);
+  for (m.block = 0; m.block < m.grid; ++m.block) run_block(order);
+  m.shared->check("shared memory");
+}
+
+std::string take_launches() {
+  std::string report;
+  for (const auto& [kernel, count] : std::exchange(launches, {})) {
+    Dl_info library{};
+    dladdr(kernel, &library);
+    const auto offset = static_cast<const char*>(kernel) - static_cast<char*>(library.dli_fbase);
+    report += std::to_string(offset) + " " + std::to_string(count) + "\n";
   }
+  return report;
 }
 
 void synchronize_block() { wait(State::at_block); }
@@ -216,7 +188,7 @@ void synchronize_block() { wait(State::at_block); }
 void collective(const char* name, void* operands, void (*together)(void* const* operands)) {
   Machine& m = machine;
   Warp& warp = m.warps[m.current / kWarp];
-  if (m.threads % kWarp != 0) fail("a block whose threads are no whole number of warps");
+  if (m.thread_count % kWarp != 0) fail("a block whose threads are no whole number of warps");
   if (warp.arrived > 0 && std::strcmp(warp.name, name) != 0)
     fail(thread_name(m.current) + " is at " + name + ", another lane of its warp at " + warp.name);
   warp.name = name;
@@ -225,7 +197,7 @@ void collective(const char* name, void* operands, void (*together)(void* const* 
   warp.arrived = 0;
   together(warp.operands);
   const int first = m.current / kWarp * kWarp;
-  for (int t = first; t < first + kWarp; ++t) m.fibers[t]->state = State::ready;
+  for (int t = first; t < first + kWarp; ++t) m.threads[t]->state = State::ready;
 }
 
 void check_access(const char* name, const void* address, int bytes, int alignment, bool shared) {
@@ -233,26 +205,26 @@ void check_access(const char* name, const void* address, int bytes, int alignmen
   if (at % alignment != 0)
     fail(thread_name(machine.current) + ": " + name + " at an address that is no multiple of " +
          std::to_string(alignment));
-  const auto begin = reinterpret_cast<uintptr_t>(machine.shared.get());
-  if (shared && (at < begin || at + bytes > begin + machine.shared_bytes))
+  const auto begin = reinterpret_cast<uintptr_t>(machine.shared->data());
+  if (shared && (at < begin || at + bytes > begin + machine.shared->size()))
     fail(thread_name(machine.current) + ": " + name + " outside shared memory");
 }
 
 void copy_later(void* shared, const void* global, int bytes, bool zero) {
-  fiber().uncommitted.push_back({shared, global, bytes, zero});
+  const Copy copy{shared, global, bytes, zero};
+  // A GPU may copy at any time in between: the two extremes are what is tried.
+  if (order_seed % 2 == 1) copy.happen();
+  thread().uncommitted.push_back(copy);
 }
 
-void commit_copies() { fiber().groups.push_back(std::exchange(fiber().uncommitted, {})); }
+void commit_copies() { thread().groups.push_back(std::exchange(thread().uncommitted, {})); }
 
 void wait_for_copies(int groups_left) {
-  std::deque<std::vector<Copy>>& groups = fiber().groups;
-  for (; static_cast<int>(groups.size()) > groups_left; groups.pop_front())
-    for (const Copy& copy : groups.front()) {
-      if (copy.zero)
-        std::memset(copy.shared, 0, copy.bytes);
-      else
-        std::memcpy(copy.shared, copy.global, copy.bytes);
-    }
+  std::deque<std::vector<Copy>>& groups = thread().groups;
+  for (; static_cast<int>(groups.size()) > groups_left; groups.pop_front()) {
+    if (order_seed % 2 == 1) continue;
+    for (const Copy& copy : groups.front()) copy.happen();
+  }
 }
 
 float from_float16(uint16_t bits) {

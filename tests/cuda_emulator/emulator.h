@@ -4,11 +4,13 @@
 // What it catches that a GPU may let pass: a barrier or an instruction of a warp that not all
 // threads reach, reads of shared memory that nothing wrote (it starts as NaN) or that another
 // thread has yet to write (the order of threads can be turned round), asynchronous copies that
-// nobody waited for, misaligned accesses of 16 bytes; and under AddressSanitizer any access outside
-// a buffer, shared memory included.
+// nobody waited for or that come too early for whoever still reads, misaligned accesses of 16
+// bytes; outputs that are not written, inputs that are, and accesses outside a buffer, shared
+// memory included, as guarded.h says.
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <string>
 
 #define __global__
 #define __device__
@@ -19,7 +21,7 @@
 
 using cudaError_t = int;
 using cudaStream_t = void*;
-constexpr cudaError_t cudaSuccess = 0;
+constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1;
 
 namespace emulator {
 
@@ -35,10 +37,16 @@ Index grid_dimension();
 
 unsigned char* shared_memory();
 
-// Runs `body` once for each thread. Throws std::runtime_error with what the kernel did wrong.
-void run(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& body);
+// Runs `body`, a call of `kernel`, once for each thread. Throws std::runtime_error with what the
+// kernel did wrong.
+void run(const void* kernel, int64_t blocks, int threads, int shared_bytes,
+         const std::function<void()>& body);
+
+// A line "<offset in its library> <launches>" for each kernel that ran since the last call.
+std::string take_launches();
 
 // 0: threads run in ascending order; 1: in descending order; else: shuffled by this seed.
+// Asynchronous copies happen as late as they may, with an odd seed as early as they may.
 void set_order(unsigned seed);
 
 void synchronize_block();
@@ -50,7 +58,7 @@ void collective(const char* name, void* operands, void (*together)(void* const* 
 // Throws unless `bytes` at `address` are aligned to `alignment` and, where asked, in shared memory.
 void check_access(const char* name, const void* address, int bytes, int alignment, bool shared);
 
-// Of the running thread: copies that happen no sooner than they are waited for.
+// Of the running thread: copies that happen between this and the wait for them.
 void copy_later(void* shared, const void* global, int bytes, bool zero);
 void commit_copies();
 void wait_for_copies(int groups_left);

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "emulator.h"
+#include "guarded.h"
 
 namespace {
 
@@ -45,6 +46,19 @@ void sum(const float* in, float* out, bool right_lanes) {
   out[threadIdx.x] = total;
 }
 
+// out[i] = in[63 - i], where the copies that come next land in what is still being read.
+void copy_over_what_others_read(const float* in, float* out) {
+  float* shared = reinterpret_cast<float*>(emulator::shared_memory());
+  const int i = static_cast<int>(threadIdx.x);
+  shared[i] = in[i];
+  __syncthreads();
+  emulator::copy_later(shared + i, in, sizeof(float), true);
+  emulator::commit_copies();
+  out[i] = shared[kThreads - 1 - i];
+  __syncthreads();
+  emulator::wait_for_copies(0);
+}
+
 void body(const std::string& what, const float* in, float* out) {
   const int i = static_cast<int>(threadIdx.x);
   float* shared = reinterpret_cast<float*>(emulator::shared_memory());
@@ -54,8 +68,15 @@ void body(const std::string& what, const float* in, float* out) {
   if (what == "wrong lanes") return sum(in, out, false);
   if (what == "read outside a buffer") {
     out[i] = in[i + 1];
+  } else if (what == "write outside a buffer") {
+    out[i + 1] = in[i];
+    out[0] = in[0];
+  } else if (what == "output left out") {
+    if (i != 5) out[i] = in[i];
+  } else if (what == "input written to") {
+    const_cast<float*>(in)[i] = out[i] = 0.0f;
   } else if (what == "write outside shared memory") {
-    shared[i + 1] = in[i];
+    shared[i + 1] = out[i] = in[i];
   } else if (what == "barrier for some") {
     if (i < 32) __syncthreads();
   } else if (what == "instruction of a warp for some") {
@@ -64,6 +85,8 @@ void body(const std::string& what, const float* in, float* out) {
     emulator::copy_later(shared + i, in + i, sizeof(float), false);
     emulator::commit_copies();
     out[i] = shared[i];
+  } else if (what == "copy over what others read") {
+    copy_over_what_others_read(in, out);
   } else if (what == "misaligned") {
     emulator::check_access("copy", in + i, 16, 16, false);
   } else {
@@ -83,7 +106,15 @@ extern "C" __attribute__((visibility("default"))) const char* run_faulty(const c
   complaint.clear();
   emulator::set_order(order);
   try {
-    emulator::run(1, kThreads, kThreads * sizeof(float), [&] { body(what, in, out); });
+    emulator::GuardedCall call(sizeof(float));
+    convlm::ConstTensor guarded_in{in, {0, 0, 1}};
+    void* guarded_out = out;
+    call.input("in", guarded_in, 1, 1, kThreads);
+    call.output("out", guarded_out, kThreads);
+    emulator::run(nullptr, 1, kThreads, kThreads * sizeof(float), [&] {
+      body(what, static_cast<const float*>(guarded_in.data), static_cast<float*>(guarded_out));
+    });
+    call.finish();
   } catch (const std::exception& error) {
     complaint = error.what();
   }
@@ -93,4 +124,11 @@ extern "C" __attribute__((visibility("default"))) const char* run_faulty(const c
 
 extern "C" __attribute__((visibility("default"))) void set_order(unsigned seed) {
   emulator::set_order(seed);
+}
+
+// The answer stays valid until the next call.
+extern "C" __attribute__((visibility("default"))) const char* take_launches() {
+  static std::string report;
+  report = emulator::take_launches();
+  return report.c_str();
 }

@@ -4,28 +4,59 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
+#include <optional>
+#include <stdexcept>
 #include <tuple>
 
 #include "cuda/functions.h"
+#include "guarded.h"
 
 namespace convlm::cuda {
 namespace {
 
 Capability capability = 90;
+std::optional<Kernel> forced;
 
-// The workspace starts as NaN, and is a buffer of its own, so that the sanitizer guards it.
+int bytes_of(ScalarType dtype) {
+  return dtype == ScalarType::float64 ? 8 : dtype == ScalarType::float32 ? 4 : 2;
+}
+
+void guard(emulator::GuardedCall& call, ForwardArguments& a) {
+  const Conv1dGeometry& g = a.geometry;
+  call.input("x", a.x, g.batch, g.in_channels, g.length);
+  call.input("weight", a.weight, g.out_channels, g.in_channels_per_group(), g.kernel_size);
+  call.input("bias", a.bias, g.out_channels);
+  call.output("y", a.y, g.batch * g.out_channels * g.out_length);
+}
+
+void guard(emulator::GuardedCall& call, GradInputArguments& a) {
+  const Conv1dGeometry& g = a.geometry;
+  call.input("grad_output", a.grad_output, g.batch, g.out_channels, g.out_length);
+  call.input("y", a.activated.y, g.batch, g.out_channels, g.out_length);
+  call.input("weight", a.weight, g.out_channels, g.in_channels_per_group(), g.kernel_size);
+  call.output("grad_input", a.grad_input, g.batch * g.in_channels * g.length);
+}
+
+void guard(emulator::GuardedCall& call, GradWeightArguments& a) {
+  const Conv1dGeometry& g = a.geometry;
+  call.input("grad_output", a.grad_output, g.batch, g.out_channels, g.out_length);
+  call.input("y", a.activated.y, g.batch, g.out_channels, g.out_length);
+  call.input("x", a.x, g.batch, g.in_channels, g.length);
+  call.output("grad_weight", a.grad_weight,
+              g.out_channels * g.in_channels_per_group() * g.kernel_size);
+  call.output("grad_bias", a.grad_bias, g.out_channels);
+}
+
 template <class Arguments>
-void run(cudaError_t (*function)(const Arguments&, const Launch&), const Arguments& arguments) {
-  const int64_t bytes = workspace_bytes(arguments, capability);
-  void* workspace = nullptr;
-  if (posix_memalign(&workspace, 256, bytes > 0 ? bytes : 1) != 0) throw std::bad_alloc();
-  const std::unique_ptr<void, void (*)(void*)> owner(workspace, &std::free);
-  std::memset(workspace, 0xff, bytes);
-  function(arguments, {capability, nullptr, workspace});
+void run(cudaError_t (*function)(const Arguments&, const Launch&), Arguments arguments) {
+  const Kernel kernel = forced.value_or(kernel_of(arguments, capability));
+  emulator::GuardedCall call(bytes_of(arguments.dtype));
+  guard(call, arguments);
+  const emulator::Guarded workspace(workspace_bytes(arguments, kernel));
+  if (function(arguments, {kernel, nullptr, workspace.data()}) != cudaSuccess)
+    throw std::invalid_argument("this kernel does not take these arguments");
+  call.finish();
+  workspace.check("the workspace");
 }
 
 Tensor emulated_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -68,6 +99,16 @@ std::tuple<Tensor, Tensor> emulated_grad_weight(const Tensor& grad_output, const
 // Of the GPU that is emulated, for tests that want another.
 extern "C" __attribute__((visibility("default"))) void set_capability(int value) {
   capability = value;
+}
+
+// The kernel of all further calls, for tests of one where another would be chosen; null: as chosen.
+// False where no kernel has that name.
+extern "C" __attribute__((visibility("default"))) bool force_kernel(const char* name) {
+  forced.reset();
+  if (name == nullptr) return true;
+  for (const Kernel kernel : kKernels)
+    if (std::strcmp(name, name_of(kernel)) == 0) forced = kernel;
+  return forced.has_value();
 }
 
 STABLE_TORCH_LIBRARY_IMPL(convlm_emulated, CPU, m) {

@@ -1,0 +1,132 @@
+// A tile of sums, kept in the registers of a block, and products added to it one by one: as exact
+// as the type is, unlike tensor cores.
+//
+// A thread holds 8 rows by 8 columns (4 by 8 of float64, whose registers are pairs). For each chunk
+// of 16 bytes that a row or column has in shared memory it makes 64 products of each number in it:
+// 16 loads for 256 products of float32.
+#pragma once
+#include "cuda/chunk.h"
+#include "cuda/tensor_sums.h"
+
+namespace convlm::cuda {
+
+template <class S, int kTileRows>
+class RegisterSums {
+ public:
+  using Element = S;
+  using Sum = S;
+  static constexpr int kRows = kTileRows;
+  static constexpr int kThreads = kRows / (sizeof(S) == 8 ? 4 : 8) * (kTileColumns / 8);
+
+  __device__ __forceinline__ static S prepared(S value) { return value; }
+
+  __device__ __forceinline__ RegisterSums()
+      : row_(static_cast<int>(threadIdx.x) / kColumnThreads),
+        column_(static_cast<int>(threadIdx.x) % kColumnThreads) {}
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < kThreadRows; ++i)
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sums_[i][j] = S(0);
+  }
+
+  __host__ __device__ static constexpr int pitch(int chunks) { return kChunkBytes * (chunks | 1); }
+
+  struct Places {
+    int at[8];
+  };
+
+  // The columns of a thread are not neighbours, so that those of eight threads in succession are:
+  // they read eight rows of shared memory that follow each other, without a conflict of banks.
+  template <class Place>
+  __device__ __forceinline__ Places places_of_rows(const Place& place) const {
+    Places places;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) places.at[j] = place(column_ + j * kColumnThreads);
+    return places;
+  }
+
+  __device__ __forceinline__ void add_rows(const unsigned char* left, const unsigned char* right,
+                                           const Places& places) {
+#pragma unroll 1  // more at once would not fit the registers
+    for (int k = 0; k < kRowBytes; k += kChunkBytes) {
+      Chunk<S> b[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) b[j] = chunk_at(right + places.at[j] + k);
+#pragma unroll
+      for (int i = 0; i < kThreadRows; ++i) {
+        const Chunk<S> a = chunk_at(left + (row_ + i * kRowThreads) * kRowPitch + k);
+#pragma unroll
+        for (int n = 0; n < kChunk<S>; ++n)
+#pragma unroll
+          for (int j = 0; j < 8; ++j) sums_[i][j] += a.at[n] * b[j].at[n];
+      }
+    }
+  }
+
+  template <class F>
+  __device__ __forceinline__ void visit_rows(const F& f) const {
+#pragma unroll
+    for (int i = 0; i < kThreadRows; ++i)
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+        f(row_ + i * kRowThreads, column_ + j * kColumnThreads, sums_[i][j]);
+  }
+
+  // Here a thread has chunks of neighbours, for loads of 16 bytes.
+  template <class Place>
+  __device__ __forceinline__ Places places_of_octets(int, const Place& place) const {
+    Places places;
+#pragma unroll
+    for (int j = 0; j < 8 / kChunk<S>; ++j) {
+      const int column = (column_ + j * kColumnThreads) * kChunk<S>;
+      places.at[j] = place(column / kOctet) + column % kOctet * static_cast<int>(sizeof(S));
+    }
+    return places;
+  }
+
+  __device__ __forceinline__ void add_columns(const unsigned char* left, int left_pitch,
+                                              const unsigned char* right, int right_pitch,
+                                              const Places& places) {
+#pragma unroll 4
+    for (int k = 0; k < kRowBytes / static_cast<int>(sizeof(S)); ++k) {
+      Chunk<S> a[kThreadRows / kChunk<S>], b[8 / kChunk<S>];
+#pragma unroll
+      for (int i = 0; i < kThreadRows / kChunk<S>; ++i)
+        a[i] = chunk_at(left + k * left_pitch + (row_ + i * kRowThreads) * kChunkBytes);
+#pragma unroll
+      for (int j = 0; j < 8 / kChunk<S>; ++j)
+        b[j] = chunk_at(right + places.at[j] + k * right_pitch);
+#pragma unroll
+      for (int i = 0; i < kThreadRows; ++i)
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+          sums_[i][j] += a[i / kChunk<S>].at[i % kChunk<S>] * b[j / kChunk<S>].at[j % kChunk<S>];
+    }
+  }
+
+  template <class F>
+  __device__ __forceinline__ void visit_columns(const F& f) const {
+#pragma unroll
+    for (int i = 0; i < kThreadRows; ++i)
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+        f((row_ + i / kChunk<S> * kRowThreads) * kChunk<S> + i % kChunk<S>,
+          (column_ + j / kChunk<S> * kColumnThreads) * kChunk<S> + j % kChunk<S>, sums_[i][j]);
+  }
+
+ private:
+  static constexpr int kColumnThreads = kTileColumns / 8;
+  static constexpr int kRowThreads = kThreads / kColumnThreads;
+  static constexpr int kThreadRows = kRows / kRowThreads;
+
+  __device__ __forceinline__ static Chunk<S> chunk_at(const unsigned char* shared) {
+    return *reinterpret_cast<const Chunk<S>*>(shared);
+  }
+
+  int row_, column_;
+  S sums_[kThreadRows][8];
+};
+
+}  // namespace convlm::cuda

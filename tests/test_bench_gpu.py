@@ -1,0 +1,149 @@
+"""The GPU benchmark, rehearsed on CPU tensors. Nothing here has a time."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import bench_gpu  # noqa: E402
+import gpu_models  # noqa: E402
+import gpu_providers  # noqa: E402
+import gpu_timing  # noqa: E402
+import oracle  # noqa: E402
+from gpu_ceilings import GpuCeilings  # noqa: E402
+from gpu_problems import PROBLEMS  # noqa: E402
+from problem import BACKWARD, FUNCTIONS, Data, Problem  # noqa: E402
+
+CPU = torch.device("cpu")
+TINY = Problem(
+    "tiny", 2, 4, 6, 19, 3, dilation=2, padding="causal", functions=(*FUNCTIONS, BACKWARD)
+)
+CEILINGS = GpuCeilings(dict.fromkeys(["bfloat16", "float32", "tf32"], 100.0), 50.0)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_gpu, "PROBLEMS", [TINY])
+    monkeypatch.setattr(bench_gpu, "MOST_SETS", 2)
+    monkeypatch.setattr(bench_gpu, "measure_ceilings", lambda device: CEILINGS)
+    monkeypatch.setattr(bench_gpu, "own_backends", lambda problem, device: ["cpp"])
+    monkeypatch.setattr(gpu_providers, "own_backends", lambda problem, device: ["cpp"])
+
+
+@pytest.fixture(autouse=True)
+def switches() -> object:
+    """The benchmark sets torch's for its whole process."""
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [flag.allow_tf32 for flag in flags], torch.backends.cudnn.benchmark
+    yield
+    for flag, value in zip(flags, before[0], strict=True):
+        flag.allow_tf32 = value
+    torch.backends.cudnn.benchmark = before[1]
+
+
+def test_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "bench.json"
+    assert bench_gpu.main(["--device", "cpu", "--seconds", "5", "--output", str(results)]) == 0
+    run = json.loads(results.read_text())
+    assert run["machine"].keys() >= {"cpu", "torch", "commit"}
+    assert run["skipped"] == []
+    described = [(row["problem"], row["backend"], row["function"]) for row in run["rows"]]
+    assert described == [("tiny", "cpp", function) for function in (*FUNCTIONS, BACKWARD)]
+    for row in run["rows"]:
+        assert row["us"] == sorted(row["us"])
+        assert {"conv1d", "conv1d deterministic"} <= set(row["ratios"])
+        assert row["best"] not in ("conv1d deterministic", "channels-last throughout")
+        assert row["error"] < 1e-5
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_without_a_gpu_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench_gpu.main([]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_a_training_step_is_compared_with_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,), wrong, left_out = gpu_models.training_step(["cpp"], CPU, 0.1, compiled=False)
+    assert row["backend"] == "cpp"
+    assert row["ratios"].keys() == {"torch, captured", "torch, eager"}
+    assert wrong == left_out == []
+    monkeypatch.setattr(gpu_models, "same_losses", lambda one, other: False)
+    _, wrong, _ = gpu_models.training_step(["cpp"], CPU, 0.1, compiled=False)
+    assert wrong == ["training step: losses on cpp are not those of torch"]
+
+
+def test_what_there_was_no_time_for_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_gpu.main(["--device", "cpu", "--seconds", "0"]) == 0
+    assert "left out: tiny: out of time" in capsys.readouterr().out
+
+
+def test_a_wrong_result_of_ours_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = gpu_providers.OnBackend.forward
+
+    def wrong(self: gpu_providers.OnBackend) -> Tensor:
+        y = right(self)
+        y[-1, -1, -1] += 0.01
+        return y
+
+    monkeypatch.setattr(gpu_providers.OnBackend, "forward", wrong)
+    assert bench_gpu.main(["--device", "cpu", "--seconds", "5"]) == 1
+    said = capsys.readouterr().out
+    assert "WRONG: tiny, forward: cpp: forward is off by" in said
+    assert "grad_input" in said
+
+
+def test_a_peer_that_cannot_is_left_out_and_the_others_timed() -> None:
+    def fails() -> None:
+        raise ValueError("not on this device")
+
+    times, failed = gpu_timing.measure({"good": [int, int], "bad": [fails]}, CPU, 0.01)
+    assert len(times["good"]) >= 5
+    assert failed == {"bad": "ValueError: not on this device"}
+
+
+def test_operands_are_rotated_until_the_cache_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_gpu, "ROTATED_BYTES", 3 * TINY.bytes("forward") // 2)
+    sets = bench_gpu.sets_of(TINY, CPU)
+    assert len(sets) == 2
+    assert not torch.equal(sets[0].x, sets[1].x)
+
+
+def test_sums_over_samples_may_be_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Data.random(TINY)
+    whole = oracle.Oracle("grad_weight", data).exact
+    monkeypatch.setattr(oracle, "MOST_ELEMENTS", 1)
+    for part, right in zip(oracle.Oracle("grad_weight", data).exact, whole, strict=True):
+        torch.testing.assert_close(part, right)
+
+
+def test_ceilings_are_of_the_same_kind_of_numbers() -> None:
+    ceilings = GpuCeilings({"tf32": 3.0, "float32": 2.0, "bfloat16": 9.0}, 50.0)
+    by_name = {problem.name: problem for problem in PROBLEMS}
+    assert ceilings.of(by_name["KernelBench 76"]).peak(torch.float32) == 3.0
+    assert ceilings.of(by_name["LM C64 K3 d4 L4096 ieee float32"]).rate == 2.0
+    assert ceilings.of(by_name["LM C512 K3 d4 L4096"]) == (9.0, 50.0)
+
+
+def test_problems_have_names_of_their_own_and_known_targets() -> None:
+    names = [problem.name for problem in PROBLEMS]
+    assert len(set(names)) == len(names)
+    core = [problem.core for problem in PROBLEMS]
+    assert core == sorted(core, reverse=True)
+    for problem in PROBLEMS:
+        assert problem.geometry.out_length >= 1
+        assert set(problem.targets) <= set(problem.functions), problem.name
+        for targets in problem.targets.values():
+            assert {target.of for target in targets} <= {"share", "best", "conv1d"}
