@@ -54,10 +54,10 @@ def training_step(build: Callable[[], CharModel], split: Split) -> Providers:
     parameters = list(ours.parameters())
     optimizer = torch.optim.SGD(peer.parameters(), lr=LEARNING_RATE)
 
+    @torch.no_grad()  # as `train` does
     def our_step(generator: torch.Generator) -> float:
         rows = torch.randint(len(split.x), (BATCH,), generator=generator)
-        x, y = split.x.index_select(0, rows), split.y.index_select(0, rows)
-        loss = ours.training_step(x, y).item()
+        loss = ours.training_step(split.x, split.y, rows).item()
         sgd_step(parameters, LEARNING_RATE)
         return loss
 

@@ -102,7 +102,8 @@ def _run(
     backend: str,
 ) -> Tensor:
     kernels = _has_kernels(tokens, embedding, backend)
-    if kernels and _prefers_table(tokens, embedding, weight.shape[2], window):
+    batch, length = tokens.shape
+    if kernels and _prefers_table(embedding, batch, length, weight.shape[2], window):
         return _by_table(tokens, embedding, weight, bias, window, activation or "none")
     if kernels:  # a table of one tap: gathers, and checks the tokens on the way
         x = lookup.lookup(tokens, embedding.unsqueeze(0), None, (1, 0, 0, 1))
@@ -137,11 +138,12 @@ def _has_kernels(tokens: Tensor, embedding: Tensor, backend: str) -> bool:
     )
 
 
-def _prefers_table(tokens: Tensor, embedding: Tensor, kernel_size: int, window: Window) -> bool:
+def _prefers_table(
+    embedding: Tensor, batch: int, length: int, kernel_size: int, window: Window
+) -> bool:
     vocab = embedding.shape[0]
     if torch.compiler.is_compiling():
         return prefers_table(vocab, kernel_size)
-    batch, length = tokens.shape
     stride, pad_left, pad_right, dilation = window
     out_length = output_length(length, kernel_size, stride, dilation, pad_left, pad_right)
     return prefers_table(vocab, kernel_size, batch * out_length)

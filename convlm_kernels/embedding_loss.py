@@ -63,7 +63,7 @@ def embedding_conv1d_cross_entropy(
     backends.check_name(backend)
     _check_tokens(tokens)
     window = _window(_by_tap(embedding, weight), stride, padding, dilation)
-    if _is_fused(tokens, embedding, weight, window, backend):
+    if _is_fused(tokens, embedding, weight, window, backend, tokens.shape[0]):
         if reduction == "mean":
             return lookup.cross_entropy(tokens, target, embedding, weight, bias, window)
         if not lookup.wants_gradients(embedding, weight, bias):
@@ -80,6 +80,7 @@ def embedding_conv1d_cross_entropy(
 def loss_with_gradients(
     tokens: Tensor,
     target: Tensor,
+    rows: Tensor | None,
     embedding: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -89,26 +90,28 @@ def loss_with_gradients(
     """The mean cross-entropy, and its gradients of embedding, weight and bias, at stride 1.
 
     For training loops that do without autograd, whose overhead is larger than the work of a small
-    model. None where the loss does not come with its gradients: then there is
-    :func:`embedding_conv1d_cross_entropy`. Arguments and errors are its own.
+    model. ``rows`` (batch), int64, names the rows of ``tokens`` and ``target`` that are the batch,
+    None all of them; the other arguments and errors are those of
+    :func:`embedding_conv1d_cross_entropy`. None where the loss does not come with its gradients.
     """
     window = (1, 0, 0, 1)
-    if not _is_fused(tokens, embedding, weight, window, backend):
+    batch = (tokens if rows is None else rows).shape[0]
+    if not _is_fused(tokens, embedding, weight, window, backend, batch):
         return None
+    operands = tokens, target, rows, embedding, weight, bias
     if torch.is_grad_enabled():
         with torch.no_grad():
-            return lookup_ops.cross_entropy(tokens, target, embedding, weight, bias, *window)
-    return lookup_ops.cross_entropy(tokens, target, embedding, weight, bias, *window)
+            return lookup_ops.cross_entropy(*operands, *window)
+    return lookup_ops.cross_entropy(*operands, *window)
 
 
 def _is_fused(
-    tokens: Tensor, embedding: Tensor, weight: Tensor, window: Window, backend: str
+    tokens: Tensor, embedding: Tensor, weight: Tensor, window: Window, backend: str, batch: int
 ) -> bool:
+    kernel_size = weight.shape[1] * weight.shape[2] // embedding.shape[1]
     return (
         embedding.dtype in (torch.float32, torch.float64)
         and _has_kernels(tokens, embedding, backend)
         and not _autocast_enabled(tokens)
-        and _prefers_table(
-            tokens, embedding, weight.shape[1] * weight.shape[2] // embedding.shape[1], window
-        )
+        and _prefers_table(embedding, batch, tokens.shape[1], kernel_size, window)
     )

@@ -158,7 +158,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         tokens, target, embedding, weight, bias, *window = inputs
-        loss, *gradients = lookup_ops.cross_entropy(*inputs)
+        loss, *gradients = lookup_ops.cross_entropy(tokens, target, None, *inputs[2:])
         ctx.window = window
         ctx.save_for_backward(tokens, target, embedding, weight, bias, *gradients)
         return loss

@@ -100,6 +100,7 @@ def _check_cross_entropy(
     function: str,
     tokens: Tensor,
     target: Tensor,
+    rows: Tensor | None,
     embedding: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -125,11 +126,16 @@ def _check_cross_entropy(
             target.shape[axis] == size,
             f"target must have the shape ({tokens.shape[0]}, {out_length}), got {_text(target)}",
         )
+    if rows is not None:
+        checks.require(
+            rows.dim() == 1 and rows.dtype == torch.int64,
+            f"rows must have one dimension and be int64, got shape {_text(rows)} and {rows.dtype}",
+        )
 
 
 @torch.library.register_fake("convlm::lookup_losses")
 def _losses_fake(tokens: Tensor, target: Tensor, *others: Any) -> Tensor:
-    _check_cross_entropy("lookup_losses", tokens, target, *others)
+    _check_cross_entropy("lookup_losses", tokens, target, None, *others)
     return others[1].new_empty(target.shape)
 
 
@@ -137,12 +143,15 @@ def _losses_fake(tokens: Tensor, target: Tensor, *others: Any) -> Tensor:
 def _cross_entropy_fake(
     tokens: Tensor,
     target: Tensor,
+    rows: Tensor | None,
     embedding: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     *window: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_cross_entropy("lookup_cross_entropy", tokens, target, embedding, weight, bias, *window)
+    _check_cross_entropy(
+        "lookup_cross_entropy", tokens, target, rows, embedding, weight, bias, *window
+    )
     grad_bias = weight.new_empty(0 if bias is None else weight.shape[0])
     gradients = weight.new_empty(embedding.shape), weight.new_empty(weight.shape), grad_bias
     return weight.new_empty(()), *gradients

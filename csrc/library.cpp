@@ -23,9 +23,9 @@ STABLE_TORCH_LIBRARY(convlm, m) {
       "SymInt stride, SymInt pad_left, SymInt pad_right, SymInt dilation, bool with_bias) "
       "-> (Tensor, Tensor)");
   m.def(
-      "lookup_cross_entropy(Tensor tokens, Tensor target, Tensor embedding, Tensor weight, "
-      "Tensor? bias, SymInt stride, SymInt pad_left, SymInt pad_right, SymInt dilation) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "lookup_cross_entropy(Tensor tokens, Tensor target, Tensor? rows, Tensor embedding, "
+      "Tensor weight, Tensor? bias, SymInt stride, SymInt pad_left, SymInt pad_right, "
+      "SymInt dilation) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "lookup_losses(Tensor tokens, Tensor target, Tensor embedding, Tensor weight, Tensor? bias, "
       "SymInt stride, SymInt pad_left, SymInt pad_right, SymInt dilation) -> Tensor");

@@ -24,6 +24,17 @@ class LookupChecks : public GeometryChecks {
                     geometry_.out_length, "), got ", shape_of(target));
   }
 
+  // A list of rows of tokens and of target is the batch then.
+  void rows(const Tensor& rows, const Tensor& tokens) {
+    using Dtype = torch::headeronly::ScalarType;
+    STD_TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == Dtype::Long, function_,
+                    ": rows must have one dimension and be int64, got shape ", shape_of(rows),
+                    " and ", torch::headeronly::toString(rows.scalar_type()));
+    STD_TORCH_CHECK(rows.device() == tokens.device(), function_,
+                    ": rows and tokens must be on one device");
+    geometry_.batch = rows.size(0);
+  }
+
   void indices(const char* argument, const Tensor& t, const char* dimensions,
                const char* other_argument, const Tensor& other) const {
     using Dtype = torch::headeronly::ScalarType;
@@ -94,9 +105,10 @@ inline Conv1dGeometry check_lookup_grad_table(const Tensor& grad_output, const T
 }
 
 inline Conv1dGeometry check_cross_entropy(const char* function, const Tensor& tokens,
-                                          const Tensor& target, const Tensor& embedding,
-                                          const Tensor& weight, const Tensor* bias, int64_t stride,
-                                          int64_t pad_left, int64_t pad_right, int64_t dilation) {
+                                          const Tensor& target, const Tensor* rows,
+                                          const Tensor& embedding, const Tensor& weight,
+                                          const Tensor* bias, int64_t stride, int64_t pad_left,
+                                          int64_t pad_right, int64_t dilation) {
   LookupChecks checks(function, stride, pad_left, pad_right, dilation);
   checks.floating("weight", weight);
   checks.tokens(tokens, "weight", weight);
@@ -109,6 +121,7 @@ inline Conv1dGeometry check_cross_entropy(const char* function, const Tensor& to
   }
   checks.outputs();
   checks.target(target, "weight", weight);
+  if (rows != nullptr) checks.rows(*rows, tokens);
   return checks.geometry_;
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def tokens_of(*shape: int, below: int = VOCAB) -> Tensor:
 def test_opcheck() -> None:
     tokens, target = tokens_of(2, 9), tokens_of(2, 5, below=4)
     table, embedding, weight = random(3, VOCAB, 4), random(VOCAB, 5), random(4, 5, 3)
+    laid = weight.mT.flatten(1).unsqueeze(1)
     window = 2, 1, 3, 1
     samples = [
         (lookup_ops.lookup, (tokens, table, random(4), *window, "tanh")),
@@ -33,10 +35,13 @@ def test_opcheck() -> None:
         (lookup_ops.grad_table, (random(2, 4, 6), tokens, 3, VOCAB, *window, True)),
         (lookup_ops.grad_table, (random(2, 4, 6), tokens, 3, VOCAB, *window, False)),
         (lookup_ops.losses, (tokens, tokens_of(2, 6, below=4), embedding, weight, None, *window)),
-        (lookup_ops.cross_entropy, (tokens, target, embedding, weight, random(4), 2, 1, 1, 1)),
         (
             lookup_ops.cross_entropy,
-            (tokens, target, embedding, weight.mT.contiguous().mT, None, 2, 1, 1, 1),
+            (tokens, target, None, embedding, weight, random(4), 2, 1, 1, 1),
+        ),
+        (
+            lookup_ops.cross_entropy,
+            (tokens, target, torch.tensor([1, 0, 1]), embedding, laid, None, 2, 1, 1, 1),
         ),
     ]
     for operator, arguments in samples:
@@ -130,9 +135,10 @@ def test_only_the_gradients_that_are_wanted() -> None:
 def test_extreme_logits() -> None:
     """Neither large logits nor one of probability 0 spoil the loss or a gradient."""
     tokens, target = torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[1]])
-    for logits in ([0.0, 500.0, -500.0], [300.0, 0.0, 299.0], [-1e30, 1e30, 0.0]):
-        embedding = torch.ones(1, 1, dtype=DOUBLE, requires_grad=True)
-        weight = torch.tensor(logits, dtype=DOUBLE).view(3, 1, 1).requires_grad_()
+    rows = [0.0, 500.0, -500.0], [300.0, 0.0, 299.0], [-1e30, 1e30, 0.0], [1e30, -1e30, 1e30]
+    for logits, dtype in product(rows, (torch.float32, DOUBLE)):
+        embedding = torch.ones(1, 1, dtype=dtype, requires_grad=True)
+        weight = torch.tensor(logits, dtype=dtype).view(3, 1, 1).requires_grad_()
         loss = embedding_conv1d_cross_entropy(tokens, target, embedding, weight)
         exact = F.cross_entropy((weight.flatten() * embedding.flatten())[None], target[0])
         torch.testing.assert_close(loss, exact)
@@ -149,7 +155,7 @@ def test_same_loss_for_any_number_of_threads(case: Case) -> None:
     window = case.stride, *case.pads, case.dilation
 
     def run() -> list[bytes]:
-        return bits(lookup_ops.cross_entropy(tokens, target, *others, *window))
+        return bits(lookup_ops.cross_entropy(tokens, target, None, *others, *window))
 
     expected = run()
     for count in (2, 3):
@@ -182,6 +188,30 @@ def test_a_weight_laid_end_to_end() -> None:
     torch.testing.assert_close(loss, exact)
     own = torch.autograd.grad(loss, laid)[0].unflatten(2, (-1, case.in_channels)).squeeze(1).mT
     torch.testing.assert_close(own, torch.autograd.grad(exact, weight)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_a_batch_of_some_rows(dtype: torch.dtype) -> None:
+    case = CASES[2]
+    tokens, target, *others = loss_operands(case, DOUBLE)
+    tokens, target = tokens.to(dtype), target.to(dtype)
+    window = case.stride, *case.pads, case.dilation
+    rows = torch.tensor([2, 0, 2, 1])
+    own = lookup_ops.cross_entropy(tokens, target, rows, *others, *window)
+    right = lookup_ops.cross_entropy(tokens[rows], target[rows], None, *others, *window)
+    assert bits(own) == bits(right)
+    assert bits(
+        lookup_ops.cross_entropy(tokens, target, rows.repeat_interleave(2)[::2], *others, *window)
+    ) == bits(own)
+    for wrong in (-1, 3):
+        with pytest.raises(RuntimeError, match=rf"rows must lie in \[0, 3\), got {wrong} at 1"):
+            lookup_ops.cross_entropy(tokens, target, torch.tensor([0, wrong]), *others, *window)
+    with pytest.raises(RuntimeError, match="rows must have one dimension and be int64, got shape"):
+        lookup_ops.cross_entropy(tokens, target, rows.int(), *others, *window)
+    tokens[1, 4] = VOCAB
+    lookup_ops.cross_entropy(tokens, target, torch.tensor([0, 2]), *others, *window)
+    with pytest.raises(RuntimeError, match=rf"tokens must lie in .*, got {VOCAB} at \(1, 4\)"):
+        lookup_ops.cross_entropy(tokens, target, rows, *others, *window)
 
 
 @pytest.mark.usefixtures("by_table")

@@ -28,6 +28,13 @@ def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
     return F.cross_entropy(logits, y, reduction=reduction)
 
 
+def batch_of(x: Tensor, y: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Some `rows` of `x` and `y`, or all."""
+    if rows is None:
+        return x, y
+    return x.index_select(0, rows), y.index_select(0, rows)
+
+
 class CharModel(Streamed):
     """What the models share: the embedding, the check of the tokens, their sizes, loss and steps.
 
@@ -59,11 +66,13 @@ class CharModel(Streamed):
         """Cross-entropy of the predictions from `x` (batch, length) and what follows, `y`."""
         return loss_of(self(x), y, reduction)
 
-    def training_step(self, x: Tensor, y: Tensor) -> Tensor:
-        """The mean loss of a batch; leaves its gradients in `.grad`, in place of others."""
+    def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The mean loss of `x` and `y`, or of some `rows` of both; leaves its gradients in `.grad`,
+        in place of others.
+        """
         self.zero_grad()
         with torch.enable_grad():
-            loss = self.loss(x, y)
+            loss = self.loss(*batch_of(x, y, rows))
         loss.backward()
         return loss.detach()
 
@@ -159,19 +168,19 @@ class CNN(CharModel):
             backend=conv.backend,
         )
 
-    def training_step(self, x: Tensor, y: Tensor) -> Tensor:
+    def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
         if not self.fused:
-            return super().training_step(x, y)
+            return super().training_step(x, y, rows)
         conv = self.conv
         parameters = self.embedding.weight, conv.weight, conv.bias
-        found = loss_with_gradients(x, y, *parameters, backend=conv.backend)
+        found = loss_with_gradients(x, y, rows, *parameters, backend=conv.backend)
         if found is None:
-            return super().training_step(x, y)
+            return super().training_step(x, y, rows)
         loss, *gradients = found
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if parameter is not None:
-                parameter.grad = gradient
+                parameter.grad = gradient if parameter.requires_grad else None
         return loss
 
 
@@ -295,10 +304,11 @@ class DilatedCNN(CharModel):
             words, x, y, weights, biases, settings, reduction, self.share_contexts
         )
 
-    def training_step(self, x: Tensor, y: Tensor) -> Tensor:
+    def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
         if not self.is_a_stack_with_loss():
-            return super().training_step(x, y)
+            return super().training_step(x, y, rows)
+        x, y = batch_of(x, y, rows)
         self.check_tokens(x)
         words, weights, biases, settings = self.stack_operands()
         with torch.no_grad():

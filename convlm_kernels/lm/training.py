@@ -72,8 +72,7 @@ def train(
             rows = torch.randint(
                 len(split.x), (schedule.batch_size,), generator=progress.generator
             ).to(split.x.device)
-            x, y = split.x.index_select(0, rows), split.y.index_select(0, rows)
-            loss = model.training_step(x, y).item()
+            loss = model.training_step(split.x, split.y, rows).item()
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss became {loss} at step {progress.step}; "

@@ -26,7 +26,6 @@ struct Exp<float> {
   static constexpr float kLn2High = 0.693145752f, kLn2Low = 1.42860677e-6f;
   static constexpr int kMantissa = 23, kBias = 127;
   static constexpr float kLargest = 89.0f, kSmallest = -104.0f;  // infinity and 0 beyond
-  static constexpr float kSmallestNormal = -87.0f;
   static constexpr float kTanhIsOne = 9.5f;
   static constexpr int32_t kMagnitude = 0x7fffffff;
   // (expm1(r) - r) / r^2
@@ -40,7 +39,6 @@ struct Exp<double> {
   static constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
   static constexpr int kMantissa = 52, kBias = 1023;
   static constexpr double kLargest = 710.0, kSmallest = -746.0;
-  static constexpr double kSmallestNormal = -708.0;
   static constexpr double kTanhIsOne = 19.5;
   static constexpr int64_t kMagnitude = 0x7fffffffffffffff;
   static constexpr double kTail[] = {
@@ -84,14 +82,6 @@ CONVLM_INLINE Vector<T> exponential(Vector<T> x) {
   // 2^n in two factors, so that results near both ends of the range keep a representable exponent.
   const Integers<T> half = e.n >> 1;
   return (e.expm1 + T(1)) * power_of_two<T>(half) * power_of_two<T>(e.n - half);
-}
-
-// exp of x <= 0 by half the work: it falls to the smallest normal number and no further.
-template <class T>
-CONVLM_INLINE Vector<T> exponential_below_one(Vector<T> x) {
-  const Vector<T> least = broadcast(Exp<T>::kSmallestNormal);
-  const Reduced<T> e = reduce_exponent<T>(x < least ? least : x);  // NaN passes
-  return (e.expm1 + T(1)) * power_of_two<T>(e.n);
 }
 
 // From expm1 of -2|x|, which keeps its accuracy near zero, as expm1 / (expm1 + 2). What the two

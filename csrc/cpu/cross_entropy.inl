@@ -29,6 +29,24 @@ CONVLM_INLINE Vector<T> combine_lanes(Vector<T>* rows) {
   }
 }
 
+// exp of x <= 0, no less than 2^-125: next to the largest, which is 1, less is nothing. float errs
+// by little more than a rounding of x would change it; the polynomial is a least-maximum fit of
+// 2^r.
+CONVLM_INLINE Vector<float> exponential_below_one(Vector<float> x) {
+  const Vector<float> exponent = x * Exp<float>::kLog2E, least = broadcast(-125.0f);
+  const Vector<float> e = exponent < least ? least : exponent;  // NaN passes
+  const Vector<float> shifted = e + Exp<float>::kRound;
+  const Vector<float> r = e - (shifted - Exp<float>::kRound);
+  const Vector<float> power =
+      polynomial<float>(r, {1.0f, 0.693147182f, 0.240226462f, 0.0555032864f, 0.00961848907f,
+                            0.00133999309f, 0.000153458081f});
+  return power * (Vector<float>)(((Integers<float>)shifted << Exp<float>::kMantissa) +
+                                 (Exp<float>::kBias << Exp<float>::kMantissa));
+}
+CONVLM_INLINE Vector<double> exponential_below_one(Vector<double> x) {
+  return exponential<double>(x);
+}
+
 // Natural logarithm of normal numbers; NaN for NaN and infinity. In float 1 ulp: x is 2^n * (1 + z)
 // with z around 0, and the polynomial a least-maximum fit of (log(1 + z) - z + z^2 / 2) / z^3.
 CONVLM_INLINE Vector<float> logarithm(Vector<float> x) {
@@ -87,12 +105,12 @@ struct Softmax {
   CONVLM_INLINE Vector<T> exponentials(T* row, Vector<T> most) const {
     Vector<T> total{};
     for (int64_t c = 0; c < padded - W; c += W) {
-      const Vector<T> e = exponential_below_one<T>(load(row + c) - most);
+      const Vector<T> e = exponential_below_one(load(row + c) - most);
       store(row + c, e);
       total += e;
     }
     const Vector<T> last = choose<T>(exists, load(row + padded - W), most);
-    const Vector<T> e = choose<T>(exists, exponential_below_one<T>(last - most), Vector<T>{});
+    const Vector<T> e = choose<T>(exists, exponential_below_one(last - most), Vector<T>{});
     store(row + padded - W, e);
     return total + e;
   }
@@ -139,19 +157,18 @@ struct CrossEntropy {
     for_stretches(g, begin, end, softmax.kRows, [&](int64_t n, int64_t first, int64_t count) {
       const int64_t* target = a.target + n * g.out_length + first;
       T* loss = static_cast<T*>(a.losses) + n * g.out_length + first;
-      for (int64_t t = 0; t < count; ++t) {
-        sum_rows(table.data, rows(n, first + t), bias, g.out_channels, tile + t * table.padded);
-        loss[t] = tile[t * table.padded + target[t]];
-      }
+      const Walk walk{g, a.tokens + n * g.length, table.padded};
+      sum_tile(table.data, walk, first, count, bias, table.padded, tile, table.padded);
+      for (int64_t t = 0; t < count; ++t) loss[t] = tile[t * table.padded + target[t]];
       softmax.run(tile, table.padded, count);
       for (int64_t t = 0; t < count; ++t)
         loss[t] = softmax.log_sum[t] - (loss[t] - softmax.largest[t]);
-      if (sums.data != nullptr) add_gradients(piece, n, first, count, softmax, target, tile);
+      if (sums.data != nullptr) add_gradients(piece, walk, first, count, softmax, target, tile);
     });
   }
 
   // Turns a tile of exponentials into the gradients of its logits, and adds them to the sums.
-  void add_gradients(int64_t piece, int64_t n, int64_t first, int64_t count,
+  void add_gradients(int64_t piece, const Walk& walk, int64_t first, int64_t count,
                      const Softmax<T>& softmax, const int64_t* target, T* tile) const {
     const T scale = T(1) / (g.batch * g.out_length);
     for (int64_t t = 0; t < count; ++t) {
@@ -160,13 +177,8 @@ struct CrossEntropy {
         store(row + c, load(row + c) * (scale / softmax.sum[t]));
       row[target[t]] -= scale;
     }
-    for (int64_t t = 0; t < count; ++t)
-      add_to_rows(tile + t * table.padded, table.padded, rows(n, first + t), sums.table(piece));
+    add_tile_to_rows(tile, table.padded, table.padded, walk, first, count, sums.table(piece));
     add_tile(tile, table.padded, count, table.padded, sums.bias(piece));
-  }
-
-  CONVLM_INLINE Rows rows(int64_t n, int64_t t) const {
-    return {g, a.tokens + n * g.length, taps_of(g, t), table.padded};
   }
 };
 

@@ -11,29 +11,35 @@ inline int64_t table_pieces(const Conv1dGeometry& g, int64_t padded) {
   return larger(1, smaller(kMaxPieces, smaller(by_work, by_room)));
 }
 
-// Each of the rows += g, for VECTORS vectors.
-template <int VECTORS, class T>
-CONVLM_INLINE void add_vectors(const T* g, const Rows& rows, T* table) {
+// Each row that N outputs look up += the outputs' rows of g.
+template <int VECTORS, int N, class T>
+CONVLM_INLINE void add_to_rows(const T* g, int64_t g_pitch, const Walk& walk, const Taps& taps,
+                               T* table) {
   constexpr int W = kLanes<T>;
-  Vector<T> v[VECTORS];
+  Vector<T> v[N][VECTORS];
 #pragma GCC unroll 4
-  for (int j = 0; j < VECTORS; ++j) v[j] = load(g + j * W);
-  rows.for_each([&](int64_t offset) {
-    T* row = table + offset;
+  for (int i = 0; i < N; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; ++j) store(row + j * W, load(row + j * W) + v[j]);
+    for (int j = 0; j < VECTORS; ++j) v[i][j] = load(g + i * g_pitch + j * W);
+  walk.for_each_tap<N>(taps, [&](const int64_t* row) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i)  // in order: two outputs may look up the same row
+#pragma GCC unroll 4
+      for (int j = 0; j < VECTORS; ++j)
+        store(table + row[i] + j * W, load(table + row[i] + j * W) + v[i][j]);
   });
 }
 
-// The same for any number of vectors.
+// The same for a tile of rows of whole vectors.
 template <class T>
-CONVLM_INLINE void add_to_rows(const T* g, int64_t padded, const Rows& rows, T* table) {
-  constexpr int64_t W = kLanes<T>;
-  int64_t c = 0;
-  for (; c + kRowVectors * W <= padded; c += kRowVectors * W)
-    add_vectors<kRowVectors>(g + c, rows, table + c);
-  with_vectors((padded - c) / W, [&](auto vectors) {
-    add_vectors<decltype(vectors)::value>(g + c, rows, table + c);
+void add_tile_to_rows(const T* tile, int64_t tile_pitch, int64_t padded, const Walk& walk,
+                      int64_t first, int64_t count, T* table) {
+  for_blocks(padded / kLanes<T>, kLanes<T>, [&](auto vectors, int64_t c) {
+    constexpr int kVectors = decltype(vectors)::value;
+    walk.for_outputs<kRowOutputs<kVectors>>(first, count, [&](auto n, int64_t t, const Taps& taps) {
+      add_to_rows<kVectors, decltype(n)::value>(tile + t * tile_pitch + c, tile_pitch, walk, taps,
+                                                table + c);
+    });
   });
 }
 
@@ -147,10 +153,8 @@ struct GradTable {
     for (int64_t i = 0; i < kPositions * kChannels; ++i) tile[i] = 0;  // lanes without a channel
     for_stretches(g, begin, end, kPositions, [&](int64_t n, int64_t first, int64_t count) {
       stage(a.grad_output, n, c, channels, first, count, tile);
-      for (int64_t t = 0; t < count; ++t) {
-        const Rows rows{g, a.tokens + n * g.length, taps_of(g, first + t), sums.padded};
-        add_to_rows(tile + t * kChannels, padded, rows, sums.table(piece) + c);
-      }
+      const Walk walk{g, a.tokens + n * g.length, sums.padded};
+      add_tile_to_rows(tile, kChannels, padded, walk, first, count, sums.table(piece) + c);
       add_tile(tile, kChannels, count, padded, sums.bias(piece) + c);
     });
   }

@@ -17,70 +17,106 @@ inline Taps taps_of(const Conv1dGeometry& g, int64_t t) {
   return {first, smaller(g.kernel_size, last), start + first * g.dilation};
 }
 
-// The row of the table that tap k looks up is k * vocab + its token.
-struct Rows {
+// What outputs that are next to each other look up. Row k * vocab + token of the table is tap k's.
+struct Walk {
   const Conv1dGeometry& geometry;
   const int64_t* tokens;  // of one sample
-  Taps taps;
-  int64_t pitch;  // of the table
+  int64_t pitch;          // of the table's rows
 
-  // Calls body(offset of the row) for each tap, in order.
-  template <class Body>
-  CONVLM_INLINE void for_each(const Body& body) const {
+  // For each tap in order calls body(offsets of the rows of N outputs, all with these taps).
+  template <int N, class Body>
+  CONVLM_INLINE void for_each_tap(const Taps& taps, const Body& body) const {
     // All in locals: the compiler must take a store of a vector for one to anything in memory.
     const int64_t tap_size = geometry.in_channels * pitch, row_size = pitch;
-    const int64_t dilation = geometry.dilation, end = taps.last * tap_size;
+    const int64_t dilation = geometry.dilation, stride = geometry.stride;
     const int64_t* token = tokens + taps.position;
-    for (int64_t start = taps.first * tap_size; start < end; start += tap_size) {
-      body(start + *token * row_size);
+    for (int64_t start = taps.first * tap_size; start < taps.last * tap_size; start += tap_size) {
+      int64_t row[N];
+#pragma GCC unroll 4
+      for (int i = 0; i < N; ++i) row[i] = start + token[i * stride] * row_size;
+      body(row);
       token += dilation;
     }
   }
+
+  // Calls body(integral constant N, index, taps) for the outputs first + [index, index + N): N is
+  // MOST where all of these have every tap, and else 1.
+  template <int MOST, class Body>
+  CONVLM_INLINE void for_outputs(int64_t first, int64_t count, const Body& body) const {
+    for (int64_t t = 0; t < count;) {
+      const Taps taps = taps_of(geometry, first + t);
+      if (t + MOST <= count && has_all(taps) && has_all(taps_of(geometry, first + t + MOST - 1))) {
+        body(std::integral_constant<int, MOST>{}, t, taps);
+        t += MOST;
+      } else {
+        body(std::integral_constant<int, 1>{}, t, taps);
+        ++t;
+      }
+    }
+  }
+
+  bool has_all(const Taps& taps) const {
+    return taps.first == 0 && taps.last == geometry.kernel_size;
+  }
 };
 
-// How many vectors of channels are summed up in registers at once.
+// How many vectors of channels are worked on at once, and of how many outputs: what the registers
+// hold.
 constexpr int kRowVectors = 4;
+template <int VECTORS>
+constexpr int kRowOutputs = VECTORS > 2 ? 2 : 4;
 
-// Calls body(integral constant VECTORS) for vectors == VECTORS <= kRowVectors.
+// Calls body(integral constant VECTORS, first channel) for blocks of at most kRowVectors vectors.
 template <int VECTORS = kRowVectors, class Body>
-CONVLM_INLINE void with_vectors(int64_t vectors, const Body& body) {
-  if (vectors == VECTORS) return body(std::integral_constant<int, VECTORS>{});
-  if constexpr (VECTORS > 1) with_vectors<VECTORS - 1>(vectors, body);
+CONVLM_INLINE void for_blocks(int64_t vectors, int64_t lanes, const Body& body, int64_t c = 0) {
+  for (; vectors >= VECTORS; vectors -= VECTORS, c += VECTORS * lanes)
+    body(std::integral_constant<int, VECTORS>{}, c);
+  if constexpr (VECTORS > 1) for_blocks<VECTORS - 1>(vectors, lanes, body, c);
 }
 
-// out = start + the sum of the rows. The last vector has `last` lanes in the table.
-template <int VECTORS, bool PARTIAL, class S>
-CONVLM_INLINE void sum_vectors(const S* table, const Rows& rows, const Compute<S>* start, int last,
-                               Compute<S>* out) {
+// out = start + the sum of the rows, for N outputs. PARTIAL: the last vector has only `last` lanes
+// in the table.
+template <int VECTORS, bool PARTIAL, int N, class S>
+CONVLM_INLINE void sum_rows(const S* table, const Walk& walk, const Taps& taps,
+                            const Compute<S>* start, int last, Compute<S>* out, int64_t out_pitch) {
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
-  Vector<T> sum[VECTORS];
+  Vector<T> sum[N][VECTORS];
 #pragma GCC unroll 4
-  for (int j = 0; j < VECTORS; ++j) sum[j] = load(start + j * W);
-  rows.for_each([&](int64_t offset) {
-    const S* row = table + offset;
+  for (int i = 0; i < N; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; ++j)
-      sum[j] += PARTIAL && j == VECTORS - 1 ? load_partial(row + j * W, last) : load(row + j * W);
+    for (int j = 0; j < VECTORS; ++j) sum[i][j] = load(start + j * W);
+  walk.for_each_tap<N>(taps, [&](const int64_t* row) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < VECTORS; ++j)
+        sum[i][j] += PARTIAL && j == VECTORS - 1 ? load_partial(table + row[i] + j * W, last)
+                                                 : load(table + row[i] + j * W);
   });
 #pragma GCC unroll 4
-  for (int j = 0; j < VECTORS; ++j) store(out + j * W, sum[j]);
+  for (int i = 0; i < N; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) store(out + i * out_pitch + j * W, sum[i][j]);
 }
 
-// The same for any number of channels; `start` and `out` have room for whole vectors.
+// A tile of sums, a row per output; its rows and `start` have room for whole vectors.
 template <class S>
-CONVLM_INLINE void sum_rows(const S* table, const Rows& rows, const Compute<S>* start,
-                            int64_t channels, Compute<S>* out) {
+void sum_tile(const S* table, const Walk& walk, int64_t first, int64_t count,
+              const Compute<S>* start, int64_t channels, Compute<S>* tile, int64_t tile_pitch) {
   constexpr int W = kLanes<Compute<S>>;
-  int64_t c = 0;
-  for (; c + kRowVectors * W <= channels; c += kRowVectors * W)
-    sum_vectors<kRowVectors, false>(table + c, rows, start + c, W, out + c);
-  const int last = static_cast<int>((channels - c) % W);
-  with_vectors(divide_up(channels - c, W), [&](auto vectors) {
-    if (last == 0)
-      sum_vectors<decltype(vectors)::value, false>(table + c, rows, start + c, W, out + c);
-    else
-      sum_vectors<decltype(vectors)::value, true>(table + c, rows, start + c, last, out + c);
+  for_blocks(divide_up(channels, W), W, [&](auto vectors, int64_t c) {
+    constexpr int kVectors = decltype(vectors)::value;
+    const int missing = static_cast<int>(larger(0, c + kVectors * W - channels));
+    walk.for_outputs<kRowOutputs<kVectors>>(first, count, [&](auto n, int64_t t, const Taps& taps) {
+      constexpr int kOutputs = decltype(n)::value;
+      Compute<S>* out = tile + t * tile_pitch + c;
+      if (missing == 0)
+        sum_rows<kVectors, false, kOutputs>(table + c, walk, taps, start + c, W, out, tile_pitch);
+      else
+        sum_rows<kVectors, true, kOutputs>(table + c, walk, taps, start + c, W - missing, out,
+                                           tile_pitch);
+    });
   });
 }
 
@@ -106,23 +142,21 @@ struct Lookup {
     const int64_t blocks = divide_up(g.out_length, kPositions);
     const T* bias = stage_bias<S>(a.bias, channels, padded);
     const S* table = static_cast<const S*>(a.table);
-    parallel_jobs(
-        g.batch * blocks, kPositions * g.kernel_size * channels, [&](int64_t begin, int64_t end) {
-          T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kPositions * padded));
-          for (int64_t job = begin; job < end; ++job) {
-            const int64_t n = job / blocks, first = job % blocks * kPositions;
-            const int64_t count = smaller(kPositions, g.out_length - first);
-            for (int64_t t = 0; t < count; ++t) {
-              const Rows rows{g, a.tokens + n * g.length, taps_of(g, first + t), channels};
-              sum_rows(table, rows, bias, channels, tile + t * padded);
-            }
-            if (a.activation != Activation::none)
-              for (int64_t i = 0; i < count * padded; i += W)
-                store(tile + i, activate(load(tile + i), a.activation));
-            S* y = static_cast<S*>(a.y) + n * channels * g.out_length + first;
-            transpose(tile, padded, count, channels, y, g.out_length);
-          }
-        });
+    parallel_jobs(g.batch * blocks, kPositions * g.kernel_size * channels,
+                  [&](int64_t begin, int64_t end) {
+                    T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kPositions * padded));
+                    for (int64_t job = begin; job < end; ++job) {
+                      const int64_t n = job / blocks, first = job % blocks * kPositions;
+                      const int64_t count = smaller(kPositions, g.out_length - first);
+                      const Walk walk{g, a.tokens + n * g.length, channels};
+                      sum_tile(table, walk, first, count, bias, channels, tile, padded);
+                      if (a.activation != Activation::none)
+                        for (int64_t i = 0; i < count * padded; i += W)
+                          store(tile + i, activate(load(tile + i), a.activation));
+                      S* y = static_cast<S*>(a.y) + n * channels * g.out_length + first;
+                      transpose(tile, padded, count, channels, y, g.out_length);
+                    }
+                  });
   }
 };
 

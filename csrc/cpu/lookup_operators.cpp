@@ -61,18 +61,25 @@ ConstTensor tap_weight(const Tensor& weight, int64_t embedding_dim) {
 }
 
 CrossEntropyArguments cross_entropy_arguments(const char* function, const Tensor& tokens,
-                                              const Tensor& target, const Tensor& embedding,
-                                              const Tensor& weight,
+                                              const Tensor& target,
+                                              const std::optional<Tensor>& rows,
+                                              const Tensor& embedding, const Tensor& weight,
                                               const std::optional<Tensor>& bias, int64_t stride,
                                               int64_t pad_left, int64_t pad_right,
                                               int64_t dilation) {
   CrossEntropyArguments a{};
-  a.geometry = check_cross_entropy(function, tokens, target, embedding, weight,
-                                   bias ? &*bias : nullptr, stride, pad_left, pad_right, dilation);
+  a.geometry =
+      check_cross_entropy(function, tokens, target, rows ? &*rows : nullptr, embedding, weight,
+                          bias ? &*bias : nullptr, stride, pad_left, pad_right, dilation);
   a.dtype = dtype_of(weight);
   a.embedding_dim = embedding.size(1);
-  a.tokens = read_tokens(function, "tokens", tokens, "vocab", embedding.size(0), Slot::tokens);
-  a.target = read_tokens(function, "target", target, "out_channels", weight.size(0), Slot::target);
+  Selection selection;
+  if (rows) selection = select_rows(function, tokens, *rows);
+  const Selection* selected = rows ? &selection : nullptr;
+  a.tokens =
+      read_tokens(function, "tokens", tokens, "vocab", embedding.size(0), Slot::tokens, selected);
+  a.target = read_tokens(function, "target", target, "out_channels", weight.size(0), Slot::target,
+                         selected);
   a.embedding = operand(embedding);
   a.weight = tap_weight(weight, a.embedding_dim);
   if (bias) a.bias = operand(*bias);
@@ -83,8 +90,8 @@ Tensor lookup_losses(const Tensor& tokens, const Tensor& target, const Tensor& e
                      const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride,
                      int64_t pad_left, int64_t pad_right, int64_t dilation) {
   CrossEntropyArguments a =
-      cross_entropy_arguments("lookup_losses", tokens, target, embedding, weight, bias, stride,
-                              pad_left, pad_right, dilation);
+      cross_entropy_arguments("lookup_losses", tokens, target, std::nullopt, embedding, weight,
+                              bias, stride, pad_left, pad_right, dilation);
   Tensor losses = torch::stable::new_empty(weight, {a.geometry.batch, a.geometry.out_length});
   a.losses = losses.mutable_data_ptr();
   kernels().cross_entropy(a);
@@ -92,26 +99,27 @@ Tensor lookup_losses(const Tensor& tokens, const Tensor& target, const Tensor& e
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> lookup_cross_entropy(
-    const Tensor& tokens, const Tensor& target, const Tensor& embedding, const Tensor& weight,
-    const std::optional<Tensor>& bias, int64_t stride, int64_t pad_left, int64_t pad_right,
-    int64_t dilation) {
+    const Tensor& tokens, const Tensor& target, const std::optional<Tensor>& rows,
+    const Tensor& embedding, const Tensor& weight, const std::optional<Tensor>& bias,
+    int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation) {
   CrossEntropyArguments a =
-      cross_entropy_arguments("lookup_cross_entropy", tokens, target, embedding, weight, bias,
+      cross_entropy_arguments("lookup_cross_entropy", tokens, target, rows, embedding, weight, bias,
                               stride, pad_left, pad_right, dilation);
+  const int64_t positions = a.geometry.batch * a.geometry.out_length;
   const bool is_double = a.dtype == ScalarType::float64;
   Tensor loss = torch::stable::new_empty(weight, {});
   Tensor grad_embedding = torch::stable::new_empty(weight, {embedding.size(0), embedding.size(1)});
   Tensor grad_weight =
       torch::stable::new_empty(weight, {weight.size(0), weight.size(1), weight.size(2)});
   Tensor grad_bias = torch::stable::new_empty(weight, {bias ? weight.size(0) : 0});
-  a.losses = scratch(Slot::losses, target.numel() * weight.element_size());
+  a.losses = scratch(Slot::losses, positions * weight.element_size());
   a.grad_embedding = grad_embedding.mutable_data_ptr();
   a.grad_weight = grad_weight.mutable_data_ptr();
   const ConstTensor taps = tap_weight(grad_weight, a.embedding_dim);
   std::copy(taps.stride, taps.stride + 3, a.grad_weight_stride);
   if (bias) a.grad_bias = grad_bias.mutable_data_ptr();
   kernels().cross_entropy(a);
-  (is_double ? mean<double> : mean<float>)(a.losses, target.numel(), loss.mutable_data_ptr());
+  (is_double ? mean<double> : mean<float>)(a.losses, positions, loss.mutable_data_ptr());
   return {loss, grad_embedding, grad_weight, grad_bias};
 }
 

@@ -28,6 +28,7 @@ enum class Slot {
   tile,
   partial,
   last,
+  rows,
   tokens,
   target,
   losses,

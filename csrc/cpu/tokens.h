@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <type_traits>
+
 #include "cpu/runtime.h"
 
 namespace convlm::cpu {
@@ -16,48 +18,75 @@ inline uint64_t out_of_range(int64_t value, int64_t limit) {
          (static_cast<uint64_t>(limit - 1) - static_cast<uint64_t>(value));
 }
 
+// The rows of a (rows, columns) tensor that are read: all, or those that a list names.
+struct Selection {
+  int64_t count;
+  const int64_t* row;  // null for all
+
+  int64_t operator[](int64_t n) const { return row == nullptr ? n : row[n]; }
+};
+
 template <class Integer>
 void refuse_out_of_range(const char* function, const char* argument, const Tensor& t,
-                         const char* limit_name, int64_t limit) {
+                         const Selection& rows, const char* limit_name, int64_t limit) {
   const Integer* in = static_cast<const Integer*>(t.const_data_ptr());
-  for (int64_t n = 0; n < t.size(0); ++n)
+  for (int64_t n = 0; n < rows.count; ++n)
     for (int64_t i = 0; i < t.size(1); ++i) {
-      const int64_t value = in[n * t.stride(0) + i * t.stride(1)];
+      const int64_t value = in[rows[n] * t.stride(0) + i * t.stride(1)];
       STD_TORCH_CHECK(0 <= value && value < limit, function, ": ", argument, " must lie in [0, ",
-                      limit_name, " = ", limit, "), got ", value, " at (", n, ", ", i, ")");
+                      limit_name, " = ", limit, "), got ", value, " at (", rows[n], ", ", i, ")");
     }
 }
 
 template <class Integer>
 const int64_t* read_tokens_as(const char* function, const char* argument, const Tensor& t,
-                              const char* limit_name, int64_t limit, Slot slot) {
+                              const Selection& rows, const char* limit_name, int64_t limit,
+                              Slot slot) {
   const Integer* in = static_cast<const Integer*>(t.const_data_ptr());
-  const int64_t rows = t.size(0), columns = t.size(1);
+  const int64_t columns = t.size(1), row_stride = t.stride(0), column_stride = t.stride(1);
+  const int64_t* result;
   uint64_t seen = 0;
-  if constexpr (sizeof(Integer) == sizeof(int64_t)) {
-    if (t.is_contiguous()) {
-      for (int64_t i = 0; i < rows * columns; ++i) seen |= out_of_range(in[i], limit);
-      if (seen >> 63) refuse_out_of_range<Integer>(function, argument, t, limit_name, limit);
-      return in;
-    }
+  if (std::is_same_v<Integer, int64_t> && rows.row == nullptr && t.is_contiguous()) {
+    result = reinterpret_cast<const int64_t*>(in);
+    for (int64_t i = 0; i < rows.count * columns; ++i) seen |= out_of_range(in[i], limit);
+  } else {
+    int64_t* out = static_cast<int64_t*>(scratch(slot, sizeof(int64_t) * rows.count * columns));
+    result = out;
+    // Rows of a batch lie far apart in memory: all are asked for before any is waited for.
+    for (int64_t n = 0; rows.row != nullptr && n < rows.count; ++n)
+      for (int64_t i = 0; i < columns; i += 64 / sizeof(Integer))
+        __builtin_prefetch(in + rows[n] * row_stride + i * column_stride);
+    for (int64_t n = 0; n < rows.count; ++n)
+      for (int64_t i = 0; i < columns; ++i, ++out) {
+        *out = in[rows[n] * row_stride + i * column_stride];
+        seen |= out_of_range(*out, limit);
+      }
   }
-  int64_t* out = static_cast<int64_t*>(scratch(slot, sizeof(int64_t) * rows * columns));
-  for (int64_t n = 0; n < rows; ++n)
-    for (int64_t i = 0; i < columns; ++i) {
-      const int64_t value = in[n * t.stride(0) + i * t.stride(1)];
-      seen |= out_of_range(value, limit);
-      out[n * columns + i] = value;
-    }
-  if (seen >> 63) refuse_out_of_range<Integer>(function, argument, t, limit_name, limit);
-  return out;
+  if (seen >> 63) refuse_out_of_range<Integer>(function, argument, t, rows, limit_name, limit);
+  return result;
 }
 
-// `t` is (rows, columns), int64 or int32; every value must lie in [0, limit).
+// All or the selected rows of `t`, int64 or int32, whose values must lie in [0, limit).
 inline const int64_t* read_tokens(const char* function, const char* argument, const Tensor& t,
-                                  const char* limit_name, int64_t limit, Slot slot) {
+                                  const char* limit_name, int64_t limit, Slot slot,
+                                  const Selection* selection = nullptr) {
+  const Selection rows = selection == nullptr ? Selection{t.size(0), nullptr} : *selection;
   return t.scalar_type() == torch::headeronly::ScalarType::Long
-             ? read_tokens_as<int64_t>(function, argument, t, limit_name, limit, slot)
-             : read_tokens_as<int32_t>(function, argument, t, limit_name, limit, slot);
+             ? read_tokens_as<int64_t>(function, argument, t, rows, limit_name, limit, slot)
+             : read_tokens_as<int32_t>(function, argument, t, rows, limit_name, limit, slot);
+}
+
+// `rows` is a list of rows of `t`, int64.
+inline Selection select_rows(const char* function, const Tensor& t, const Tensor& rows) {
+  const int64_t count = rows.size(0), stride = rows.stride(0), limit = t.size(0);
+  const int64_t* in = static_cast<const int64_t*>(rows.const_data_ptr());
+  int64_t* out = static_cast<int64_t*>(scratch(Slot::rows, sizeof(int64_t) * count));
+  for (int64_t n = 0; n < count; ++n) {
+    out[n] = in[n * stride];
+    STD_TORCH_CHECK(0 <= out[n] && out[n] < limit, function, ": rows must lie in [0, ", limit,
+                    "), got ", out[n], " at ", n);
+  }
+  return {count, out};
 }
 
 }  // namespace convlm::cpu
