@@ -177,7 +177,10 @@ HELD_TO_OURS = [(b, d) for b in backends.BACKENDS for d in DTYPES if b != "torch
 
 @pytest.mark.parametrize(("backend", "dtype"), HELD_TO_OURS, ids=str)
 @parametrize("case", FEW)
-def test_every_backend_gives_the_same_values(backend: str, case: Case, dtype: torch.dtype) -> None:
+def test_every_backend_gives_the_same_values(
+    backend: str, case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     device = torch.device("cpu" if backend in ("cpp", "torch") else "cuda")
     reason = backends.PREDICATES[backend](GEOMETRY, dtype, device)
     if reason is not None:
