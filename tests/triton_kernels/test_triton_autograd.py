@@ -31,11 +31,10 @@ def run(case: Case, activation: str | None = None, backend: str = "triton"):
     return lambda x, weight, bias=None: conv1d(x, weight, bias, **options)
 
 
-@parametrize("dtype", (torch.float32, torch.bfloat16))
-@parametrize("case", [BY_HAND._replace(batch=4), GROUPS[0], GROUPS[4]])
-def test_values(case: Case, dtype: torch.dtype) -> None:
-    p = problem(case, dtype)
-    leaves = leaves_of(case, dtype)
+@parametrize("case", [BY_HAND._replace(batch=2), GROUPS[4]])
+def test_values(case: Case) -> None:
+    p = problem(case, torch.bfloat16)
+    leaves = leaves_of(case, torch.bfloat16)
     y = run(case)(*leaves)
     exact_forward(*p[:3], case.window).allows(y.detach().cpu())
     exact = exact_gradients(p.x, p.weight, p.grad_output, case.window)
@@ -98,8 +97,8 @@ def test_compiled_whole(dynamic: bool) -> None:
         torch.testing.assert_close(own, right)
 
 
-@parametrize("case", TINY)
-def test_opcheck(case: Case) -> None:
+def test_opcheck() -> None:
+    case = TINY[0]
     p = [t.to(DEVICE) for t in problem(case, torch.float32)]
     x, weight, bias, grad_output = p
     activated = grad_output.tanh(), "tanh"
