@@ -247,8 +247,12 @@ def _reason_layer_not_fusable(layer: Any, x: Tensor) -> str | None:
         return f"has {layer.groups} groups"
     if layer.padding_mode != "zeros":
         return f"pads by {layer.padding_mode!r}"
-    if _pads(layer)[1] != 0:
+    left, right = _pads(layer)
+    if right != 0:
         return "pads on the right"
+    span = as_int("dilation", layer.dilation) * (layer.kernel_size[0] - 1)
+    if isinstance(layer, StackLayer) and layer.residual and left > span:
+        return "has a residual and more positions than its input"
     if layer.kernel_size[0] > 2 and min(layer.in_channels, layer.out_channels) > _WIDEST:
         return f"has more than {_WIDEST} channels and more than two taps"
     return None

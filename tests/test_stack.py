@@ -164,6 +164,13 @@ def test_wide_layers_of_three_taps_are_left_to_their_own_kernels() -> None:
     assert reason == "layer 0 has more than 128 channels and more than two taps"
 
 
+def test_a_residual_of_more_positions_than_there_are_is_left_to_the_layer_to_refuse() -> None:
+    stack, x = DilatedStack(StackLayer(4, 4, 2, padding=(2, 0), residual=True)), random(2, 4, 9)
+    assert stack.plan(x).reason == "layer 0 has a residual and more positions than its input"
+    with pytest.raises(RuntimeError, match="size"):
+        stack(x)
+
+
 def test_inputs_that_no_fused_kernel_takes() -> None:
     stack, x = wavenet(torch.float32), random(2, 4, 9)
     assert str(stack.plan(x)) == "one fused operator"
