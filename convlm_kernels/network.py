@@ -68,16 +68,20 @@ class NetworkLayer(NamedTuple):
         activation = 0 if self.activation is None else 1 + list(ACTIVATIONS).index(self.activation)
         return [*numbers, activation, int(self.gated), int(self.residual)]
 
-    def packed_weight(self) -> Tensor:
+    def packed_weight(self, dtype: torch.dtype) -> Tensor:
         """The weight in the order in which a step reads it (``StepLayer::weight_size``)."""
-        weight = self.weight
+        weight = self.weight.to(dtype)
         if self.groups == self.in_channels == self.out_channels:
             return _filled(weight[:, 0].T).flatten()
         grouped = weight.unflatten(0, (self.groups, -1))
         channels_outside = self.kernel_size > weight.shape[1]
         order = (0, 2, 3, 1) if channels_outside else (0, 3, 2, 1)
-        panels = grouped.permute(order).flatten(1, 2).split(_PANEL, dim=2)
-        return torch.cat([_filled(panel).flatten(1) for panel in panels], dim=1).flatten()
+        steps = grouped.permute(order).flatten(1, 2)  # (groups, steps, outputs)
+        steps = F.pad(steps, (0, 0, 0, steps.shape[1] % 2))
+        panels = [_filled(panel) for panel in steps.split(_PANEL, dim=2)]
+        if dtype == torch.bfloat16:
+            panels = [panel.unflatten(1, (-1, 2)).mT for panel in panels]
+        return torch.cat([panel.flatten(1) for panel in panels], dim=1).flatten()
 
     def packed_bias(self, dtype: torch.dtype) -> Tensor:
         bias = self.module.bias
@@ -239,13 +243,14 @@ class Network:
 
     @torch.no_grad()
     def _pack(self, dtype: torch.dtype | None) -> PackedNetwork:
-        weights = torch.cat([layer.packed_weight() for layer in self.layers])
-        if weights.device.type != "cpu":
-            raise RuntimeError(f"the kernels of a step run on the CPU, not on {weights.device}")
-        sums = torch.float64 if weights.dtype == torch.float64 else torch.float32
-        biases = torch.cat([layer.packed_bias(sums) for layer in self.layers])
+        own = self.layers[0].weight
+        if own.device.type != "cpu":
+            raise RuntimeError(f"the kernels of a step run on the CPU, not on {own.device}")
+        sums = torch.float64 if own.dtype == torch.float64 else torch.float32
+        weights = [layer.packed_weight(dtype or own.dtype) for layer in self.layers]
+        biases = [layer.packed_bias(sums) for layer in self.layers]
         embedding = None if self._embedding is None else self._embedding.weight.detach()
-        return PackedNetwork(embedding, weights.to(dtype or weights.dtype), biases, self.plan)
+        return PackedNetwork(embedding, torch.cat(weights), torch.cat(biases), self.plan)
 
     def step(self, x: Tensor, state: tuple[Tensor, Tensor], dtype: torch.dtype | None) -> Tensor:
         """The outputs (batch, out_channels) for features (batch, in_channels) or tokens (batch)."""

@@ -33,10 +33,13 @@ struct StepLayer {
   static int64_t filled(int64_t count) { return (count + kFill - 1) / kFill * kFill; }
   // A gate reads vectors that begin at any channel.
   int64_t bias_size() const { return filled(out_channels) + kFill; }
-  // [group][panel][step of the reduction][output]; depthwise [tap][channel].
+  // [group][panel][step of the reduction][output]; depthwise [tap][channel]. An odd number of steps
+  // is followed by one of zeros, because weights of bfloat16 go in pairs: the two of steps 2i and
+  // 2i + 1 are the halves of a word, [2i / 2][output][2].
+  int64_t packed_steps() const { return (taps_per_output() + 1) / 2 * 2; }
   int64_t weight_size() const {
     return depthwise() ? kernel_size * filled(out_channels)
-                       : groups * taps_per_output() * filled(out_channels / groups);
+                       : groups * packed_steps() * filled(out_channels / groups);
   }
 };
 

@@ -84,12 +84,17 @@ class Batch:
 
         name: what its events are called. prompt: at least a context of tokens. generator: a CPU
         generator; the same state gives the same tokens, whatever else is in the batch. Raises
-        ValueError for a prompt that is too short, and a name that is in the batch already.
+        ValueError for a prompt that is too short or has an unknown token, for no `max_tokens`, and
+        for a name that is in the batch already.
         """
         if len(prompt) < self.model.context:
             raise ValueError(
                 f"prompt must be at least a context of {self.model.context} tokens, "
                 f"got {len(prompt)}"
+            )
+        if not all(0 <= token < self.model.vocab for token in prompt):
+            raise ValueError(
+                f"prompt must be tokens from 0 to {self.model.vocab - 1}, got {list(prompt)}"
             )
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
@@ -110,6 +115,8 @@ class Batch:
 
         Fewer where one of them may have no more. Those that are at their end leave.
         """
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
         self._join()
         if not self._running:
             return []

@@ -126,7 +126,7 @@ void multiply_layer(const StepLayer& layer, const Weight* weight, const StepBuff
         sums[i] = buffers.sums[i] + group * outputs + first;
       }
       multiply_panel<T, Weight>({windows, weight, pitch, outer, steps / outer, sums}, width, count);
-      weight += steps * pitch;
+      weight += layer.packed_steps() * pitch;
     }
 }
 

@@ -26,25 +26,65 @@ CONVLM_INLINE void for_each_chain(int64_t outer, int64_t inner, const Body& body
   }
 }
 
+// sum[i][j] += the products of steps [begin, end) with vector j behind output `first`.
 template <class T, class Weight, int SAMPLES, int VECTORS>
-void panel_product(const PanelProduct<T, Weight>& p, int64_t first) {
-  constexpr int W = kLanes<T>;
-  Vector<T> total[SAMPLES][VECTORS] = {};
-  const T* window[SAMPLES];
+CONVLM_INLINE void add_products(Vector<T> (&sum)[SAMPLES][VECTORS],
+                                const PanelProduct<T, Weight>& p, int64_t first, int64_t begin,
+                                int64_t end) {
+  const Weight* weight = p.weight + begin * p.pitch + first;
+  for (int64_t step = begin; step < end; ++step, weight += p.pitch)
+  // A vector of weights at a time: with all of them at once there are no registers left.
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; ++j) {
+      const Vector<T> v = load(weight + j * kLanes<T>);
 #pragma GCC unroll 4
-  for (int i = 0; i < SAMPLES; ++i) window[i] = p.windows[i];
+      for (int i = 0; i < SAMPLES; ++i) sum[i][j] = multiply_add(sum[i][j], p.windows[i][step], v);
+    }
+}
+
+// The weights of two steps in one load: bfloat16 is the upper half of a float.
+template <bool LOWER, bool UPPER, int SAMPLES, int VECTORS>
+CONVLM_INLINE void add_pair(Vector<float> (&sum)[SAMPLES][VECTORS],
+                            const PanelProduct<float, bfloat16>& p, int64_t first, int64_t step) {
+  typedef uint32_t Word __attribute__((vector_size(CONVLM_VECTOR_BYTES)));
+  typedef uint32_t UnalignedWord
+      __attribute__((vector_size(CONVLM_VECTOR_BYTES), aligned(2), may_alias));
+  const bfloat16* weight = p.weight + step * p.pitch + 2 * first;
+#pragma GCC unroll 8
+  for (int j = 0; j < VECTORS; ++j) {
+    const Word word = *reinterpret_cast<const UnalignedWord*>(weight + 2 * j * kLanes<float>);
+    const Vector<float> lower = (Vector<float>)(word << 16);
+    const Vector<float> upper = (Vector<float>)(word & 0xffff0000u);
+#pragma GCC unroll 4
+    for (int i = 0; i < SAMPLES; ++i) {
+      if (LOWER) sum[i][j] = multiply_add(sum[i][j], p.windows[i][step], lower);
+      if (UPPER) sum[i][j] = multiply_add(sum[i][j], p.windows[i][step + 1], upper);
+    }
+  }
+}
+
+template <int SAMPLES, int VECTORS>
+CONVLM_INLINE void add_products(Vector<float> (&sum)[SAMPLES][VECTORS],
+                                const PanelProduct<float, bfloat16>& p, int64_t first,
+                                int64_t begin, int64_t end) {
+  if (begin % 2 == 1) add_pair<false, true>(sum, p, first, begin - 1);
+  int64_t step = (begin + 1) / 2 * 2;
+  for (; step + 2 <= end; step += 2) add_pair<true, true>(sum, p, first, step);
+  if (step < end) add_pair<true, false>(sum, p, first, step);
+}
+
+template <class T, class Weight, int SAMPLES, int VECTORS>
+void panel_product(const PanelProduct<T, Weight>& panel, int64_t first) {
+  constexpr int W = kLanes<T>;
+  const T* windows[SAMPLES];  // where the compiler sees that nothing else writes to them
+#pragma GCC unroll 4
+  for (int i = 0; i < SAMPLES; ++i) windows[i] = panel.windows[i];
+  PanelProduct<T, Weight> p = panel;
+  p.windows = windows;
+  Vector<T> total[SAMPLES][VECTORS] = {};
   for_each_chain(p.outer, p.inner, [&](int64_t begin, int64_t end) {
     Vector<T> sum[SAMPLES][VECTORS] = {};
-    const Weight* weight = p.weight + begin * p.pitch + first;
-    for (int64_t step = begin; step < end; ++step, weight += p.pitch) {
-      // A vector of weights at a time: with all of them at once there are no registers left.
-#pragma GCC unroll 8
-      for (int j = 0; j < VECTORS; ++j) {
-        const Vector<T> v = load(weight + j * W);
-#pragma GCC unroll 4
-        for (int i = 0; i < SAMPLES; ++i) sum[i][j] = multiply_add(sum[i][j], window[i][step], v);
-      }
-    }
+    add_products(sum, p, first, begin, end);
 #pragma GCC unroll 4
     for (int i = 0; i < SAMPLES; ++i)
 #pragma GCC unroll 8
