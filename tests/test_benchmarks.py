@@ -182,13 +182,14 @@ def test_language_models_are_compared_before_they_are_timed(
     bench: bench_lm.Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench_lm, "ROWS", 100)
-    providers = bench.make()
+    split = bench_lm.names_like_rows()
+    providers = bench.make(split)
     assert list(providers) == [bench_lm.OURS, bench_lm.PEER]
     ours, peer = (torch.as_tensor(provider()) for provider in providers.values())
     bench_lm.assert_equal(ours, peer)
     monkeypatch.setattr(bench_lm, "on_torch_layers", lambda model: bench_lm.CNN(fused=False))
     with pytest.raises(AssertionError, match="not close"):
-        bench.make()
+        bench.make(split)
 
 
 def test_generation_is_right_before_it_is_timed(

@@ -49,7 +49,9 @@ def assert_same_layer(theirs: nn.Module, ours: nn.Module, x: Tensor) -> None:
     expected.square().sum().backward()
     y.square().sum().backward()
     for right, own in zip(theirs.parameters(), ours.parameters(), strict=True):
-        torch.testing.assert_close(own.grad, right.grad)
+        # Long sums cancel: what they may differ by is a share of the largest.
+        difference = 16 * torch.finfo(own.dtype).eps * right.grad.abs().max().item()
+        torch.testing.assert_close(own.grad, right.grad, rtol=0, atol=difference)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
