@@ -31,6 +31,7 @@ class StackLayer(Conv1d):
     Raises:
         ValueError: ``gated`` with an ``activation``; ``residual`` with other ``out_channels`` than
             ``in_channels``; and what :class:`Conv1d` refuses.
+        RuntimeError: ``residual`` where padding makes more outputs than there are inputs.
     """
 
     def __init__(
@@ -76,7 +77,15 @@ class StackLayer(Conv1d):
         y = super().forward(input)
         if self.gated:
             y = stack_autograd.gate(y)
-        return y + input[..., input.shape[-1] - y.shape[-1] :] if self.residual else y
+        if not self.residual:
+            return y
+        first = input.shape[-1] - y.shape[-1]
+        if first < 0:
+            raise RuntimeError(
+                f"residual needs padding that adds no positions, got {y.shape[-1]} outputs of "
+                f"{input.shape[-1]} inputs"
+            )
+        return y + input[..., first:]
 
     def extra_repr(self) -> str:
         words = [name for name in ("gated", "residual") if getattr(self, name)]
