@@ -117,8 +117,11 @@ __device__ void make_piece(const SmallGradient<S>& d, const Piece& piece) {
   __syncthreads();
 }
 
+// Left to itself the compiler aims at more blocks a multiprocessor than there are, and spills.
+constexpr int kBlocks = 4;
+
 template <class S>
-__global__ void __launch_bounds__(kThreads) small_gradient_kernel(SmallGradient<S> d) {
+__global__ void __launch_bounds__(kThreads, kBlocks) small_gradient_kernel(SmallGradient<S> d) {
   const int64_t blocks = d.row_blocks * d.column_blocks;
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x)
     make_piece(d, piece_of(d, block));
