@@ -77,25 +77,25 @@ class WeightGradientBlock {
   __device__ __forceinline__ void add_products() {
     unsigned char* buffers = shared_memory();
     const int64_t first = piece_ * plan_.piece_stages;
-    const int64_t left = plan_.stages - first;
-    const int stages = static_cast<int>(left < plan_.piece_stages ? left : plan_.piece_stages);
-    Cursor cursor{first * kPositions / p_.outputs, first * kPositions % p_.outputs};
-    bool shared = false;
-    for (int stage = 0;; ++stage) {  // the one that is read; the one before is multiplied
+    int64_t end = first + plan_.piece_stages;
+    if (end > plan_.stages) end = plan_.stages;
+    Cursor cursor{};
+    Cursor following{first * kPositions / p_.outputs, first * kPositions % p_.outputs};
+    for (int64_t stage = first;; ++stage) {  // the one that is read; the one before is multiplied
       unsigned char* later = buffers + stage % 2 * plan_.stage_bytes;
       Held held;
-      if (stage < stages) read(held, cursor);
-      if (stage > 0) multiply(buffers + (stage + 1) % 2 * plan_.stage_bytes, shared);
-      if (stage == stages) return;
-      store(held, later, cursor);
+      if (stage < end) read(held, following);
+      if (stage > first) multiply(buffers + (stage + 1) % 2 * plan_.stage_bytes, cursor);
+      if (stage == end) return;
+      store(held, later, following);
       __syncthreads();
-      shared = shares(cursor);
-      cursor = at(cursor, kPositions);
+      cursor = following;
+      following = at(cursor, kPositions);
     }
   }
 
-  __device__ __forceinline__ void multiply(const unsigned char* buffer, bool shared) {
-    const int tap_rows = shared ? static_cast<int>(p_.dilation) : kPositions;
+  __device__ __forceinline__ void multiply(const unsigned char* buffer, const Cursor& cursor) {
+    const int tap_rows = shares(cursor) ? static_cast<int>(p_.dilation) : kPositions;
     const auto places = sums_.places_of_octets(plan_.right_pitch, [&](int octet) {
       const int tap = plan_.tap_octets.divide(octet);
       const int octet_of_tap = octet - tap * plan_.tap_octets.value();
