@@ -158,7 +158,8 @@ def sum_of_parts_kernel(
     BLOCK: tl.constexpr,
 ):
     """Element by element, the parts from first to last: weights, then biases."""
-    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tile = tl.program_id(0).to(tl.int64) + tl.program_id(1).to(tl.int64) * tl.num_programs(0)
+    o = tile * BLOCK + tl.arange(0, BLOCK)
     m_any = o < weights + biases
     b_sum = tl.zeros((BLOCK,), dtype=ACCUMULATE)
     for part in range(parts):
