@@ -43,6 +43,24 @@ Tensor emulated_forward(const Tensor& x, const Tensor& weight, const std::option
   return y;
 }
 
+std::tuple<Tensor, Tensor> emulated_forward_with_state(const Tensor& x, const Tensor& weight,
+                                                       const std::optional<Tensor>& bias,
+                                                       const Tensor& state, int64_t dilation,
+                                                       int64_t groups,
+                                                       const std::string& fp32_precision,
+                                                       const std::string& activation) {
+  auto [arguments, y, new_state] =
+      forward_with_state_call(x, weight, bias, state, dilation, groups, fp32_precision, activation);
+  if (fits_depthwise(arguments.forward.geometry, arguments.forward.dtype)) {
+    forward_with_state(arguments, nullptr);
+    return {y, new_state};
+  }
+  const Tensor joined = join_state(state, x, new_state);
+  read_joined(arguments.forward, joined);
+  run(&forward, arguments.forward);
+  return {y, new_state};
+}
+
 Tensor emulated_grad_input(const Tensor& grad_output, const Tensor& weight, int64_t length,
                            int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
                            int64_t groups, const std::string& fp32_precision,
@@ -87,6 +105,7 @@ extern "C" __attribute__((visibility("default"))) bool force_kernel(const char* 
 
 STABLE_TORCH_LIBRARY_IMPL(convlm_emulated, CPU, m) {
   m.impl("forward", TORCH_BOX(&emulated_forward));
+  m.impl("forward_with_state", TORCH_BOX(&emulated_forward_with_state));
   m.impl("grad_input", TORCH_BOX(&emulated_grad_input));
   m.impl("grad_weight", TORCH_BOX(&emulated_grad_weight));
 }
