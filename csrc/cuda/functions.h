@@ -19,6 +19,8 @@ int64_t workspace_bytes(const GradInputArguments& arguments, Kernel kernel);
 int64_t workspace_bytes(const GradWeightArguments& arguments, Kernel kernel);
 
 cudaError_t forward(const ForwardArguments& arguments, const Launch& launch);
+// What fits_depthwise() can take; it needs no workspace.
+cudaError_t forward_with_state(const ForwardWithStateArguments& arguments, cudaStream_t stream);
 cudaError_t grad_input(const GradInputArguments& arguments, const Launch& launch);
 cudaError_t grad_weight(const GradWeightArguments& arguments, const Launch& launch);
 

@@ -90,7 +90,7 @@ def forced(kernel: str) -> Iterator[None]:
 @functools.cache
 def operators() -> tuple[object, object, object]:
     """forward, grad_input and grad_weight on the emulator, called like those of ``ops``."""
-    native = (ops.forward, ops.grad_input, ops.grad_weight)
+    native = (ops.forward, ops.grad_input, ops.grad_weight, ops.forward_with_state)
     definitions = torch.library.Library("convlm_emulated", "DEF")
     for operator in native:
         definitions.define(str(operator._schema).removeprefix("convlm::"))
@@ -98,8 +98,14 @@ def operators() -> tuple[object, object, object]:
     library()
     return tuple(
         getattr(torch.ops.convlm_emulated, operator._schema.name.removeprefix("convlm::")).default
-        for operator in native
+        for operator in native[:3]
     )
+
+
+def forward_with_state() -> object:
+    """The operator on the emulator, called like that of ``ops``."""
+    operators()
+    return torch.ops.convlm_emulated.forward_with_state.default
 
 
 def run_sanitized(test_file: str, names: str) -> None:
