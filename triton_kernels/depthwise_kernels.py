@@ -189,6 +189,6 @@ def depthwise_weight_gradient_kernel(
     columns = channels * kernel_size
     o_weight = o_row[:, None] * columns + o_column[None, :]
     tl.store(p_out + o_weight, tl.sum(b_sum, axis=2), mask=m_row[:, None] & m_column[None, :])
-    if WITH_BIAS:
-        m_bias = m_row & (column_block == 0)
-        tl.store(p_out + groups * rows * columns + o_row, tl.sum(b_bias, axis=1), mask=m_bias)
+    if WITH_BIAS:  # noqa: SIM102 (known to the compiler, unlike the other condition)
+        if column_block == 0:
+            tl.store(p_out + groups * rows * columns + o_row, tl.sum(b_bias, axis=1), mask=m_row)
