@@ -18,7 +18,7 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help build train test test-models test-triton lint format clean
-.PHONY: bench bench-seed bench-lm bench-generation bench-sweep cuda-resources gpu-check gpu-bench
+.PHONY: asan tsan fuzz bench bench-seed bench-lm bench-generation bench-sweep cuda-resources gpu-check gpu-bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -37,6 +37,15 @@ test-triton: $(VENV)/.built $(VENV)/.test  ## every case and configuration of th
 
 test-models: $(VENV)/.built $(VENV)/.test $(VENV)/.models  ## swap the layers of wav2vec 2.0, Whisper, Mamba, ... and compare
 	$(BIN)/python -m pytest tests/models $(ARGS)
+
+fuzz: $(VENV)/.built $(VENV)/.test  ## thousands of random calls, legal and not, against float64
+	CONVLM_FUZZ=5000 $(BIN)/python -m pytest -q tests/test_fuzz.py $(ARGS)
+
+asan: $(VENV)/.built $(VENV)/.test  ## the CPU kernels' tests under AddressSanitizer, on a build of their own
+	$(BIN)/python tests/sanitized.py address $(ARGS)
+
+tsan: $(VENV)/.built $(VENV)/.test  ## and those of threads under ThreadSanitizer
+	$(BIN)/python tests/sanitized.py thread $(ARGS)
 
 lint: $(VENV)/.built $(VENV)/.dev  ## ruff, clang-format and mypy, changing nothing
 	$(BIN)/ruff check
