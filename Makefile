@@ -21,7 +21,7 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 .PHONY: asan tsan fuzz bench bench-seed bench-lm bench-generation bench-sweep cuda-resources gpu-check gpu-bench
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
 	@echo 'Variables: WORDS=file|names (train), ARGS="..." (train, test, bench, gpu-check), PYTHON, TORCH.'
 
 build: $(VENV)/.built  ## .venv with torch and the package, compiled in place
