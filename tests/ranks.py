@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from convlm_kernels.lm.together import settle
+
 
 def run(target: Callable[..., None], processes: int, folder: Path, *arguments: Any) -> None:
     """Calls `target(rank, *arguments)` in so many processes, which meet in `folder`."""
@@ -22,7 +24,6 @@ def _start(rank: int, target: Callable[..., None], processes: int, address: str,
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes)
-    try:
-        target(rank, *rest)
-    finally:
-        dist.destroy_process_group()
+    target(rank, *rest)
+    settle()
+    dist.destroy_process_group()

@@ -26,3 +26,18 @@ def test_serve_many(
     assert said.endswith("each as it is alone\n")
     at_once = int(said.partition("up to ")[2].split()[0])
     assert least <= at_once <= 200
+
+
+def test_train_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example, out = EXAMPLES / "train_loop.py", tmp_path / "out"
+    options = ["--epochs=3", f"--out={out}", "--tensorboard", "--bfloat16"]
+    monkeypatch.setattr(sys, "argv", [str(example), *options])
+    runpy.run_path(str(example), run_name="__main__")
+    *epochs, last = capsys.readouterr().out.splitlines()
+    losses = [float(line.split()[-1]) for line in epochs]
+    assert len(losses) == 3
+    assert losses[2] < losses[0]
+    assert last.startswith(f"wrote {out}; from it:")
+    assert {path.name.partition(".")[0] for path in out.iterdir()} >= {"config", "model", "events"}

@@ -21,7 +21,7 @@ from .checkpoint import FILE, Checkpoint
 from .models import CharModel, build_model
 from .processes import STRATEGIES
 from .sharded import write_sharded
-from .together import together
+from .together import settle, together
 from .training import TrainingError
 
 Result = TypeVar("Result")
@@ -49,6 +49,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
                     yield device
                 except TrainingError:  # that of all processes, since the loss is
                     raise SystemExit(2) from None
+    settle()
     dist.destroy_process_group()
 
 

@@ -7,8 +7,8 @@ at any time leaves the old checkpoint or the new one.
 """
 
 import json
+import secrets
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,28 @@ def write_sharded(folder: Path, header: dict[str, Any], tensors: dict[str, Tenso
     there is unchanged then.
     """
     first = dist.get_rank() == 0
-    names = [together(lambda: tempfile.mkdtemp(prefix=SHARDS, dir=folder) if first else None)]
+    names = [SHARDS + secrets.token_hex(4)]
     dist.broadcast_object_list(names)
-    shards = Path(str(names[0]))
+    shards = folder / names[0]
+    together(lambda: shards.mkdir() if first else None)
+    together(lambda: _check_shared(shards))
     try:
         together(lambda: _save(shards, tensors))
-        together(lambda: _commit(folder, shards, header) if first else None)
-    except BaseException:
+    except (OSError, SystemExit):
         shutil.rmtree(shards, ignore_errors=True)
         raise
+    # What is left of a failure from here on may be the checkpoint; the next one removes it.
+    together(lambda: _commit(folder, shards, header) if first else None)
     if first:
         remove_shards(folder, keep=shards.name)
+
+
+def _check_shared(shards: Path) -> None:
+    if not shards.is_dir():
+        raise OSError(
+            f"{shards} is not seen by process {dist.get_rank()}: "
+            "the folder to write must be one that all processes share"
+        )
 
 
 def _save(shards: Path, tensors: dict[str, Tensor]) -> None:

@@ -8,6 +8,16 @@ import torch.distributed as dist
 Result = TypeVar("Result")
 
 
+def settle() -> None:
+    """Waits for all processes; to be called before a group goes, be it at the end of the program.
+
+    Without it gloo's threads may still wait for Python's lock, to drop the tensors of the last
+    collective call, when the group goes; it holds that lock, waits for the threads, and never ends.
+    A barrier lets go of the lock and has no tensors.
+    """
+    dist.barrier()
+
+
 def together(action: Callable[[], Result]) -> Result:
     """What `action` returns here; where it fails in any process, all end, and one says why.
 
@@ -20,8 +30,9 @@ def together(action: Callable[[], Result]) -> Result:
         mine = error
     failed: list[bool] = [False] * dist.get_world_size()
     dist.all_gather_object(failed, mine is not None)
+    if not any(failed):
+        return result
+    settle()
     if mine is not None and failed.index(True) == dist.get_rank():
         raise mine
-    if any(failed):
-        raise SystemExit(2)
-    return result
+    raise SystemExit(2)

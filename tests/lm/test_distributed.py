@@ -31,6 +31,7 @@ from convlm_kernels.lm import (
 )
 from convlm_kernels.lm.cli import main
 from convlm_kernels.lm.distributed import DataParallel, ManyProcesses, whole_state
+from convlm_kernels.lm.sharded import write_sharded
 from convlm_kernels.lm.together import together
 from convlm_kernels.lm.training import TrainingError
 
@@ -107,7 +108,21 @@ def needs_a_row_for_each(rank):
         ManyProcesses("ddp", torch.device("cpu")).trainable(run)
 
 
-def all_of_it(rank):
+def a_folder_of_its_own(rank, folder):
+    """As on two machines that share no file system."""
+    own = folder / f"of process {rank}"
+    own.mkdir()
+    expected = (
+        pytest.raises(OSError, match="is not seen by process 1")
+        if rank
+        else (pytest.raises(SystemExit))
+    )
+    with expected:
+        write_sharded(own, {}, {"x": torch.zeros(3)})
+
+
+def all_of_it(rank, folder):
+    a_folder_of_its_own(rank, folder)
     for check in (
         trains_as_one,
         agrees_to_stop,
@@ -119,13 +134,18 @@ def all_of_it(rank):
 
 
 def test_two_processes(tmp_path):
-    run(all_of_it, 2, tmp_path)
+    run(all_of_it, 2, tmp_path, tmp_path)
+
+
+def free_port():
+    with socket.create_server(("localhost", 0)) as free:
+        return free.getsockname()[1]
 
 
 def torchrun(processes, *arguments):
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
     return subprocess.Popen(
-        [*command, "--standalone", "-m", "convlm_kernels", *map(str, arguments)],
+        [*command, f"--master-port={free_port()}", "-m", "convlm_kernels", *map(str, arguments)],
         cwd=Path(convlm_kernels.__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -200,9 +220,7 @@ def test_a_terminated_training_saves(endless):
 @pytest.fixture
 def alone_in_a_group(words_file, tmp_path, monkeypatch):
     """What torchrun --nproc-per-node=1 sets; runs `convlm train` and returns its exit code."""
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    environment = dict(RANK=0, WORLD_SIZE=1, MASTER_ADDR="localhost", MASTER_PORT=port)
+    environment = dict(RANK=0, WORLD_SIZE=1, MASTER_ADDR="localhost", MASTER_PORT=free_port())
     for name, value in environment.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.chdir(tmp_path)
