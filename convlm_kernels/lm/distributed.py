@@ -4,6 +4,7 @@ Every process draws the same global batch and takes its share of the rows, and t
 averaged over all: so the training is that of one process, but for the order of the sums.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -17,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..optim import sgd_step
 from .checkpoint import FILE, Checkpoint
 from .models import CharModel, build_model
 from .processes import STRATEGIES
@@ -94,6 +96,13 @@ class DataParallel(nn.Module):
         dist.all_reduce(total)
         self.stop_agreed = total[1].item() > 0
         return total[0]
+
+    def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor) -> Tensor:
+        """A step of gradient descent, on the loss that is returned, unless it is not finite."""
+        loss = self.training_step(x, y, rows)
+        if math.isfinite(loss.item()):
+            sgd_step(self.parameters(), lr)
+        return loss
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:

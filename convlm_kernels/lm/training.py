@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..optim import sgd_step
 from .data import Split, real_predictions
 
 PRINT_EVERY = 1_000  # steps
@@ -30,7 +29,7 @@ class Trainable(Protocol):
     def train(self, mode: bool = True) -> Any: ...
     def eval(self) -> Any: ...
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor: ...
-    def training_step(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor: ...
+    def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,6 @@ class Progress:
         return len(self.losses)
 
 
-@torch.no_grad()  # a step knows itself when it needs autograd
 def train(
     model: Trainable,
     split: Split,
@@ -77,7 +75,6 @@ def train(
 
     Raises TrainingError, with the weights as they were, at the first loss that is not finite.
     """
-    parameters = list(model.parameters())
     model.train()
     first, begin = progress.step, perf_counter()
     with tqdm(total=schedule.steps, initial=first, disable=None) as bar:
@@ -85,14 +82,13 @@ def train(
             rows = torch.randint(
                 len(split.x), (schedule.batch_size,), generator=progress.generator
             ).to(split.x.device)
-            loss = model.training_step(split.x, split.y, rows).item()
+            lr = schedule.lr_at(progress.step)
+            loss = model.sgd_step(split.x, split.y, lr, rows).item()
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss became {loss} at step {progress.step}; "
                     "a lower learning rate or another dtype may help"
                 )
-            sgd_step(parameters, schedule.lr_at(progress.step))
-
             progress.losses.append(loss)
             bar.update()
             if progress.step % BAR_EVERY == 0:
