@@ -1,0 +1,61 @@
+"""Writes the figures of the documentation into docs/figures, or checks that they are up to date.
+
+python tools/website/figures.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import figures_geometry as geometry
+import figures_kernels as kernels
+import figures_models as models
+from drawing import Drawing
+
+FOLDER = Path(__file__).parents[2] / "docs" / "figures"
+
+Figure = Callable[[], Drawing]
+
+FIGURES: tuple[Figure, ...] = (
+    geometry.geometry,
+    geometry.padding,
+    geometry.receptive_field,
+    geometry.stride_classes,
+    kernels.cpu_steps,
+    kernels.loops,
+    kernels.register_block,
+    kernels.staging,
+    kernels.fast_filter,
+    kernels.implicit_gemm,
+    kernels.shared_window,
+    models.one_convolution,
+    models.shared_contexts,
+    models.rings,
+    models.halo,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, fail where one differs"
+    )
+    check = parser.parse_args().check
+    FOLDER.mkdir(exist_ok=True)
+    stale = []
+    for figure in FIGURES:
+        path = FOLDER / f"{figure.__name__}.svg"
+        text = str(figure())
+        if not check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(path.name)
+    if stale:
+        sys.exit(f"{', '.join(stale)}: not what tools/website/figures.py draws; run it")
+
+
+if __name__ == "__main__":
+    main()
