@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ sys.path.insert(0, str(ROOT / "tools" / "website"))
 
 import cells  # noqa: E402
 import figures  # noqa: E402
+import figures_kernels  # noqa: E402
 import links  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -49,6 +52,17 @@ def test_code_runs(page: Path, torch_as_it_was: None) -> None:
         if not block[1].startswith("# torchrun"):  # several processes: tests/test_parallel.py
             line = text.count("\n", 0, block.start(1))
             exec(compile("\n" * line + block[1], str(page), "exec"), namespace)
+
+
+def test_steps_of_the_cpu_guide(tmp_path: Path) -> None:
+    """They compile, agree with each other, and are those of the page."""
+    compiler = os.environ.get("CXX", "g++")
+    command = [compiler, "-std=c++17", "-O3", "-march=native", str(DOCS / "cpu_steps.cpp")]
+    subprocess.run([*command, "-o", str(tmp_path / "cpu_steps")], check=True)
+    run = subprocess.run([tmp_path / "cpu_steps", "8"], check=True, capture_output=True, text=True)
+    steps = [line[0] for line in run.stdout.splitlines()]
+    assert steps == list("12345")
+    assert steps == [step.name[0] for step in figures_kernels.steps_of_guide()[:5]]
 
 
 def test_pages_have_code() -> None:

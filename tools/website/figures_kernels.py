@@ -36,7 +36,11 @@ def cpu_steps() -> Drawing:
         d.text(x0 - 12, y + 22, name, anchor="end")
         for j, (rate, fill) in enumerate(zip(rates, (BLUE, ORANGE), strict=True)):
             d.box(x0, y + 16 * j, rate * scale, 14, fill)
-            d.text(x0 + rate * scale + 6, y + 16 * j + 11, f"{rate:g}", size=11, anchor="start")
+            end, inside = x0 + rate * scale, rate > 10
+            anchor = "end" if inside else "start"
+            d.text(
+                end + (-5 if inside else 6), y + 16 * j + 11, f"{rate:g}", size=11, anchor=anchor
+            )
     x = x0 + peak * scale
     d.line((x, y0 - 8), (x, bottom), STRONG[RED], dashed=True)
     d.text(x, y0 - 14, f"multiply-adds on registers: {peak}", size=12, color=STRONG[RED])
