@@ -240,10 +240,8 @@ plt.show()
 # 32,033 names of the makemore project (`TUTORIAL_WORDS=names TUTORIAL_STEPS=20000`) there is no
 # such danger, and these cells give, in nats over the validation names:
 #
-# | | all positions | real predictions |
-# |---|---|---|
-# | one convolution, and the MLP | 1.00 | 2.27 |
-# | dilated stack | 0.935 | 2.12 |
+# | | all positions | real predictions | |---|---|---| | one convolution, and the MLP | 1.00 | 2.27
+# | | dilated stack | 0.935 | 2.12 |
 #
 # ### Invent words
 #

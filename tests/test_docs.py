@@ -76,13 +76,6 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / link).exists()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_lines_are_short(page: Path) -> None:
-    lines = enumerate(page.read_text("utf-8").splitlines(), 1)
-    long = [number for number, line in lines if len(line) > 120 and not line.startswith("|")]
-    assert not long, f"{name_of(page)}: lines {long} have more than 120 characters"
-
-
 def test_links_become_those_of_the_site() -> None:
     text = "[a](../csrc/geometry.h) [b](cpu.md#x) [c](https://x.org) [d](#y) ![e](figures/a.svg)"
     assert links.rewrite(text, "guide.md") == (
