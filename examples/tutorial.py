@@ -227,7 +227,8 @@ figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
 window = max(1, STEPS // 100)
 for name, losses in (("one convolution", cnn_losses), ("dilated stack", dilated_losses)):
     axes.plot(range(window, STEPS + 1), moving_average(losses, window), label=name)
-axes.set(xlabel="step", ylabel="loss over all positions (nats)", title=f"mean of {window} batches")
+axes.set(xlabel="step", ylabel="loss over all positions (nats)")
+axes.set_title(f"mean of {window} batches")
 axes.grid(alpha=0.3)
 axes.legend()
 plt.show()
@@ -240,8 +241,10 @@ plt.show()
 # 32,033 names of the makemore project (`TUTORIAL_WORDS=names TUTORIAL_STEPS=20000`) there is no
 # such danger, and these cells give, in nats over the validation names:
 #
-# | | all positions | real predictions | |---|---|---| | one convolution, and the MLP | 1.00 | 2.27
-# | | dilated stack | 0.935 | 2.12 |
+# | | all positions | real predictions |
+# |---|---|---|
+# | one convolution, and the MLP | 1.00 | 2.27 |
+# | dilated stack | 0.935 | 2.12 |
 #
 # ### Invent words
 #

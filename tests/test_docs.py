@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tools" / "website"))
 
 import cells  # noqa: E402
 import figures  # noqa: E402
-import figures_kernels  # noqa: E402
+import figures_cpu  # noqa: E402
 import links  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -62,7 +62,7 @@ def test_steps_of_the_cpu_guide(tmp_path: Path) -> None:
     run = subprocess.run([tmp_path / "cpu_steps", "8"], check=True, capture_output=True, text=True)
     steps = [line[0] for line in run.stdout.splitlines()]
     assert steps == list("12345")
-    assert steps == [step.name[0] for step in figures_kernels.steps_of_guide()[:5]]
+    assert steps == [step.name[0] for step in figures_cpu.steps_of_guide()[:5]]
 
 
 def test_pages_have_code() -> None:

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import figures_cpu as cpu
+import figures_cuda as cuda
 import figures_geometry as geometry
-import figures_kernels as kernels
 import figures_models as models
 from drawing import Drawing
 
@@ -24,13 +25,15 @@ FIGURES: tuple[Figure, ...] = (
     geometry.padding,
     geometry.receptive_field,
     geometry.stride_classes,
-    kernels.cpu_steps,
-    kernels.loops,
-    kernels.register_block,
-    kernels.staging,
-    kernels.fast_filter,
-    kernels.implicit_gemm,
-    kernels.shared_window,
+    cpu.cpu_steps,
+    cpu.loops,
+    cpu.register_block,
+    cpu.staging,
+    cpu.fast_filter,
+    cuda.implicit_gemm,
+    cuda.shared_window,
+    cuda.stages,
+    cpu.pieces,
     models.one_convolution,
     models.shared_contexts,
     models.rings,

@@ -1,4 +1,4 @@
-"""Figures of the kernels: what is kept where, and what is read how often."""
+"""Figures of the CPU kernels: what is kept where, and what is read how often."""
 
 from __future__ import annotations
 
@@ -169,61 +169,25 @@ def fast_filter() -> Drawing:
     return d
 
 
-def implicit_gemm() -> Drawing:
-    """A block's tile of the product of the weights with the matrix of windows."""
-    d = Drawing(680, 380, "The convolution as a product of matrices, and the tile of a block.")
-    d.text(340, 28, "A block of threads makes 64 rows by 128 positions", bold=True)
-    d.box(300, 56, 330, 110, PAPER, dashed=True)
-    d.box(390, 56, 128, 110, GREY)
-    d.box(390, 90, 128, 30, BLUE, "a stage of x", size=12)
-    d.note(465, 50, "windows: channels · taps by positions, never written down", anchor="middle")
-    d.box(40, 190, 230, 150, PAPER)
-    d.box(40, 228, 230, 64, GREY)
-    d.box(108, 228, 62, 64, ORANGE, "weights", size=12)
-    d.note(155, 360, "weight: rows by channels · taps", anchor="middle")
-    d.box(300, 190, 330, 150, PAPER)
-    for row in range(2):
-        for column in range(2):
-            d.box(
-                390 + 64 * column,
-                228 + 32 * row,
-                64,
-                32,
-                GREEN,
-                f"warp {2 * row + column}",
-                size=11,
-            )
-    d.note(465, 360, "outputs: rows by positions", anchor="middle")
-    d.line((170, 260), (386, 260), arrow=True)
-    d.line((454, 122), (454, 224), arrow=True)
-    d.note(526, 256, "sums in registers")
-    d.note(526, 272, "over all stages")
-    return d
-
-
-def shared_window() -> Drawing:
-    """x in shared memory by positions: a tap is a shift by whole rows."""
-    d = Drawing(680, 330, "Staged as [position][channel], a tap's shift is a shift by rows.")
-    d.text(340, 28, "x in shared memory, dilation 2", bold=True)
-    for column, (title, by_rows) in enumerate(
-        (("[channel][position]: shifted by numbers", False), ("[position][channel]: by rows", True))
-    ):
-        x0, y0, cell = 60 + 330 * column, 90, 24
-        d.text(x0 + 4 * cell, 64, title, size=12, bold=True)
-        for row in range(8):
-            for j in range(8):
-                place = row if by_rows else j
-                d.box(x0 + j * cell, y0 + row * cell, cell, cell, BLUE if 2 <= place < 6 else GREY)
-        if by_rows:
-            d.note(x0 + 8 * cell + 8, y0 + 4.2 * cell, "tap 1 of")
-            d.note(x0 + 8 * cell + 8, y0 + 4.9 * cell, "positions 0..3")
-        else:
-            d.note(x0 + 4 * cell, y0 - 8, "position →", anchor="middle")
-        text = (
-            "every row starts at a multiple of 16 bytes"
-            if by_rows
-            else "rows at any address: not for ldmatrix"
-        )
-        d.text(x0 + 4 * cell, 306, text, size=12, color=STRONG[GREEN if by_rows else RED])
-    d.note(390 + 4 * 24, 82, "channel →", anchor="middle")
+def pieces() -> Drawing:
+    """The gradient of the weight: pieces of the positions, added in a fixed order."""
+    d = Drawing(680, 250, "Positions are cut by the geometry, and the sums added in order.")
+    d.text(
+        340, 28, "Few weights, many positions: cut the sum, and add the pieces in order", bold=True
+    )
+    x0, width = 100, 140
+    total = None
+    for piece in range(4):
+        x = x0 + piece * width
+        positions = d.box(x, 62, width - 6, 30, BLUE, f"positions {piece}")
+        workers = d.box(x + 27, 118, 80, 30, ORANGE, f"sum {piece}")
+        d.line(positions.bottom, workers.top, arrow=True)
+        added = d.box(x + 27, 180, 80, 30, GREEN, "+" if piece else "")
+        d.line(workers.bottom, added.top, arrow=True)
+        if total is not None:
+            d.line(total.right, added.left, arrow=True)
+        total = added
+    d.note(x0 + 16, 137, "any thread", anchor="end")
+    d.note(x0 + 16, 199, "one order", anchor="end")
+    d.text(x0 + 3.5 * width - 3, 230, "grad_weight", size=12)
     return d
