@@ -85,8 +85,15 @@ def test_links_become_those_of_the_site() -> None:
     assert links.rewrite("[a](../geometry.md)", "api/layers.md") == "[a](../geometry.md)"
     assert links.rewrite("[a](../README.md)", "tutorial.md") == "[a](index.md)"
     assert links.rewrite("[a](docs/cpu.md)", "contributing.md") == "[a](cpu.md)"
+    code = "```python\ntable[row](no.md)\n```\n`a[b](no.md)`"
+    assert links.rewrite(f"{code} [`c`](../cpu.md)", "api/layers.md").startswith(code)
     with pytest.raises(FileNotFoundError, match=r"docs/cpu.md links to ../no.md"):
         links.rewrite("[a](../no.md)", "cpu.md")
+
+
+def test_sources_have_pages() -> None:
+    page = links.source_page("source/csrc/geometry.h.md")
+    assert "# csrc/geometry.h\n\n```` { .cpp linenums=1 }\n// The arithmetic of" in page
 
 
 def documented() -> set[str]:

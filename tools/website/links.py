@@ -6,7 +6,6 @@ where the repository is browsed. On the site these become links to pages.
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 from pathlib import Path
@@ -22,8 +21,13 @@ PAGES = {
 }
 _FILES = {page: file for file, page in PAGES.items() if page != "index.md"}
 
-_LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
-_LANGUAGES = {".py": "python", ".pyi": "python", ".md": "markdown", ".txt": "text"}
+# Code comes first, so that what looks like a link in it is none.
+_LINK = re.compile(
+    r"^(?P<fence>`{3,})[^\n]*\n.*?^(?P=fence)$|`[^`\n]+`"
+    r"|\]\((?![a-z]+:|#)(?P<link>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)",
+    re.MULTILINE | re.DOTALL,
+)
+_LANGUAGES = {".py": "python", ".h": "cpp", ".cpp": "cpp", ".cu": "cpp", ".inl": "cpp"}
 
 
 def origin(page: str) -> str:
@@ -42,34 +46,36 @@ def target(file: str, link: str) -> str:
         return PAGES[path]
     if path.startswith("docs/") and path.endswith((".md", ".svg", ".png")):
         return path.removeprefix("docs/")
-    if not (ROOT / path).exists():
-        raise FileNotFoundError(f"{file} links to {link}, but there is no {path}")
+    if not (ROOT / path).is_file():
+        raise FileNotFoundError(f"{file} links to {link}, but there is no file {path}")
     return f"source/{path}.md"
 
 
 def links(markdown: str) -> list[str]:
     """The relative links in a text, without their anchors."""
-    return [match[2] for match in _LINK.finditer(markdown)]
+    return [match["link"] for match in _LINK.finditer(markdown) if match["link"]]
 
 
 def rewrite(markdown: str, page: str) -> str:
     """The text of a page with its links as the site has them."""
 
     def replace(match: re.Match[str]) -> str:
-        to = os.path.relpath(target(origin(page), match[2]), posixpath.dirname(page) or ".")
-        return f"{match[1]}{to}{match[3] or ''})"
+        if not match["link"]:
+            return match[0]
+        to = target(origin(page), match["link"])
+        return f"]({posixpath.relpath(to, posixpath.dirname(page) or '.')}{match['anchor'] or ''})"
 
     return _LINK.sub(replace, markdown)
 
 
 def source_page(page: str) -> str:
-    """The Markdown of a page that shows a source, or what a folder has."""
+    """The Markdown of a page that shows a source."""
     path = page.removeprefix("source/").removesuffix(".md")
     file = ROOT / path
-    language = _LANGUAGES.get(file.suffix, "text" if file.is_dir() else "cpp")
-    text = "\n".join(sorted(os.listdir(file))) if file.is_dir() else file.read_text("utf-8")
+    language = _LANGUAGES.get(file.suffix, "text")
+    text = file.read_text(encoding="utf-8").rstrip()
     fence = "````"
     return (
         f"---\ntitle: {file.name}\nsearch:\n  exclude: true\n---\n"
-        f"# {path}\n\n{fence} {{ .{language} linenums=1 }}\n{text.rstrip()}\n{fence}\n"
+        f"# {path}\n\n{fence} {{ .{language} linenums=1 }}\n{text}\n{fence}\n"
     )
