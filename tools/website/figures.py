@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import figures_cpu as cpu
-import figures_cuda as cuda
 import figures_geometry as geometry
+import figures_gpu as gpu
 import figures_models as models
 from drawing import Drawing
 
@@ -30,11 +30,13 @@ FIGURES: tuple[Figure, ...] = (
     cpu.register_block,
     cpu.staging,
     cpu.fast_filter,
-    cuda.implicit_gemm,
-    cuda.shared_window,
-    cuda.stages,
+    gpu.implicit_gemm,
+    gpu.shared_window,
+    gpu.stages,
+    gpu.taps_of_a_tile,
     cpu.pieces,
     models.one_convolution,
+    models.look_up,
     models.shared_contexts,
     models.rings,
     models.halo,

@@ -40,6 +40,29 @@ def one_convolution() -> Drawing:
     return d
 
 
+def look_up() -> Drawing:
+    """An output as a sum of rows of the table, one for each tap."""
+    word, taps = "mary", 3
+    letters = sorted(word)
+    d = Drawing(640, 290, "An output is a sum of table rows, one for each tap.")
+    d.text(320, 30, "What a tap makes of a word is a row that can be looked up", bold=True)
+    d.text(335, 58, "table: a row of output channels for each tap and word", size=12)
+    total = d.box(500, 132, 100, 26, ORANGE, "output 0", size=12)
+    for tap in range(taps):
+        token = d.box(120, 84 + tap * 70, CELL, CELL, BLUE, word[tap])
+        d.note(106, 104 + tap * 70, f"tap {tap} reads", anchor="end")
+        for i, letter in enumerate(letters):
+            y = 70 + tap * 70 + i * 16
+            row = d.box(270, y, 130, 14, GREEN if letter == word[tap] else GREY)
+            d.text(260, y + 11, letter, size=11, anchor="end")
+            if letter == word[tap]:
+                d.line(token.right, (244, y + 7), arrow=True)
+                d.line(row.right, total.left, STRONG[GREEN], width=2, arrow=True)
+    d.note(550, 178, "the rows' sum,", anchor="middle")
+    d.note(550, 194, "plus the bias", anchor="middle")
+    return d
+
+
 def shared_contexts() -> Drawing:
     """Which pairs of characters of four padded names are new."""
     names, context = ("mary", "mark", "anna", "anne"), 4

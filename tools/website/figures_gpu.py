@@ -1,4 +1,4 @@
-"""Figures of the CUDA kernels: tiles, stages, and how they lie in shared memory."""
+"""Figures of the GPU kernels: tiles, stages, and how they lie in shared memory."""
 
 from __future__ import annotations
 
@@ -88,4 +88,22 @@ def stages() -> Drawing:
     d.note(x0 + width, 190, "barriers: one for each stage", anchor="start")
     d.line((x0, 212), (x0 + 5 * width, 212), arrow=True)
     d.note(x0 + 5 * width, 230, "time", anchor="end")
+    return d
+
+
+def taps_of_a_tile() -> Drawing:
+    """The loop of the Triton kernel: a matrix product for each tap, over a shifted tile of x."""
+    d = Drawing(680, 290, "A tile of outputs is a sum of matrix products, one for each tap.")
+    d.text(340, 28, "One loop over taps and blocks of channels, one product a step", bold=True)
+    for tap in range(3):
+        y = 60 + 66 * tap
+        d.box(30, y, 74, 44, ORANGE, f"weight[{tap}]", size=12)
+        d.text(122, y + 28, "\N{MULTIPLICATION SIGN}", size=16)
+        d.box(140, y, 300, 44, GREY)
+        d.box(176 + 40 * tap, y, 160, 44, BLUE, f"x, tap {tap}", size=12)
+        d.line((446, y + 22), (516, 126), arrow=True)
+    d.box(520, 96, 130, 60, GREEN, "sums in registers", size=12)
+    d.note(585, 88, "rows by positions", anchor="middle")
+    d.note(30, 268, "rows by channels")
+    d.note(160, 268, "channels by positions: each tap reads the tile a dilation further on")
     return d
