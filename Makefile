@@ -19,7 +19,6 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 .DELETE_ON_ERROR:
 .PHONY: help build train test test-models test-triton lint format clean
 .PHONY: asan tsan fuzz bench bench-seed bench-lm bench-generation bench-sweep cuda-resources gpu-check gpu-bench
-.PHONY: docs
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -82,6 +81,7 @@ cuda-resources: $(VENV)/.built  ## registers and spills of every CUDA kernel, in
 	$(BIN)/python tools/cuda_resources.py --write docs/cuda-resources.md
 
 # Its one warning is about MkDocs' own future.
+.PHONY: docs
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: export TUTORIAL_WORDS = $(WORDS)
 docs: $(VENV)/.built $(VENV)/.docs  ## the documentation as a site in build/site, its tutorial run
