@@ -45,6 +45,8 @@ words = load_words(os.environ.get("TUTORIAL_WORDS") or None)
 # the filter's taps with the inputs that they read, plus a bias. Two settings say which inputs these
 # are: outputs lie a *stride* apart, and the taps of one output a *dilation* apart. Positions
 # outside the input are zeros.
+#
+# ![Taps a dilation apart, outputs a stride apart.](../docs/figures/geometry.svg)
 
 
 # %%
@@ -113,6 +115,8 @@ for name, row in (("x", data.train.x[0]), ("y", data.train.y[0])):
 # Now lay the embeddings of the whole row end to end, as one channel of a signal. A filter of 80
 # taps sees eight characters, and a stride of 10 moves it on by one character. So one strided
 # convolution makes the predictions for *all* positions of a word at once:
+#
+# ![A kernel over embeddings laid end to end.](../docs/figures/one_convolution.svg)
 
 # %%
 size = 10  # numbers in the embedding of a character
@@ -193,6 +197,10 @@ for name, model, split in (("CNN", cnn, data.val), ("MLP", mlp, examples)):
 # characters. On top of it, two taps with *dilation 2* make fours of pairs, and two taps with
 # *dilation 4* make eights. Between them stands a tanh, which our layers apply while the sums are
 # still in registers.
+#
+# ![Layers of two taps with growing dilation.](../docs/figures/receptive_field.svg)
+#
+# The figure has one layer more than we need: three layers see our eight characters.
 
 # %%
 hidden = 100
@@ -262,6 +270,8 @@ for word in sample(dilated, alphabet, count=12, generator=torch.Generator().manu
 # `sample` does not run the window of eight characters again for every new one. A causal network can
 # remember what later outputs will read: each layer keeps its last few inputs in a ring, and a step
 # computes one position of every layer. The numbers are those of the full forward.
+#
+# ![A ring of four slots.](../docs/figures/rings.svg)
 
 # %%
 word = data.val.x[0]

@@ -25,7 +25,8 @@ import figures_cpu  # noqa: E402
 import links  # noqa: E402
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+TUTORIAL = ROOT / "examples" / "tutorial.py"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", TUTORIAL, *sorted(DOCS.rglob("*.md"))]
 
 _CODE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WITH_CODE = [page for page in PAGES if _CODE.search(page.read_text("utf-8"))]
