@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import traceback
@@ -57,8 +58,8 @@ def test_code_runs(page: Path, torch_as_it_was: None) -> None:
 
 def test_steps_of_the_cpu_guide(tmp_path: Path) -> None:
     """They compile, agree with each other, and are those of the page."""
-    compiler = os.environ.get("CXX", "g++")
-    command = [compiler, "-std=c++17", "-O3", "-march=native", str(DOCS / "cpu_steps.cpp")]
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    command = [*compiler, "-std=c++17", "-O3", "-march=native", str(DOCS / "cpu_steps.cpp")]
     subprocess.run([*command, "-o", str(tmp_path / "cpu_steps")], check=True)
     run = subprocess.run([tmp_path / "cpu_steps", "8"], check=True, capture_output=True, text=True)
     steps = [line[0] for line in run.stdout.splitlines()]
