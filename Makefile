@@ -80,13 +80,14 @@ cuda-resources: $(VENV)/.built  ## registers and spills of every CUDA kernel, in
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	$(BIN)/python tools/cuda_resources.py --write docs/cuda-resources.md
 
-# Its one warning is about MkDocs' own future.
+# The one warning that is switched off is about MkDocs' own future. No --quiet: it would hide the
+# others from the strict mode that mkdocs.yml asks for.
 .PHONY: docs
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: export TUTORIAL_WORDS = $(WORDS)
 docs: $(VENV)/.built $(VENV)/.docs  ## the documentation as a site in build/site, its tutorial run
 	$(BIN)/python tools/website/figures.py --check
-	$(BIN)/mkdocs build --quiet $(ARGS)
+	$(BIN)/mkdocs build $(ARGS)
 
 # With the interpreter that PYTHON names and what it has: a machine with a GPU may have no network.
 gpu-check:  ## on a machine with a GPU: build there, test, sanitize and time, in 9 minutes
