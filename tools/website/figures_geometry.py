@@ -98,7 +98,7 @@ def receptive_field() -> Drawing:
             d.box(50 + i * pitch - 7, y - 7, 14, 14, fill)
         name = f"dilation {dilations[level - 1]}" if level else "input"
         d.note(50 + count * pitch - 14, y + 4, name)
-    d.text(320, 26, "receptive field: 1 + 1 + 2 + 4 + 8 = 16 positions, 8 weights", bold=True)
+    d.text(320, 26, "four layers of two taps see 1 + 1 + 2 + 4 + 8 = 16 positions", bold=True)
     return d
 
 
