@@ -25,10 +25,12 @@ from gpu_problems import PROBLEMS, SEED
 from gpu_providers import own_backends, providers_of
 from gpu_timing import measure
 from oracle import Oracle, WrongResult
+from peers import work_of
 from problem import Data, Problem
 from providers import Provider
-from report import machine, print_table, significant, write_json
-from rows import HEADER, Row, cells, judge, row_of
+from results import machine, significant, write_json
+from suite import Row, figures, limits
+from tables import cells, header, print_table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
@@ -86,14 +88,14 @@ def rows_of(
         for name, providers in right.items()
     }
     times, failed = measure(calls, device, budget)
-    counted = [name for name in times if name not in own and right[name][0].counts]
+    shown = [name for name in times if not right[name][0].counts]
     peers = {name: took for name, took in times.items() if name not in own}
     rows = []
     for backend in own:
         if backend in times:
-            row = row_of(problem, function, 1, {backend: times[backend], **peers}, counted)
-            row |= {"backend": backend, "error": significant(errors[backend], 2)}
-            rows.append(row)
+            row = {"name": problem.name, "function": function, "threads": 1, "backend": backend}
+            row |= figures({backend: times[backend], **peers}, shown)
+            rows.append(row | {"error": significant(errors[backend], 2)})
     return rows, wrong | failed
 
 
@@ -117,7 +119,7 @@ class Run:
             share = budget / len(problem.functions)
             rows, wrong = rows_of(sets, function, self.device, share, self.compiled)
             yardstick = ceilings.of(problem)
-            self.rows += [judge(row, problem, yardstick) for row in rows]
+            self.rows += [row | limits(row, work_of(problem, function), yardstick) for row in rows]
             for name, message in wrong.items():
                 kept = self.wrong if name in own else self.left_out
                 kept.append(f"{problem.name}, {function}: {message}")
@@ -174,10 +176,10 @@ def write(path: str | None, described: dict[str, Any], run: Run) -> None:
 
 
 def say(run: Run, ceilings: GpuCeilings) -> None:
-    header = ["problem", "backend", *HEADER, "targets"]
-    table = [[row["problem"], row["backend"], *cells(row)[1:]] for row in run.rows]
-    if table:
-        print_table(header, table)
+    if run.rows:
+        first, *others = header("us")
+        table = [[row["name"], row["backend"], *cells(row)[1:]] for row in run.rows]
+        print_table([first, "backend", *others], table)
     for model in run.models:
         ratios = ", ".join(f"{ratio:.2f}x {peer}" for peer, ratio in model["ratios"].items())
         print(f"{model['model']} on {model['backend']}: {model['us']:,.1f} us, {ratios}")

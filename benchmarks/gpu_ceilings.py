@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from gpu_timing import measure
 from problem import Problem
-from report import significant
+from results import significant
 
 KINDS = {
     "bfloat16": (torch.bfloat16, "ieee"),

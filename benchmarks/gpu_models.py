@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from gpu_timing import measure
-from report import significant
+from results import significant
 from timing import Quantiles
 from torch import Tensor
 from torch.nn import functional as F

@@ -55,10 +55,10 @@ def test_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = json.loads(results.read_text())
     assert run["machine"].keys() >= {"cpu", "torch", "commit"}
     assert run["skipped"] == []
-    described = [(row["problem"], row["backend"], row["function"]) for row in run["rows"]]
+    described = [(row["name"], row["backend"], row["function"]) for row in run["rows"]]
     assert described == [("tiny", "cpp", function) for function in (*FUNCTIONS, BACKWARD)]
     for row in run["rows"]:
-        assert row["us"] == sorted(row["us"])
+        assert row["took"] == sorted(row["took"])
         assert {"conv1d", "conv1d deterministic"} <= set(row["ratios"])
         assert row["best"] not in ("conv1d deterministic", "channels-last throughout")
         assert row["error"] < 1e-5
@@ -137,13 +137,9 @@ def test_ceilings_are_of_the_same_kind_of_numbers() -> None:
     assert ceilings.of(by_name["LM C512 K3 d4 L4096"]) == (9.0, 50.0)
 
 
-def test_problems_have_names_of_their_own_and_known_targets() -> None:
+def test_problems_have_names_of_their_own() -> None:
     names = [problem.name for problem in PROBLEMS]
     assert len(set(names)) == len(names)
     core = [problem.core for problem in PROBLEMS]
     assert core == sorted(core, reverse=True)
-    for problem in PROBLEMS:
-        assert problem.geometry.out_length >= 1
-        assert set(problem.targets) <= set(problem.functions), problem.name
-        for targets in problem.targets.values():
-            assert {target.of for target in targets} <= {"share", "best", "conv1d"}
+    assert all(problem.geometry.out_length >= 1 for problem in PROBLEMS)
