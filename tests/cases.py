@@ -107,6 +107,7 @@ FAST = [
     Case("fast filtering, half a vector a run", 1, 64, 66, 129, 3, 1, 8, 1, (8, 8)),
     Case("fast filtering, runs longer than vectors, cut", 3, 64, 64, 400, 3, 1, 100, 1, (200, 0)),
     Case("fast filtering, one block of tiles", 1, 64, 64, 128, 3, 1, 64, 1, (64, 64)),
+    Case("fast filtering, a short last block", 1, 64, 64, 532, 3, 1, 128, 1, (256, 0)),
     Case("fast filtering, two groups of taps, the last of one", 1, 96, 100, 90, 4, 1, 3, 1, (0, 9)),
     Case("fast filtering, two groups of taps, the last of two", 1, 72, 64, 90, 5, 1, 1, 1, (2, 2)),
     Case("fast filtering, seven taps far apart", 1, 64, 64, 330, 7, 1, 33, 1, (99, 99)),
