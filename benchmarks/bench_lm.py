@@ -31,7 +31,6 @@ from models import (
 from suite import OURS, Case, Contest, Setting, Suite
 from torch import Tensor, nn
 
-from convlm_kernels import sgd_step
 from convlm_kernels.lm import load_words, make_data
 from convlm_kernels.lm.models import loss_of
 
@@ -84,13 +83,8 @@ class Step:
 
 
 def our_step(model: CharModel, split: Split) -> Callable[[Tensor], float]:
-    parameters = list(model.parameters())
-
-    @torch.no_grad()  # as `train` does
     def step(rows: Tensor) -> float:
-        loss = model.training_step(split.x, split.y, rows).item()
-        sgd_step(parameters, LEARNING_RATE)
-        return loss
+        return model.sgd_step(split.x, split.y, LEARNING_RATE, rows).item()
 
     return step
 
