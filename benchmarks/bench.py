@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from ceilings import Ceilings, measure_ceilings
 from environment import enter
-from report import write_report
+from report import update_documents, write_report
 from results import add_runs, machine, results_path
 from suite import FULL, QUICK, SUITES, Found, Row, Setting, Work, limits, run, suite_named
 from tables import print_ceilings, print_rows
@@ -102,14 +102,16 @@ def main(argv: Sequence[str] | None = None, program: str = "bench.py") -> None:
     if not any(found["rows"] for found in runs.values()):
         raise SystemExit("no case of that name: --list --all shows them")
     say(runs)
-    output = args.output
-    if not (output or args.quick or args.only):
-        output = results_path(machine())
-    if output:
-        add_runs(output, runs)
-        print(f"written to {output}")
-        if not args.no_report:
-            print(*write_report(output), sep="\n")
+    stored = results_path(machine())
+    output = args.output or (None if args.quick or args.only else stored)
+    if output is None:
+        return
+    add_runs(output, runs)
+    print(f"written to {output}")
+    if not args.no_report:
+        print(*write_report(output), sep="\n")
+        if output.resolve() == stored:
+            update_documents()
 
 
 def main_of(suite: str) -> None:

@@ -40,6 +40,7 @@ class GpuCeilings(NamedTuple):
         """For a file of results, as those of a CPU."""
         return {
             "threads": 1,
+            "by": "matrix products",
             "fma": {kind: significant(rate) for kind, rate in self.matmul.items()},
             "sgemm": significant(self.matmul["float32"]),
             "copy": significant(self.copy),

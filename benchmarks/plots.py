@@ -5,6 +5,7 @@ Lines and letters are drawn in INK, which `svg_of` turns into the colour of the 
 
 import io
 import re
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -82,12 +83,14 @@ def drawings(runs: Mapping[str, Run]) -> Iterator[Drawing]:
 def of_layers(run: Run) -> Iterator[Drawing]:
     threads = run["rows"][0]["threads"]
     rows = [row for row in run["rows"] if row["threads"] == threads]
+    dtype = statistics.mode(row["dtype"] for row in rows)
     caption = (
-        "Each point is one function of one layer in float32; a line leads down to the best other "
-        "way in torch. The roof is what this machine can do: copying to the left, multiply-adds "
-        "to the right. Points above it skip work (fast filtering)."
+        f"Each point is one function of one layer in {dtype}; a line leads down to the best other "
+        "way in torch. The roof is what this machine can do: copying to the left, arithmetic to "
+        "the right. Points above it skip work (fast filtering) or copy within the caches."
     )
-    yield Drawing("roofline", caption, roofline(rows, run["ceilings"][0]))
+    some = [row for row in rows if row["dtype"] == dtype and row["function"] in FUNCTIONS]
+    yield Drawing("roofline", caption, roofline(some, run["ceilings"][0], dtype))
     for family in dict.fromkeys(row["family"] for row in rows):
         caption = (
             f"How many times faster than the best other way in torch, for {family}, "
@@ -98,17 +101,16 @@ def of_layers(run: Run) -> Iterator[Drawing]:
         yield Drawing(f"layers-{slug(family)}", caption, bars(some))
 
 
-def roofline(rows: Sequence[Row], ceiling: Mapping[str, Any]) -> Any:
-    rows = [row for row in rows if row["dtype"] == "float32" and row["function"] in FUNCTIONS]
+def roofline(rows: Sequence[Row], ceiling: Mapping[str, Any], dtype: str) -> Any:
     figure, axes = plt.subplots(figsize=(WIDTH, 4.6), layout="constrained")
-    peak, copy = ceiling["fma"].get("float32", ceiling["sgemm"]), ceiling["copy"]
+    peak, copy = ceiling["fma"].get(dtype, ceiling["sgemm"]), ceiling["copy"]
     intensities = [row["gflops"] / row["gbytes"] for row in rows]
     low, high = min([*intensities, peak / copy]) / 1.6, max([*intensities, peak / copy]) * 1.6
     ridge = peak / copy
     axes.plot([low, ridge, high], [low * copy, peak, peak], color=INK, linewidth=1.4, zorder=3)
     label = dict(textcoords="offset points", ha="left")
-    axes.annotate(f"multiply-adds, {peak:.0f} GFLOP/s", (ridge, peak), (2, 5), **label)
-    axes.annotate(f"copying, {copy:.0f} GB/s", (low, 3.5 * low * copy), (5, 0), **label)
+    axes.annotate(f"arithmetic, {peak:,.0f} GFLOP/s", (ridge, peak), (2, 5), **label)
+    axes.annotate(f"copying, {copy:,.0f} GB/s", (low, 3.5 * low * copy), (5, 0), **label)
     for row, x in zip(rows, intensities, strict=True):
         if row["ratio"]:
             below = row["gflops"] / row["ratio"][1]

@@ -100,6 +100,12 @@ def plot_of(
     raise SystemExit(f"{document.name}: {file} has no plot {name!r}")
 
 
+def update_documents() -> None:
+    for document in DOCUMENTS:
+        document.write_text(updated(document, write_svg))
+        print(document)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("results", type=Path, nargs="*", metavar="FILE.json", help="(default all)")
@@ -107,9 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for results in args.results or sorted((HERE / "results").glob("*.json")):
         print(*write_report(results), sep="\n")
     if not args.results:
-        for document in DOCUMENTS:
-            document.write_text(updated(document, write_svg))
-            print(document)
+        update_documents()
 
 
 if __name__ == "__main__":

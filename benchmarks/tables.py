@@ -83,10 +83,10 @@ def print_ceilings(run: Run) -> None:
 
 
 def ceilings_in_words(ceiling: Mapping[str, Any]) -> str:
-    fma = ", ".join(f"{dtype} {rate:,.0f}" for dtype, rate in ceiling["fma"].items())
+    rates = ", ".join(f"{dtype} {rate:,.0f}" for dtype, rate in ceiling["fma"].items())
     return (
-        f"multiply-adds {fma} GFLOP/s, sgemm {ceiling['sgemm']:,.0f} GFLOP/s, "
-        f"copy {ceiling['copy']:.1f} GB/s"
+        f"{ceiling.get('by', 'multiply-adds')} {rates} GFLOP/s, "
+        f"sgemm {ceiling['sgemm']:,.0f} GFLOP/s, copy {ceiling['copy']:,.1f} GB/s"
     )
 
 
@@ -132,10 +132,9 @@ def where(runs: Mapping[str, Run]) -> str:
     """The machine in a sentence."""
     run = next(iter(runs.values()))
     machine, ceiling = run["machine"], run["ceilings"][0]
-    return (
-        f"{machine['cpu']}, {machine['isa'].replace('_', ' ')}, torch {machine['torch']}, "
-        f"{ceiling['threads']} thread: {ceilings_in_words(ceiling)}."
-    )
+    name = machine.get("gpu") or f"{machine['cpu']}, {machine['isa'].replace('_', ' ')}"
+    threads = f"{ceiling['threads']} thread" + "s" * (ceiling["threads"] > 1)
+    return f"{name}, torch {machine['torch']}, {threads}: {ceilings_in_words(ceiling)}."
 
 
 TABLES: dict[str, Callable[[Mapping[str, Run]], str]] = {
