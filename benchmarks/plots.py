@@ -93,9 +93,9 @@ def of_layers(run: Run) -> Iterator[Drawing]:
     yield Drawing("roofline", caption, roofline(some, run["ceilings"][0], dtype))
     for family in dict.fromkeys(row["family"] for row in rows):
         caption = (
-            f"How many times faster than the best other way in torch, for {family}, "
-            f"{threads} thread{'s' * (threads > 1)}; the thin line spans the middle half of the "
-            "rounds. Left of 1 torch is faster."
+            f"Layers, {family}: how many times faster than the best other way in torch, with "
+            f"{threads} thread{'s' * (threads > 1)}. The thin line spans the middle half of the "
+            "rounds; left of 1 torch is faster."
         )
         some = [row for row in rows if row["family"] == family and row["ratio"]]
         yield Drawing(f"layers-{slug(family)}", caption, bars(some))
@@ -110,7 +110,7 @@ def roofline(rows: Sequence[Row], ceiling: Mapping[str, Any], dtype: str) -> Any
     axes.plot([low, ridge, high], [low * copy, peak, peak], color=INK, linewidth=1.4, zorder=3)
     label = dict(textcoords="offset points", ha="left")
     axes.annotate(f"arithmetic, {peak:,.0f} GFLOP/s", (ridge, peak), (2, 5), **label)
-    axes.annotate(f"copying, {copy:,.0f} GB/s", (low, 3.5 * low * copy), (5, 0), **label)
+    axes.annotate(f"copying, {copy:,.0f} GB/s", (low, 4.5 * low * copy), (5, 0), **label)
     for row, x in zip(rows, intensities, strict=True):
         if row["ratio"]:
             below = row["gflops"] / row["ratio"][1]
@@ -267,6 +267,11 @@ def slug(text: str) -> str:
 def svg_of(drawing: Drawing) -> str:
     """A figure without a background, its ink in the colour of the text around it."""
     text = io.StringIO()
-    drawing.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    drawing.figure.savefig(
+        text,
+        format="svg",
+        transparent=True,
+        metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+    )
     svg = text.getvalue()
     return svg[svg.index("<svg") :].replace(INK, "currentColor")
