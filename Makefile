@@ -5,6 +5,8 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 WORDS  ?=
+OLD    ?=
+NEW    ?=
 ARGS   ?=
 
 VENV     := .venv
@@ -18,11 +20,11 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help build train test test-models test-triton lint format clean
-.PHONY: asan tsan fuzz bench bench-seed bench-lm bench-generation bench-sweep cuda-resources gpu-check gpu-bench
+.PHONY: asan tsan fuzz bench bench-report bench-compare bench-sweep cuda-resources gpu-check gpu-bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
-	@echo 'Variables: WORDS=file|names (train), ARGS="..." (train, test, bench, gpu-check), PYTHON, TORCH.'
+	@echo 'Variables: WORDS=file|names (train, docs), ARGS="..." (train, test, bench, gpu-check), PYTHON, TORCH.'
 
 build: $(VENV)/.built  ## .venv with torch and the package, compiled in place
 
@@ -58,17 +60,14 @@ format: $(VENV)/.dev  ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CPP_CODE)
 
-bench: $(VENV)/.built  ## time our kernels against every peer in torch, 10 minutes; results in benchmarks/results
-	$(BIN)/python benchmarks/bench_conv1d.py --tuned-allocator --threads 1 2 $(ARGS)
+bench: $(VENV)/.built  ## every benchmark within 10 minutes: figures, plots and a page in benchmarks/results
+	$(BIN)/python benchmarks/bench.py --threads 1 2 $(ARGS)
 
-bench-seed: $(VENV)/.built  ## time the seed's layers and models against torch's
-	$(BIN)/python benchmarks/bench_seed.py $(ARGS)
+bench-report: $(VENV)/.built  ## draw the stored figures again, and write them into README.md and docs
+	$(BIN)/python benchmarks/report.py $(ARGS)
 
-bench-lm: $(VENV)/.built  ## time the seed's language models against the same on torch's layers
-	$(BIN)/python benchmarks/bench_lm.py --tuned-allocator $(ARGS)
-
-bench-generation: $(VENV)/.built  ## time steps and generation against torch's layers with queues, and without
-	$(BIN)/python benchmarks/bench_generation.py $(ARGS)
+bench-compare: $(VENV)/.built  ## what has become slower from OLD=file.json to NEW=file.json
+	$(BIN)/python benchmarks/compare.py '$(OLD)' '$(NEW)' $(ARGS)
 
 bench-sweep: $(VENV)/.built  ## time random shapes against torch's and show the worst
 	$(BIN)/python benchmarks/sweep.py --tuned-allocator $(ARGS)
@@ -79,6 +78,15 @@ cuda-resources: export CONVLM_CUDA_ARCHS = 8.0;9.0a;9.0;9.0+PTX
 cuda-resources: $(VENV)/.built  ## registers and spills of every CUDA kernel, into docs/cuda-resources.md
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	$(BIN)/python tools/cuda_resources.py --write docs/cuda-resources.md
+
+# The one warning that is switched off is about MkDocs' own future. No --quiet: it would hide the
+# others from the strict mode that mkdocs.yml asks for.
+.PHONY: docs
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: export TUTORIAL_WORDS = $(WORDS)
+docs: $(VENV)/.built $(VENV)/.docs  ## the documentation as a site in build/site, its tutorial run
+	$(BIN)/python tools/website/figures.py --check
+	$(BIN)/mkdocs build $(ARGS)
 
 # With the interpreter that PYTHON names and what it has: a machine with a GPU may have no network.
 gpu-check:  ## on a machine with a GPU: build there, test, sanitize and time, in 9 minutes

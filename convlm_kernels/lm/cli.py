@@ -1,4 +1,4 @@
-"""The command line: `convlm train | sample | eval | info`, also `python -m convlm_kernels`."""
+"""`convlm train | sample | eval | info | bench`, also `python -m convlm_kernels`."""
 
 import argparse
 import os
@@ -11,6 +11,7 @@ import torch
 
 from ..backends import BACKENDS
 from .batch import Sampling
+from .bench_command import run_benchmarks
 from .checkpoint import load_checkpoint
 from .data import Alphabet, make_data
 from .generation import Piece, sample_pieces
@@ -41,8 +42,11 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 2 for bad usage or input, 130 when interrupted."""
-    args = make_parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
     try:
+        if arguments[:1] == ["bench"]:  # whose options are its own
+            run_benchmarks(arguments[1:])
+        args = make_parser().parse_args(arguments)
         return args.run(args)
     except (ValueError, OSError, TrainingError) as error:
         if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has had enough
@@ -61,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_machine_options(add(commands))
     info = commands.add_parser("info", help="versions, and which backends run here")
     info.set_defaults(run=lambda args: print_info())
+    commands.add_parser("bench", help="time everything on this machine, from a checkout")
     return parser
 
 
