@@ -47,7 +47,10 @@ def torch_as_it_was() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
-def test_code_runs(page: Path, torch_as_it_was: None) -> None:
+def test_code_runs(
+    page: Path, torch_as_it_was: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # some of it writes
     namespace: dict[str, object] = {}
     text = page.read_text("utf-8")
     for block in _CODE.finditer(text):
