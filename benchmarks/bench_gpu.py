@@ -12,7 +12,7 @@ wrong.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from gpu_ceilings import GpuCeilings, measure_ceilings
+from gpu_generation import generation
 from gpu_models import training_step
 from gpu_problems import PROBLEMS, SEED
 from gpu_providers import own_backends, providers_of
@@ -97,6 +98,9 @@ def rows_of(
     return rows, wrong | failed
 
 
+Measured = tuple[list[dict[str, Any]], list[str], list[str]]  # rows, what is wrong, left out
+
+
 class Run:
     """Rows as long as there is time."""
 
@@ -122,18 +126,27 @@ class Run:
                 kept = self.wrong if name in own else self.left_out
                 kept.append(f"{problem.name}, {function}: {message}")
 
-    def training_step(self) -> None:
+    def model(self, name: str, measured: Callable[[float], Measured]) -> None:
+        """Rows of whole models, from a function of the seconds that it may spend."""
         set_precision("ieee")
         seconds = min(10.0, (self.end - perf_counter()) / 4)
-        own = own_backends(SEED, self.device)
         try:
-            found = training_step(own, self.device, seconds, self.compiled)
+            models, wrong, left_out = measured(seconds)
         except Exception as error:  # the other figures are still worth having
-            self.wrong.append(f"training step: {type(error).__name__}: {str(error)[:200]}")
+            self.wrong.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
         else:
-            self.models, wrong, left_out = found
+            self.models += models
             self.wrong += wrong
             self.left_out += left_out
+
+    def training_step(self) -> None:
+        own = own_backends(SEED, self.device)
+        self.model(
+            "training step", lambda seconds: training_step(own, self.device, seconds, self.compiled)
+        )
+
+    def generation(self) -> None:
+        self.model("generation", lambda seconds: generation(self.device, seconds))
 
     def all(self, problems: Sequence[Problem], ceilings: GpuCeilings) -> Iterator[None]:
         """Yields after each problem: what there is then is worth keeping."""
@@ -218,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         described = {"machine": machine_of(device), "ceilings": ceilings.rounded()}
         if not args.only:
             run.training_step()
+            run.generation()
         for _ in run.all(problems, ceilings):
             write(args.output, described, run)
     write(args.output, described, run)

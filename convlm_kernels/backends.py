@@ -56,6 +56,17 @@ def can_run_cuda(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.dev
     return _gpu_reason(device) or _dtype_reason(dtype)
 
 
+def can_run_steps(device: torch.device) -> str | None:
+    """The kernels of a step: on the CPU, and on GPUs from compute capability 8.0 on."""
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"the kernels of a step run on the CPU and on CUDA devices, not on {device.type}"
+    if not _BUILT_WITH_CUDA:
+        return "this build has no CUDA kernels"
+    return _gpu_reason(device)
+
+
 def _triton() -> tuple[str | None, bool]:
     """Imports the Triton kernels: why that cannot be, and whether the interpreter runs them."""
     try:

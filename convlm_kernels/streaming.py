@@ -125,7 +125,9 @@ class Streaming(Streamed):
         reading its weights.
 
         Raises:
-            RuntimeError: sizes or dtypes that do not fit; a device other than the CPU.
+            RuntimeError: sizes or dtypes that do not fit; a device without kernels for it, or, on a
+                GPU, more than 56 layers; on a GPU while a graph is captured, weights that have yet
+                to be packed.
             ValueError: as for :meth:`init_state`.
         """
         return self.stream_network().step(x, state, weight_dtype)

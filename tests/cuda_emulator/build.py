@@ -15,7 +15,7 @@ from types import ModuleType
 
 import torch
 
-from convlm_kernels import ops
+from convlm_kernels import ops, step_ops
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -91,6 +91,7 @@ def forced(kernel: str) -> Iterator[None]:
 def operators() -> tuple[object, object, object]:
     """forward, grad_input and grad_weight on the emulator, called like those of ``ops``."""
     native = (ops.forward, ops.grad_input, ops.grad_weight, ops.forward_with_state)
+    native += (step_ops.step, step_ops.generate)
     definitions = torch.library.Library("convlm_emulated", "DEF")
     for operator in native:
         definitions.define(str(operator._schema).removeprefix("convlm::"))
@@ -106,6 +107,13 @@ def forward_with_state() -> object:
     """The operator on the emulator, called like that of ``ops``."""
     operators()
     return torch.ops.convlm_emulated.forward_with_state.default
+
+
+def step_operators() -> tuple[object, object]:
+    """step and generate on the emulator, called like those of ``step_ops``."""
+    operators()
+    emulated = torch.ops.convlm_emulated
+    return emulated.step.default, emulated.generate.default
 
 
 def run_sanitized(test_file: str, names: str) -> None:

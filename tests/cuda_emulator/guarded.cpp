@@ -78,6 +78,12 @@ void GuardedCall::output(const char* name, void*& data, int64_t elements) {
   data = operands.back().copy->data();
 }
 
+void GuardedCall::state(const char* name, void*& data, int64_t elements) {
+  const void* before = data;
+  output(name, data, elements);
+  if (data != nullptr) std::memcpy(data, before, elements * item);
+}
+
 void GuardedCall::finish() {
   for (const Operand& o : operands)
     if (o.output) std::memcpy(o.output, o.copy->data(), o.copy->size());

@@ -42,6 +42,9 @@ class GuardedCall {
   // `data` then points to as many elements that nothing wrote yet; null stays so.
   void output(const char* name, void*& data, int64_t elements);
 
+  // `data` then points to a copy that the kernel reads and writes; null stays so.
+  void state(const char* name, void*& data, int64_t elements);
+
   // Hands the outputs over. Throws std::runtime_error where an element of one was never written,
   // an input was changed, or anything outside a buffer was.
   void finish();
