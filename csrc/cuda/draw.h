@@ -37,15 +37,6 @@ __device__ Likeliest<C> likeliest(const C* logits, int count, int lane) {
   return best;
 }
 
-// The sum of term(i) for all i below `count`.
-template <class Term>
-__device__ double sum_over(int count, int lane, const Term& term) {
-  double sum = 0;
-  for (int i = lane; i < count; i += kLanes) sum += term(i);
-  for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += exchange(sum, mask);
-  return sum;
-}
-
 // The largest key of so many bits that passes. Whatever is below one that passes must pass, too; 0
 // is not asked about.
 template <class Key, class Passes>
@@ -73,7 +64,7 @@ struct FirstTokens {
   double sum;  // of the likelihoods
 };
 
-// Tokens in descending order of their likelihood.
+// Tokens with their likelihoods. Those of a higher key come first, equals in ascending order.
 template <class C>
 struct Descending {
   const C* likelihoods;
@@ -81,14 +72,18 @@ struct Descending {
   using Key = decltype(key_of(C(0)));
   static constexpr int kBits = 8 * sizeof(C) - 1;
 
-  __device__ double sum_from(Key key) const {
-    return sum_over(count, lane, [&](int i) {
-      return key_of(likelihoods[i]) >= key ? static_cast<double>(likelihoods[i]) : 0.0;
-    });
+  // Of the first `tokens`, those with keys from `least` to `most`: their likelihoods, or how many.
+  __device__ __noinline__ double sum(Key least, Key most, int tokens, bool counts) const {
+    double sum = 0;
+    for (int i = lane; i < tokens; i += kLanes) {
+      const Key key = key_of(likelihoods[i]);
+      if (least <= key && key <= most) sum += counts ? 1.0 : static_cast<double>(likelihoods[i]);
+    }
+    for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += exchange(sum, mask);
+    return sum;
   }
-  __device__ double count_from(Key key) const {
-    return sum_over(count, lane, [&](int i) { return key_of(likelihoods[i]) >= key ? 1.0 : 0.0; });
-  }
+  __device__ double sum_from(Key key) const { return sum(key, ~Key(0), count, false); }
+  __device__ double count_from(Key key) const { return sum(key, ~Key(0), count, true); }
 
   // All that can be drawn.
   __device__ FirstTokens<Key> all() const {
@@ -108,8 +103,9 @@ struct Descending {
     if (last < most.last) return most;
     const double above = sum_from(last + 1);
     const double wanted = std::ceil((enough - above) / likelihood_of(last));
-    const double equals = last == most.last && wanted > most.equals ? most.equals : wanted;
-    return {last, equals < 1 ? 1 : equals, above + (equals < 1 ? 1 : equals) * likelihood_of(last)};
+    double equals = last == most.last && wanted > most.equals ? most.equals : wanted;
+    if (equals < 1) equals = 1;
+    return {last, equals, above + equals * likelihood_of(last)};
   }
 
   // The first of these at which the sum passes `target`, or the last.
@@ -117,25 +113,19 @@ struct Descending {
     Key key = largest_key<Key>(kBits, [&](Key k) { return sum_from(k) > target; });
     if (key < most.last) key = most.last;
     const double equals = key == most.last ? most.equals : count_from(key) - count_from(key + 1);
-    double number = 1 + std::floor((target - sum_from(key + 1)) / likelihood_of(key));
-    if (!(number <= equals)) number = equals;
-    return first_past(number < 1 ? 0 : number - 1,
-                      [&](int i) { return key_of(likelihoods[i]) == key ? 1.0 : 0.0; });
+    const double before = std::floor((target - sum_from(key + 1)) / likelihood_of(key));
+    const double earlier = before < equals ? before : equals - 1;
+    return first_past(earlier < 0 ? 0 : earlier, key, key, true);
   }
 
-  // The first token, in ascending order, at which the sum of the terms passes `target`; the last
-  // one where none does.
-  template <class Term>
-  __device__ int first_past(double target, const Term& term) const {
+  // In ascending order, the first token at which the sum passes `target`.
+  __device__ int first_past(double target, Key least, Key most, bool counts) const {
     int bits = 0;
     while (count >> bits > 0) ++bits;
     const uint32_t last = static_cast<uint32_t>(count - 1);
-    const auto sum_up_to = [&](uint32_t token) {
-      return sum_over(count, lane,
-                      [&](int i) { return static_cast<uint32_t>(i) <= token ? term(i) : 0.0; });
-    };
     return static_cast<int>(last - largest_key<uint32_t>(bits, [&](uint32_t key) {
-                              return key <= last && sum_up_to(last - key) > target;
+                              const int tokens = static_cast<int>(last - key) + 1;
+                              return key <= last && sum(least, most, tokens, counts) > target;
                             }));
   }
 };
@@ -163,7 +153,7 @@ __device__ __noinline__ int draw(C* logits, int count, const GenerateArguments& 
   constexpr double kBelowOne = 1 - 0x1p-53;
   const double target = (uniform < kBelowOne ? uniform : kBelowOne) * kept.sum;
   if (!all) return tokens.passing(target, kept);
-  return tokens.first_past(target, [&](int i) { return static_cast<double>(logits[i]); });
+  return tokens.first_past(target, 0, ~typename Descending<C>::Key(0), false);
 }
 
 }  // namespace convlm::cuda

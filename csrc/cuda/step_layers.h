@@ -139,13 +139,14 @@ struct StepBlock {
 
   // ---- behind the products of a layer ----
 
-  // The ring gets the newest input, in place of the oldest.
+  // The ring gets the newest input, in place of the oldest. By the last threads: the first ones
+  // have results to finish.
   __device__ void keep_input(int l) const {
     const PlannedLayer& layer = p.layers[l];
     const StepSample& sample = samples[my_sample()];
     if (!sample.running || layer.slots() == 0) return;
     S* kept = ring(layer, sample) + slots[my_sample() * layers() + l] * layer.in_channels();
-    for (int c = my_channel(); c < layer.in_channels(); c += kSampleThreads)
+    for (int c = kSampleThreads - 1 - my_channel(); c < layer.in_channels(); c += kSampleThreads)
       kept[c] = from_compute<S>(newest(layer, c));
   }
 

@@ -1,7 +1,8 @@
 // The products of a step: windows of past inputs with packed weights, which a block reads from
-// front to back. A thread has a quad of outputs and a slice of the rows that they sum over. It is
-// always kAhead rows ahead of what it multiplies, also across layers: weights do not depend on what
-// is being computed, so their way from the cache hides behind the sums of the layer before.
+// front to back. A thread has a quad of outputs and a slice of the rows that they sum over. As soon
+// as it has multiplied a row it asks for the one kAhead rows further on, also across layers:
+// weights do not depend on what is being computed, so those of a layer arrive while the one before
+// is finished.
 #pragma once
 #include <type_traits>
 
@@ -15,12 +16,22 @@ constexpr int kAhead = 8;  // rows: 32 KB of a block under way
 template <class Weight>
 constexpr int kRowSteps = std::is_same_v<Weight, bfloat16> ? 2 : 1;
 
-// The weights of a quad's outputs in one row: [output][step of the row].
+// The weights of a quad's outputs in one row: [output][step of the row]. Those of 16 bits stay two
+// to a register until they are multiplied.
 template <class Weight>
 constexpr int kQuadWeights = kQuad * kRowSteps<Weight>;
 template <class Weight>
 struct alignas(kQuadWeights<Weight> * sizeof(Weight) < 16 ? 8 : 16) QuadWeights {
-  Weight lanes[kQuadWeights<Weight>];
+  static constexpr bool kPairs = sizeof(Weight) == 2;
+  using Word = std::conditional_t<kPairs, uint32_t, Weight>;
+  Word words[kQuadWeights<Weight> * sizeof(Weight) / sizeof(Word)];
+
+  __device__ __forceinline__ Compute<Weight> lane(int i) const {
+    if constexpr (kPairs)
+      return to_compute(Weight{static_cast<uint16_t>(words[i / 2] >> 16 * (i % 2))});
+    else
+      return words[i];
+  }
 };
 
 template <class Weight>
@@ -64,21 +75,37 @@ inline __device__ StepPart part_of(const PlannedLayer& layer, int item, int row_
 // The weights of a thread, in the order in which it multiplies them.
 template <class Weight>
 struct WeightReader {
-  const Weight* weights;  // of the network
-  const Weight* first;    // of the part
-  StepPart part;
-  QuadWeights<Weight> ahead[kAhead];
+  struct Source {
+    const Weight* first;
+    StepPart part;
 
-  __device__ __forceinline__ void turn_to(const PlannedLayer& layer, int item, bool like_the_last) {
-    if (!like_the_last) part = part_of(layer, item, kRowSteps<Weight>);
-    first = weights + layer.weight + part.weight;
-    load_from(0);
+    __device__ __forceinline__ QuadWeights<Weight> row(int r) const {
+      return load_quad(first + r * part.weight_stride);
+    }
+  };
+
+  const Weight* weights;  // of the network
+  Source now, next;
+  QuadWeights<Weight> ahead[kAhead];  // row r is number r % kAhead
+
+  __device__ __forceinline__ void start(const PlannedLayer& layer, int item) {
+    look_ahead(layer, item, false);
+    load_next();
+    now = next;
   }
 
-  __device__ __forceinline__ void load_from(int row) {
+  // What comes behind the part that is being multiplied.
+  __device__ __forceinline__ void look_ahead(const PlannedLayer& layer, int item,
+                                             bool like_the_last) {
+    next.part = like_the_last ? now.part : part_of(layer, item, kRowSteps<Weight>);
+    next.first = weights + layer.weight + next.part.weight;
+  }
+  __device__ __forceinline__ void look_at_nothing() { next.part = {}; }
+
+  __device__ __forceinline__ void load_next() {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i)
-      if (row + i < part.rows) ahead[i] = load_quad(first + (row + i) * part.weight_stride);
+      if (i < next.part.rows) ahead[i] = next.row(i);
   }
 };
 
@@ -92,27 +119,34 @@ __device__ __forceinline__ void add_row(const QuadWeights<Weight>& weights, cons
       const C value = window[i * sample_stride + step];
 #pragma unroll
       for (int j = 0; j < kQuad; ++j)
-        sums[i][j] += to_compute(weights.lanes[j * kRowSteps<Weight> + step]) * value;
+        sums[i][j] += weights.lane(j * kRowSteps<Weight> + step) * value;
     }
 }
 
-// Adds up the reader's part; `window` is that of the layer, of the first sample.
+// Adds up the part that the reader has now; `window` is that of the layer, of the first sample.
+// Then the reader has the next one.
 template <class C, class Weight, int SAMPLES>
 __device__ __forceinline__ void multiply_part(WeightReader<Weight>& reader, const C* window,
                                               int sample_stride, C (&sums)[SAMPLES][kQuad]) {
-  const StepPart& part = reader.part;
+  const StepPart& part = reader.now.part;
   window += part.window;
-  for (int row = 0; row < part.rows; row += kAhead) {
-    QuadWeights<Weight> now[kAhead];
+  int row = 0;
+  for (; row + kAhead < part.rows; row += kAhead)
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) now[i] = reader.ahead[i];
-    reader.load_from(row + kAhead);
+    for (int i = 0; i < kAhead; ++i) {
+      add_row<C, Weight, SAMPLES>(reader.ahead[i], window, sample_stride, sums);
+      window += part.window_stride;
+      if (row + kAhead + i < part.rows) reader.ahead[i] = reader.now.row(row + kAhead + i);
+    }
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i)
-      if (row + i < part.rows)
-        add_row<C, Weight, SAMPLES>(now[i], window + (row + i) * part.window_stride, sample_stride,
-                                    sums);
+  for (int i = 0; i < kAhead; ++i) {
+    if (row + i < part.rows) {
+      add_row<C, Weight, SAMPLES>(reader.ahead[i], window, sample_stride, sums);
+      window += part.window_stride;
+    }
+    if (i < reader.next.part.rows) reader.ahead[i] = reader.next.row(i);
   }
+  reader.now = reader.next;
 }
 
 }  // namespace convlm::cuda

@@ -113,18 +113,28 @@ def test_many_layers() -> None:
         stack.step(x[:, :, 0], stack.init_state())
 
 
-ARRANGED = {"gates and residuals": torch.float32, "no padding": torch.float64}
-
-
-@parametrize("name", ARRANGED)
-def test_same_bits_in_any_batch_and_wherever_the_memory_is(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype", "weight_dtype"),
+    [
+        ("no padding", torch.float64, None),
+        *(("gates and residuals", dtype, None) for dtype in DTYPES if dtype != torch.float64),
+        ("gates and residuals", torch.float32, torch.bfloat16),
+    ],
+)
+def test_same_bits_in_any_batch_and_wherever_the_memory_is(
+    name: str, dtype: torch.dtype, weight_dtype: torch.dtype | None
+) -> None:
     """Alone in a block, four in one, and in a workspace."""
-    stack, _ = stack_and_input(name, ARRANGED[name])
-    x = random(131, 3, 3, dtype=ARRANGED[name])
-    expected = torch.cat([run_steps(stack, row[None], stack.init_state()) for row in x[-9:]])
-    together = run_steps(stack, x, stack.init_state(131))
+    stack, _ = stack_and_input(name, dtype)
+    x = random(131, 3, 3, dtype=dtype)
+
+    def run(x: Tensor) -> Tensor:
+        return run_steps(stack, x, stack.init_state(len(x)), weight_dtype=weight_dtype)
+
+    expected = torch.cat([run(row[None]) for row in x[-9:]])
+    together = run(x)
     with shared_bytes(0):
-        in_workspace = run_steps(stack, x, stack.init_state(131))
+        in_workspace = run(x)
     assert torch.equal(together.nan_to_num(7), in_workspace.nan_to_num(7))
     assert torch.equal(together[-9:].nan_to_num(7), expected.nan_to_num(7))
 
