@@ -23,6 +23,7 @@ from .embedding import (
 )
 from .geometry import Padding
 from .lookup import Window
+from .optim import mark_changed
 
 
 def embedding_conv1d_cross_entropy(
@@ -94,15 +95,46 @@ def loss_with_gradients(
     None all of them; the other arguments and errors are those of
     :func:`embedding_conv1d_cross_entropy`. None where the loss does not come with its gradients.
     """
-    window = (1, 0, 0, 1)
-    batch = (tokens if rows is None else rows).shape[0]
-    if not _is_fused(tokens, embedding, weight, window, backend, batch):
+    if not _steps_fused(tokens, rows, embedding, weight, backend):
         return None
     operands = tokens, target, rows, embedding, weight, bias
     if torch.is_grad_enabled():
         with torch.no_grad():
-            return lookup_ops.cross_entropy(*operands, *window)
-    return lookup_ops.cross_entropy(*operands, *window)
+            return lookup_ops.cross_entropy(*operands, *_STEP_WINDOW)
+    return lookup_ops.cross_entropy(*operands, *_STEP_WINDOW)
+
+
+def sgd_step_of_loss(
+    tokens: Tensor,
+    target: Tensor,
+    rows: Tensor | None,
+    embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lr: float,
+    *,
+    backend: str = "auto",
+) -> Tensor | None:
+    """The mean cross-entropy, of which embedding, weight and bias take a step of gradient descent.
+
+    In place, unless the loss is not finite; to be called without gradients. The arguments, the
+    errors and None are as of :func:`loss_with_gradients`.
+    """
+    if not _steps_fused(tokens, rows, embedding, weight, backend):
+        return None
+    loss = lookup_ops.sgd_(tokens, target, rows, embedding, weight, bias, *_STEP_WINDOW, lr)
+    mark_changed([embedding, weight] if bias is None else [embedding, weight, bias])
+    return loss
+
+
+_STEP_WINDOW = (1, 0, 0, 1)
+
+
+def _steps_fused(
+    tokens: Tensor, rows: Tensor | None, embedding: Tensor, weight: Tensor, backend: str
+) -> bool:
+    batch = (tokens if rows is None else rows).shape[0]
+    return _is_fused(tokens, embedding, weight, _STEP_WINDOW, backend, batch)
 
 
 def _is_fused(

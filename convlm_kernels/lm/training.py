@@ -8,7 +8,6 @@ from time import perf_counter
 import torch
 from tqdm import tqdm
 
-from ..optim import sgd_step
 from .data import Split, real_predictions
 from .models import CharModel
 
@@ -52,7 +51,6 @@ class Progress:
         return len(self.losses)
 
 
-@torch.no_grad()  # a step knows itself when it needs autograd
 def train(
     model: CharModel,
     split: Split,
@@ -64,7 +62,6 @@ def train(
 
     Raises TrainingError, with the weights as they were, at the first loss that is not finite.
     """
-    parameters = list(model.parameters())
     model.train()
     first, begin = progress.step, perf_counter()
     with tqdm(total=schedule.steps, initial=first, disable=None) as bar:
@@ -72,14 +69,13 @@ def train(
             rows = torch.randint(
                 len(split.x), (schedule.batch_size,), generator=progress.generator
             ).to(split.x.device)
-            loss = model.training_step(split.x, split.y, rows).item()
+            lr = schedule.lr_at(progress.step)
+            loss = model.sgd_step(split.x, split.y, lr, rows).item()
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss became {loss} at step {progress.step}; "
                     "a lower learning rate or another dtype may help"
                 )
-            sgd_step(parameters, schedule.lr_at(progress.step))
-
             progress.losses.append(loss)
             bar.update()
             if progress.step % BAR_EVERY == 0:

@@ -10,6 +10,7 @@
 #include "cpu/kernels.h"
 #include "cpu/links.h"
 #include "cpu/mean.h"
+#include "cpu/sgd.h"
 #include "cpu/tokens.h"
 #include "stack_checks.h"
 
@@ -32,15 +33,16 @@ int64_t row_bytes(int64_t channels, const Tensor& t) {
 // A call of a stack operator: its checked arguments, linked.
 class StackCall {
  public:
+  // `rows` names the rows of tokens and target that are the batch, as a list; without it, all are.
   StackCall(const char* function, const Tensor& x, const OptionalTensor& tokens,
             const Tensors& weights, const Tensors& biases, const StackSettings& settings,
-            bool share, bool in_groups)
+            bool share, bool in_groups, const OptionalTensor& rows = std::nullopt)
       : checks_(function, weights, biases, settings) {
     arguments_.dtype = dtype_of(x);
     arguments_.input = operand(x);
     arguments_.input_is_rows = tokens.has_value();
     if (tokens)
-      check_tokens(function, x, *tokens);
+      check_tokens(function, x, *tokens, rows);
     else
       check_x(function, x);
     arguments_.layers = checks_.layers_.data();
@@ -78,13 +80,13 @@ class StackCall {
     return results;
   }
 
-  void take_target(const char* function, const Tensor& target) {
+  void take_target(const char* function, const Tensor& tokens, const Tensor& target) {
     check_indices(function, "target", target, "(batch, out_length)");
-    STD_TORCH_CHECK(target.size(0) == arguments_.batch && target.size(1) == arguments_.out_length,
-                    function, ": target must have the shape (", arguments_.batch, ", ",
+    STD_TORCH_CHECK(target.size(0) == tokens.size(0) && target.size(1) == arguments_.out_length,
+                    function, ": target must have the shape (", tokens.size(0), ", ",
                     arguments_.out_length, "), got ", shape_of(target));
     arguments_.target = read_tokens(function, "target", target, "out_channels",
-                                    last().out_channels(), Slot::target);
+                                    last().out_channels(), Slot::target, selected());
   }
 
   // In bytes, and the same whether rows are shared or not: what is shared needs less.
@@ -123,17 +125,25 @@ class StackCall {
     checks_.layers("x", x, x.size(1), x.size(2));
   }
 
-  void check_tokens(const char* function, const Tensor& embedding, const Tensor& tokens) {
+  void check_tokens(const char* function, const Tensor& embedding, const Tensor& tokens,
+                    const OptionalTensor& rows) {
     STD_TORCH_CHECK(embedding.dim() == 2, function,
                     ": x, the embedding of the tokens, must have the two dimensions (vocab, "
                     "channels), got shape ",
                     shape_of(embedding));
     check_indices(function, "tokens", tokens, "(batch, length)");
-    arguments_.batch = tokens.size(0);
+    if (rows) {
+      check_rows(function, *rows, tokens);
+      selection_ = select_rows(function, tokens, *rows);
+    }
+    arguments_.batch = selection_ ? selection_->count : tokens.size(0);
     arguments_.length = tokens.size(1);
     checks_.layers("x", embedding, embedding.size(1), tokens.size(1));
-    tokens_ = read_tokens(function, "tokens", tokens, "vocab", embedding.size(0), Slot::tokens);
+    tokens_ = read_tokens(function, "tokens", tokens, "vocab", embedding.size(0), Slot::tokens,
+                          selected());
   }
+
+  const Selection* selected() const { return selection_ ? &*selection_ : nullptr; }
 
   int64_t samples_of_group(const Tensor& x) const {
     int64_t bytes = 0;
@@ -161,6 +171,7 @@ class StackCall {
   }
 
   StackChecks checks_;
+  std::optional<Selection> selection_;
   const int64_t* tokens_ = nullptr;
   StackArguments arguments_{};
 };
@@ -221,14 +232,35 @@ Tensors stack_backward(const Tensor& grad_output, const Tensor& saved, const Ten
 
 // A call whose result is compared with a target.
 StackCall loss_call(const char* function, const Tensor& x, const Tensor& tokens,
-                    const Tensor& target, const Tensors& weights, const Tensors& biases,
-                    const StackSettings& settings, bool share, bool in_groups) {
-  StackCall call(function, x, tokens, weights, biases, settings, share, in_groups);
+                    const Tensor& target, const OptionalTensor& rows, const Tensors& weights,
+                    const Tensors& biases, const StackSettings& settings, bool share,
+                    bool in_groups) {
+  StackCall call(function, x, tokens, weights, biases, settings, share, in_groups, rows);
   STD_TORCH_CHECK(dtype_of(x) == ScalarType::float32 || dtype_of(x) == ScalarType::float64,
                   function, ": x must be float32 or float64, got ",
                   torch::headeronly::toString(x.scalar_type()));
-  call.take_target(function, target);
+  call.take_target(function, tokens, target);
   return call;
+}
+
+std::tuple<Tensor, Tensors> loss_with_gradients(const char* function, const Tensor& x,
+                                                const Tensor& tokens, const Tensor& target,
+                                                const OptionalTensor& rows, const Tensors& weights,
+                                                const Tensors& biases,
+                                                const StackSettings& settings, bool share) {
+  StackCall call =
+      loss_call(function, x, tokens, target, rows, weights, biases, settings, share, false);
+  StackArguments& a = call.arguments();
+  const int64_t positions = a.batch * a.out_length;
+  Tensor loss = torch::stable::new_empty(x, {});
+  Tensors results = call.allocate_gradients(x, weights, biases, true);
+  a.losses = scratch(Slot::losses, positions * x.element_size());
+  if (a.batch > 0)
+    kernels().stack_loss(a);
+  else
+    for (Tensor& result : results) clear(result);
+  put_mean(a.dtype, a.losses, positions, loss);
+  return {loss, results};
 }
 
 std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& tokens,
@@ -238,19 +270,24 @@ std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& t
                                                 std::vector<std::string> activations,
                                                 std::vector<int64_t> residuals, bool share) {
   const StackSettings settings = settings_of(dilations, pads, activations, residuals);
-  StackCall call =
-      loss_call("stack_cross_entropy", x, tokens, target, weights, biases, settings, share, false);
-  StackArguments& a = call.arguments();
-  Tensor loss = torch::stable::new_empty(x, {});
-  Tensors results = call.allocate_gradients(x, weights, biases, true);
-  a.losses = scratch(Slot::losses, target.numel() * x.element_size());
-  if (a.batch > 0)
-    kernels().stack_loss(a);
-  else
-    for (Tensor& result : results) clear(result);
-  const bool is_double = a.dtype == ScalarType::float64;
-  (is_double ? mean<double> : mean<float>)(a.losses, target.numel(), loss.mutable_data_ptr());
-  return {loss, results};
+  return loss_with_gradients("stack_cross_entropy", x, tokens, target, std::nullopt, weights,
+                             biases, settings, share);
+}
+
+Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
+                 const OptionalTensor& rows, Tensors weights, Tensors biases,
+                 std::vector<int64_t> dilations, std::vector<int64_t> pads,
+                 std::vector<std::string> activations, std::vector<int64_t> residuals, bool share,
+                 double lr) {
+  const StackSettings settings = settings_of(dilations, pads, activations, residuals);
+  const auto [loss, gradients] =
+      loss_with_gradients("stack_sgd_", x, tokens, target, rows, weights, biases, settings, share);
+  if (!is_finite(loss)) return loss;
+  Tensors parameters{x};
+  parameters.insert(parameters.end(), weights.begin(), weights.end());
+  parameters.insert(parameters.end(), biases.begin(), biases.end());
+  step_parameters(parameters, gradients, lr);
+  return loss;
 }
 
 Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target, Tensors weights,
@@ -258,8 +295,8 @@ Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target,
                     std::vector<std::string> activations, std::vector<int64_t> residuals,
                     bool share) {
   const StackSettings settings = settings_of(dilations, pads, activations, residuals);
-  StackCall call =
-      loss_call("stack_losses", x, tokens, target, weights, biases, settings, share, true);
+  StackCall call = loss_call("stack_losses", x, tokens, target, std::nullopt, weights, biases,
+                             settings, share, true);
   StackArguments& a = call.arguments();
   Tensor losses = torch::stable::new_empty(x, {a.batch, a.out_length});
   a.losses = losses.mutable_data_ptr();
@@ -286,6 +323,7 @@ STABLE_TORCH_LIBRARY_IMPL(convlm, CPU, m) {
   m.impl("stack_forward", TORCH_BOX(&stack_forward));
   m.impl("stack_backward", TORCH_BOX(&stack_backward));
   m.impl("stack_cross_entropy", TORCH_BOX(&stack_cross_entropy));
+  m.impl("stack_sgd_", TORCH_BOX(&stack_sgd));
   m.impl("stack_losses", TORCH_BOX(&stack_losses));
   m.impl("stack_rows", TORCH_BOX(&stack_rows));
 }
