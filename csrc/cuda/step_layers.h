@@ -21,7 +21,7 @@ __device__ inline uint64_t remainder_of(uint64_t a, uint64_t b) {
 }
 
 // Where a block keeps what StepMemory counts. The windows of all layers lie side by side, so that
-// one wait fetches the past of the whole network, and a layer's results go where the next one
+// the past of the whole network is fetched at once, and a layer's results go where the next one
 // reads.
 template <class S, int SAMPLES>
 struct StepBlock {

@@ -163,7 +163,7 @@ inline StepProblem planned(const GenerateArguments& a, int samples) {
   return p;
 }
 
-// In step.cu.
+// In step_kernel.h.
 template <class S, class Weight>
 cudaError_t launch_step(const StepProblem& p, const StepArrangement& how, cudaStream_t stream);
 
