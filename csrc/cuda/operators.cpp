@@ -6,18 +6,11 @@
 
 #include <tuple>
 
+#include "cuda/current.h"
 #include "cuda/functions.h"
-#include "cuda/stream.h"
 
 namespace convlm::cuda {
 namespace {
-
-Capability capability_of(const char* function, int32_t device) {
-  int major = 0, minor = 0;
-  check(function, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  check(function, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  return 10 * major + minor;
-}
 
 // The workspace is torch's: its allocator knows of streams and of graphs that are being captured.
 template <class Arguments>

@@ -3,8 +3,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include "cuda/current.h"
 #include "cuda/step_call.h"
-#include "cuda/stream.h"
 
 namespace convlm::cuda {
 namespace {

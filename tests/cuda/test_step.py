@@ -23,7 +23,7 @@ from test_streaming import (
 from tolerances import exact_forward
 from torch import Tensor
 
-from build import library, run_sanitized, step_operators
+from build import emulated, library, run_sanitized
 from convlm_kernels import CausalConv1d, DilatedStack, StackLayer, step_ops
 from convlm_kernels.autograd import ACTIVATIONS
 from convlm_kernels.lm import CNN, Batch, DilatedCNN, Sampling
@@ -36,10 +36,9 @@ NATIVE = step_ops.step, step_ops.generate
 
 
 @pytest.fixture(autouse=True)
-def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    step, generate = step_operators()
-    monkeypatch.setattr(step_ops, "step", step)
-    monkeypatch.setattr(step_ops, "generate", generate)
+def on_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_ops, "step", emulated("step"))
+    monkeypatch.setattr(step_ops, "generate", emulated("generate"))
 
 
 @contextmanager
@@ -161,11 +160,7 @@ def test_weights_of_bfloat16_are_the_rounded_ones(case: Case) -> None:
 # ---- states ----
 
 
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_ops, "step", NATIVE[0])
-
-
-def test_a_state_moves_between_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_moves_between_devices() -> None:
     """Samples at different positions go on where the CPU stopped, and the CPU where they do."""
     stack, x = stack_and_input("gates and residuals")
     state = StreamState.join(stack.init_state(2), stack.init_state(1))
@@ -356,7 +351,7 @@ def test_neither_batch_nor_memory_change_a_token() -> None:
         assert generated(step_ops.generate, model, **settings)[0].equal(tokens)
 
 
-def test_requests_that_join_and_leave() -> None:
+def test_requests_that_join_and_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of()
 
     def run() -> list:
@@ -369,7 +364,7 @@ def test_requests_that_join_and_leave() -> None:
         return events
 
     own = run()
-    step_ops.generate = NATIVE[1]
+    monkeypatch.setattr(step_ops, "generate", NATIVE[1])
     assert own == run()
 
 

@@ -90,8 +90,10 @@ def forced(kernel: str) -> Iterator[None]:
 @functools.cache
 def operators() -> tuple[object, object, object]:
     """forward, grad_input and grad_weight on the emulator, called like those of ``ops``."""
-    native = (ops.forward, ops.grad_input, ops.grad_weight, ops.forward_with_state)
-    native += (step_ops.step, step_ops.generate)
+    native = (
+        *(ops.forward, ops.grad_input, ops.grad_weight, ops.forward_with_state),
+        *(step_ops.step, step_ops.generate),
+    )
     definitions = torch.library.Library("convlm_emulated", "DEF")
     for operator in native:
         definitions.define(str(operator._schema).removeprefix("convlm::"))
@@ -103,17 +105,10 @@ def operators() -> tuple[object, object, object]:
     )
 
 
-def forward_with_state() -> object:
-    """The operator on the emulator, called like that of ``ops``."""
+def emulated(name: str) -> object:
+    """An operator on the emulator, called like the native one of that name."""
     operators()
-    return torch.ops.convlm_emulated.forward_with_state.default
-
-
-def step_operators() -> tuple[object, object]:
-    """step and generate on the emulator, called like those of ``step_ops``."""
-    operators()
-    emulated = torch.ops.convlm_emulated
-    return emulated.step.default, emulated.generate.default
+    return getattr(torch.ops.convlm_emulated, name).default
 
 
 def run_sanitized(test_file: str, names: str) -> None:

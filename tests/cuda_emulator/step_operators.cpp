@@ -37,9 +37,9 @@ class GuardedStep {
     words.input("tokens", a.tokens, a.batch);
     input(packed, "weights", a.weights, weight_size);
     input(sums, "biases", a.biases, bias_size);
-    numbers.state("rings", a.rings, a.batch * a.ring_row);
+    numbers.updated("rings", a.rings, a.batch * a.ring_row);
     numbers.output("y", a.y, a.batch * a.layers[a.layer_count - 1].results());
-    state(words, "position", a.position, a.batch);
+    updated(words, "position", a.position, a.batch);
     input(sums, "logit_bias", generation.logit_bias, generation.vocab);
     input(words, "uniform", generation.uniform, a.batch * generation.steps);
     void* generated = generation.generated;
@@ -58,9 +58,10 @@ class GuardedStep {
     call.input(name, tensor, count);
     data = static_cast<const T*>(tensor.data);
   }
-  static void state(emulator::GuardedCall& call, const char* name, int64_t*& data, int64_t count) {
+  static void updated(emulator::GuardedCall& call, const char* name, int64_t*& data,
+                      int64_t count) {
     void* copy = data;
-    call.state(name, copy, count);
+    call.updated(name, copy, count);
     data = static_cast<int64_t*>(copy);
   }
 

@@ -1,9 +1,10 @@
-// What the operators on CUDA tensors share: torch's current stream, and errors of CUDA.
+// Where an operator runs: torch's current stream, on the device of its tensors.
 #pragma once
-#include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
+
+#include "cuda/runtime.h"
+#include "cuda/select.h"
 
 // It is in the part of torch that a CPU build lacks: a weak reference lets this library load there.
 #pragma weak aoti_torch_get_current_cuda_stream
@@ -20,6 +21,13 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& t) {
 
 inline void check(const char* function, cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, function, ": CUDA error: ", cudaGetErrorString(error));
+}
+
+inline Capability capability_of(const char* function, int32_t device) {
+  int major = 0, minor = 0;
+  check(function, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  check(function, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return 10 * major + minor;
 }
 
 }  // namespace convlm::cuda
