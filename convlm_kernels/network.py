@@ -196,7 +196,7 @@ class Network:
     its version counter tells of updates in place, its address of other storage. (Writing through
     ``parameter.data`` in place changes neither; torch itself cannot see that.) They are always
     packed into the same memory, so what a CUDA graph captured reads them too, once a step outside
-    of it, or :meth:`packed`, has seen the change.
+    of it, or :meth:`refresh`, has seen the change.
 
     With an ``embedding``, steps take tokens, numbers of its rows.
     """
@@ -249,6 +249,11 @@ class Network:
                 self._packed[dtype] = self._pack(dtype, self._packed.get(dtype))
             self._seen[dtype] = seen
         return self._packed[dtype]
+
+    def refresh(self) -> None:
+        """Packs what has changed since it was last packed."""
+        for dtype in list(self._packed):
+            self.packed(dtype)
 
     @torch.no_grad()
     def _pack(self, dtype: torch.dtype | None, into: PackedNetwork | None = None) -> PackedNetwork:

@@ -308,9 +308,12 @@ def test_weights_are_packed_again_into_the_same_memory() -> None:
     before = layer.stream_network().packed()
     kept, addresses = before.weights.clone(), [t.data_ptr() for t in before[1:]]
     update_in_place(layer)
-    after = layer.stream_network().packed()
-    assert [t.data_ptr() for t in after[1:]] == addresses
+    layer.init_state(2)
     assert torch.equal(before.weights, 2 * kept)
+    update_in_place(layer)
+    layer.step(random(2, 3), layer.init_state(2))
+    assert torch.equal(before.weights, 4 * kept)
+    assert [t.data_ptr() for t in layer.stream_network().packed()[1:]] == addresses
 
 
 def test_changed_settings_and_parameters_are_seen_by_the_next_state() -> None:

@@ -149,7 +149,7 @@ def test_a_graph_reads_weights_that_were_packed_again() -> None:
         module.bias.mul_(2)
     graph.replay()
     assert torch.equal(y, first)  # until somebody looks
-    module.stream_network().packed()
+    module.init_state()
     state.rings.zero_()
     graph.replay()
     assert torch.equal(y, 2 * first)
