@@ -5,13 +5,13 @@ queue always reads the same slots, which takes the time of the right ones.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from bench_generation import Queues
 from gpu_timing import measure
-from report import significant
-from timing import Quantiles
+from suite import Row, figures
 from torch import Tensor
 
 from convlm_kernels import DilatedStack, StackLayer
@@ -19,6 +19,7 @@ from convlm_kernels.backends import can_run_steps
 
 LAYERS = 30
 STEPS = 8  # of a graph, and that are compared
+OWN, BFLOAT16 = "one launch", "one launch, bf16 weights"
 CAPTURED, EAGER = "queues, captured", "queues, eager"
 
 
@@ -27,7 +28,7 @@ class Size(NamedTuple):
     batch: int
 
     def __str__(self) -> str:
-        return f"generation, {LAYERS} layers of {self.channels}, batch {self.batch}, a step"
+        return f"{LAYERS} layers of {self.channels}, batch {self.batch}"
 
 
 SIZES = [Size(channels, batch) for channels in (64, 128) for batch in (1, 64)]
@@ -51,59 +52,51 @@ def own_step(stack: DilatedStack, batch: int, weight_dtype: torch.dtype | None) 
 
 def generation(
     device: torch.device, budget: float, sizes: list[Size] = SIZES
-) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+) -> tuple[list[Row], list[str], list[str]]:
     """A row for each size and dtype of the weights; whose outputs are wrong; what was not timed."""
     reason = can_run_steps(device)
     if reason is not None:
         return [], [], [f"generation: {reason}"]
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     wrong: list[str] = []
     left_out: list[str] = []
     for size in sizes:
-        found = generation_of(size, device, budget / len(sizes))
-        for mine, some in zip((rows, wrong, left_out), found, strict=True):
-            mine += some  # type: ignore[arg-type]
+        some_rows, some_wrong, some_left_out = generation_of(size, device, budget / len(sizes))
+        rows += some_rows
+        wrong += some_wrong
+        left_out += some_left_out
     return rows, wrong, left_out
 
 
 def generation_of(
     size: Size, device: torch.device, budget: float
-) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+) -> tuple[list[Row], list[str], list[str]]:
     stack = stack_of(size, device)
     own = {
-        "one launch": own_step(stack, size.batch, None),
-        "one launch, bf16 weights": own_step(stack, size.batch, torch.bfloat16),
+        OWN: own_step(stack, size.batch, None),
+        BFLOAT16: own_step(stack, size.batch, torch.bfloat16),
     }
     queues = Queues(list(stack), size.batch)
     x = torch.randn(size.batch, size.channels, device=device)
     outputs = {name: [step(x) for _ in range(STEPS)][-1] for name, step in own.items()}
     right = [queues(x) for _ in range(STEPS)][-1]
     wrong = [
-        f"{size}: {name} is not what torch's layers give"
+        f"generation: {size}: {name} is not what torch's layers give"
         for name, y in outputs.items()
-        if not torch.allclose(y, right, rtol=0, atol=0.05 if "bf16" in name else 1e-4)
+        if not torch.allclose(y, right, rtol=0, atol=0.05 if name == BFLOAT16 else 1e-4)
     ]
     calls: dict[str, list[Callable[[], object]]] = {
-        name: STEPS * [lambda step=step: step(x)]  # type: ignore[misc]
-        for name, step in (*own.items(), (CAPTURED, queues))
+        name: STEPS * [partial(step, x)] for name, step in (*own.items(), (CAPTURED, queues))
     }
     times, failed = measure(calls, device, budget / 2)
-    slower, failed_too = measure(
-        {EAGER: STEPS * [lambda: queues(x)]}, device, budget / 2, graphs=False
+    eager, failed_too = measure(
+        {EAGER: STEPS * [partial(queues, x)]}, device, budget / 2, graphs=False
     )
-    medians = {name: Quantiles.of(took).median for name, took in (times | slower).items()}
+    peers = {name: took for name, took in (times | eager).items() if name not in own}
     rows = [
-        {
-            "model": str(size),
-            "backend": name,
-            "us": significant(1e6 * medians[name]),
-            "ratios": {
-                peer: significant(medians[peer] / medians[name], 3)
-                for peer in (CAPTURED, EAGER)
-                if peer in medians
-            },
-        }
+        {"name": str(size), "function": "step", "threads": 1, "backend": name}
+        | figures({name: times[name], **peers})
         for name in own
-        if name in medians
+        if name in times
     ]
-    return rows, wrong, [f"{size}: {text}" for text in (failed | failed_too).values()]
+    return rows, wrong, [f"generation: {size}: {why}" for why in (failed | failed_too).values()]
