@@ -323,8 +323,8 @@ def add_operators(ninja: NinjaFile, cxx: list[str], torch: Torch, toolkit: Toolk
     if portable():
         flags += ["-DCONVLM_PORTABLE"]
         left_out.update(CSRC.glob("cpu/avx*.cpp"))
-    sources = {*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")} - left_out
-    objects = [ninja.compile(source, flags) for source in sorted(sources)]
+    sources = [*sorted(CSRC.glob("*.cpp")), *sorted(CSRC.glob("cpu/*.cpp"))]
+    objects = [ninja.compile(source, flags) for source in sources if source not in left_out]
     # CUDA's symbols in torch are reached through libtorch.so alone; it defines nothing itself, so
     # the linker would leave it out.
     link = [f"-Wl,-soname,{OPS_LIBRARY}", f"-L{torch.path / 'lib'}"]

@@ -20,6 +20,7 @@ from convlm_kernels import _library, ops
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(convlm_kernels.__file__).parent
 SETTINGS = [
+    "CONVLM_PORTABLE",
     "CONVLM_CUDA",
     "CONVLM_CUDA_ARCHS",
     "CONVLM_SANITIZE",
@@ -345,6 +346,28 @@ def test_the_build_file_has_every_source_once_in_its_library(
     assert inputs("cuda/operators.cpp.o") == ["cxx", str(tmp_path / "csrc/cuda/operators.cpp")]
 
 
+def test_portable_code_alone(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To run the sanitizers soon: a quarter of the CPU code, and not optimised."""
+    torch = torch_with(build, False)
+    assert "avx2.cpp" in build.build_file(torch, None, "_host.so")
+    monkeypatch.setenv("CONVLM_PORTABLE", "1")
+    monkeypatch.setenv("CONVLM_SANITIZE", "address")
+    text = build.build_file(torch, None, "_host.so")
+    assert "generic.cpp" in text
+    assert "avx" not in text
+    assert "-DCONVLM_PORTABLE" in text
+    assert "-O0" in text
+    monkeypatch.setenv("CONVLM_PORTABLE", "yes")
+    with pytest.raises(SystemExit, match="CONVLM_PORTABLE is 'yes'; it must be 0 or 1"):
+        build.build_file(torch, None, "_host.so")
+
+
+def test_a_check_names_its_source_without_the_path_of_this_machine() -> None:
+    library = (PACKAGE / "libconvlm_ops.so").read_bytes()
+    assert b"csrc/checks.h" in library
+    assert f"{ROOT}/csrc/checks.h".encode() not in library
+
+
 def test_the_build_file_quotes_paths_for_ninja_and_for_the_shell(build: ModuleType) -> None:
     assert build.NinjaFile.path("/a b/c:$d") == "/a$ b/c$:$$d"
     assert build.NinjaFile.words(["-I/a b", "-rpath,$ORIGIN"]) == "'-I/a b' '-rpath,$$ORIGIN'"
@@ -383,7 +406,7 @@ SOURCE_FOLDERS = {
 }
 SOURCE_FILES = {
     *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md"),
-    *("pyproject.toml", "setup.py"),
+    *("mkdocs.yml", "pyproject.toml", "setup.py"),
 }
 WRITTEN_BY_SETUPTOOLS = {"PKG-INFO", "setup.cfg", "convlm_kernels.egg-info"}
 
