@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from gpu_timing import measure
-from report import significant
-from timing import Quantiles
+from suite import figures
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,21 +69,16 @@ def training_step(
         plain[COMPILED] = [Step("torch", device, compiled=True)]
     times, failed = measure(captured, device, budget / 2)
     slower, failed_too = measure(plain, device, budget / 2, graphs=False)
-    medians = {name: Quantiles.of(took).median for name, took in (times | slower).items()}
+    peers = {"torch, captured": times["torch"]} if "torch" in times else {}
     rows = [
         {
-            "model": "dilated, batch 32, a training step",
+            "name": "dilated, batch 32",
+            "function": "training step",
+            "threads": 1,
             "backend": backend,
-            "us": significant(1e6 * medians[backend]),
-            "ratios": {
-                "torch, captured" if peer == "torch" else peer: significant(
-                    medians[peer] / medians[backend], 3
-                )
-                for peer in medians
-                if peer not in backends
-            },
+            **figures({backend: times[backend], **peers, **slower}),
         }
         for backend in backends
-        if backend in medians
+        if backend in times
     ]
     return rows, wrong, [f"training step: {text}" for text in (failed | failed_too).values()]

@@ -1,15 +1,16 @@
 """The training loop of the language models, and their losses."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import Split, real_predictions
-from .models import CharModel
 
 PRINT_EVERY = 1_000  # steps
 BAR_EVERY = 20  # steps; formatting the loss costs more than some models' step does
@@ -17,6 +18,18 @@ BAR_EVERY = 20  # steps; formatting the loss costs more than some models' step d
 
 class TrainingError(RuntimeError):
     """Training cannot go on: the loss is not finite."""
+
+
+class Trainable(Protocol):
+    """What the loop needs of a model: that of `CharModel` and of `distributed.DataParallel`."""
+
+    training: bool
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def eval(self) -> Any: ...
+    def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor: ...
+    def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,7 @@ class Progress:
 
 
 def train(
-    model: CharModel,
+    model: Trainable,
     split: Split,
     schedule: Schedule,
     progress: Progress,
@@ -101,7 +114,7 @@ class Losses:
 
 
 @torch.no_grad()
-def evaluate(model: CharModel, split: Split, stop: int, chunk: int = 1024) -> Losses:
+def evaluate(model: Trainable, split: Split, stop: int, chunk: int = 1024) -> Losses:
     """The losses over all rows of `split`, `chunk` rows at a time; `stop` is the stop token."""
     was_training = model.training
     model.eval()
