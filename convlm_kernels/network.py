@@ -55,7 +55,7 @@ class NetworkLayer(NamedTuple):
     def results(self) -> int:
         return self.out_channels // 2 if self.gated else self.out_channels
 
-    @property
+    # Not a property: the compiler of torch 2.10 knows none of a tuple.
     def weight(self) -> Tensor:
         """(out_channels, in_channels / groups, kernel_size)."""
         weight: Tensor = self.module.weight
@@ -70,7 +70,7 @@ class NetworkLayer(NamedTuple):
 
     def packed_weight(self, dtype: torch.dtype) -> Tensor:
         """The weight in the order in which a step reads it (``StepLayer::weight_size``)."""
-        weight = self.weight.to(dtype)
+        weight = self.weight().to(dtype)
         if self.groups == self.in_channels == self.out_channels:
             return _filled(weight[:, 0].T).flatten()
         grouped = weight.unflatten(0, (self.groups, -1))
@@ -202,7 +202,7 @@ class Network:
     """
 
     def __init__(self, layers: list[NetworkLayer], embedding: nn.Embedding | None = None) -> None:
-        weight = layers[0].weight
+        weight = layers[0].weight()
         self.layers = layers
         self.dtype, self.device = weight.dtype, weight.device
         self.in_channels, self.out_channels = layers[0].in_channels, layers[-1].results
@@ -219,7 +219,7 @@ class Network:
 
     def has(self, layers: list[NetworkLayer], embedding: nn.Embedding | None) -> bool:
         """Whether it was made of these, with the parameters that they have now."""
-        tensors, weight = _tensors_of(layers, embedding), layers[0].weight
+        tensors, weight = _tensors_of(layers, embedding), layers[0].weight()
         return (
             layers == self.layers
             and (weight.dtype, weight.device) == (self.dtype, self.device)
@@ -257,7 +257,7 @@ class Network:
 
     @torch.no_grad()
     def _pack(self, dtype: torch.dtype | None, into: PackedNetwork | None = None) -> PackedNetwork:
-        own = self.layers[0].weight
+        own = self.layers[0].weight()
         reason = can_run_steps(own.device)
         if reason is not None:
             raise RuntimeError(reason)

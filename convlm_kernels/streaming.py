@@ -215,7 +215,7 @@ def _prefill_layer(
         ring.scatter_(2, index(((position + taken)[:, None] + slots) % layer.slots), kept)
     y = conv1d(
         padded,
-        layer.weight,
+        layer.weight(),
         layer.module.bias,
         dilation=layer.dilation,
         groups=layer.groups,
