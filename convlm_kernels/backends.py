@@ -49,6 +49,10 @@ def can_run_cpp(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.devi
 
 def can_run_cuda(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device) -> str | None:
     """CUDA kernels: every geometry, on GPUs from compute capability 8.0 on."""
+    return reason_no_cuda_kernels(dtype, device)
+
+
+def reason_no_cuda_kernels(dtype: torch.dtype, device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"the CUDA kernels run on CUDA devices, not on {device.type}"
     if not _BUILT_WITH_CUDA:

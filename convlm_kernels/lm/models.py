@@ -284,7 +284,7 @@ class DilatedCNN(CharModel):
         return layers_of(self.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if self.is_a_stack():
+        if self.is_a_stack(tokens.shape[-1]):
             self.check_tokens(tokens)
             words, weights, biases, settings = self.stack_operands()
             return stack_autograd.stack(
@@ -296,7 +296,7 @@ class DilatedCNN(CharModel):
         return self.layers(self.embed_as_signal(tokens))
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        if not self.is_a_stack_with_loss():
+        if not self.is_a_stack_with_loss(x.shape[-1]):
             return super().loss(x, y, reduction)
         self.check_tokens(x)
         words, weights, biases, settings = self.stack_operands()
@@ -306,7 +306,7 @@ class DilatedCNN(CharModel):
 
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
-        if not self.is_a_stack_with_loss():
+        if not self.is_a_stack_with_loss(x.shape[-1]):
             return super().training_step(x, y, rows)
         x, y = batch_of(x, y, rows)
         self.check_tokens(x)
@@ -322,17 +322,26 @@ class DilatedCNN(CharModel):
             parameter.grad = gradient if parameter.requires_grad else None
         return loss
 
-    def is_a_stack(self) -> bool:
-        """Whether fused operators take the whole model."""
+    def is_a_stack(self, length: int | None = None) -> bool:
+        """Whether fused operators take the whole model, on rows of `length` tokens (default: one
+        context).
+        """
         words = self.embedding.weight
-        return (
+        plain = (
             self.fused
             and reason_not_fusable(words) is None
             and all(reason_not_a_plain_layer(layer, words) is None for layer in self.layers)
         )
+        if not plain or words.is_cpu:
+            return plain
+        _, weights, _, settings = self.stack_operands()
+        length = max(self.context, length or 0)  # a shorter one is refused for what it is
+        return stack_ops.reason_does_not_fit(words, length, True, weights, settings) is None
 
-    def is_a_stack_with_loss(self) -> bool:
-        return self.is_a_stack() and self.embedding.weight.dtype in (torch.float32, torch.float64)
+    def is_a_stack_with_loss(self, length: int | None = None) -> bool:
+        """Whether the loss comes with its gradients."""
+        has_loss = self.embedding.weight.dtype in (torch.float32, torch.float64)
+        return has_loss and self.is_a_stack(length)
 
     def stack_operands(self) -> tuple[Tensor, list[Tensor], list[Tensor], Settings]:
         """Embedding, weights whose kernels count characters, biases, and settings."""

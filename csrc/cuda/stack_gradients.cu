@@ -1,0 +1,93 @@
+// What the samples of a fused stack share, in one launch: each block makes a piece of a weight's
+// gradient, the gradient of a word, or the mean loss, and walks the batch in an order of its own
+// that never changes.
+#include "cuda/fused_stack.h"
+
+namespace convlm::cuda {
+namespace {
+
+using namespace small_gradient;
+
+constexpr int kLanes = 16;  // share the channels of a word
+constexpr int kParts = kThreads / kLanes;
+
+template <class S>
+__device__ void add_up_word(const SharedGradients<S>& g, int64_t word) {
+  using C = Compute<S>;
+  C* sums = reinterpret_cast<C*>(shared_memory());
+  const int lane = threadIdx.x % kLanes, part = threadIdx.x / kLanes;
+  const int64_t positions = g.batch * g.length;
+  for (int64_t first = 0; first < g.channels; first += kLanes) {
+    const int64_t channel = first + lane;
+    C sum = C(0);
+#pragma unroll 4
+    for (int64_t i = part; i < positions; i += kParts) {
+      const int64_t sample = i / g.length, position = i % g.length;
+      if (g.tokens.at(sample, position) == word && channel < g.channels)
+        sum += g.grad_words[(sample * g.channels + channel) * g.length + position];
+    }
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (part == 0 && channel < g.channels) {
+      for (int other = 1; other < kParts; ++other) sum += sums[other * kLanes + lane];
+      g.grad_embedding[word * g.channels + channel] = from_compute<S>(sum);
+    }
+    __syncthreads();
+  }
+}
+
+template <class S>
+__device__ void take_mean(const SharedGradients<S>& g) {
+  double* sums = reinterpret_cast<double*>(shared_memory());
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < g.loss_count; i += kThreads) sum += g.losses[i];
+  sums[threadIdx.x] = sum;
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+  }
+  if (threadIdx.x == 0) *g.loss = from_compute<S>(static_cast<Compute<S>>(sums[0] / g.loss_count));
+  __syncthreads();
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    add_up_kernel(const __grid_constant__ SharedGradients<S> g, int64_t blocks) {
+  for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
+    int64_t rest = block;
+    int layer = 0;
+    for (; layer < g.depth; ++layer) {
+      const int64_t pieces = g.layers[layer].row_blocks * g.layers[layer].column_blocks;
+      if (rest < pieces) break;
+      rest -= pieces;
+    }
+    if (layer < g.depth)
+      make_piece(g.layers[layer], piece_of(g.layers[layer], rest));
+    else if (g.grad_words != nullptr && rest < g.vocab)
+      add_up_word(g, rest);
+    else
+      take_mean(g);
+  }
+}
+
+}  // namespace
+
+template <class S>
+cudaError_t add_up_samples(const SharedGradients<S>& g, cudaStream_t stream) {
+  int64_t blocks = (g.grad_words != nullptr ? g.vocab : 0) + (g.losses != nullptr ? 1 : 0);
+  int shared_bytes = kThreads * static_cast<int>(sizeof(double));
+  for (int i = 0; i < g.depth; ++i) {
+    blocks += g.layers[i].row_blocks * g.layers[i].column_blocks;
+    if (g.layers[i].shared_bytes > shared_bytes) shared_bytes = g.layers[i].shared_bytes;
+  }
+  return launch(&add_up_kernel<S>, blocks, kThreads, shared_bytes, stream, g, blocks);
+}
+
+#define CONVLM_INSTANTIATE(S) \
+  template cudaError_t add_up_samples<S>(const SharedGradients<S>&, cudaStream_t);
+CONVLM_INSTANTIATE(float)
+CONVLM_INSTANTIATE(double)
+CONVLM_INSTANTIATE(bfloat16)
+CONVLM_INSTANTIATE(float16)
+
+}  // namespace convlm::cuda
