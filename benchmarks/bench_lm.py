@@ -21,7 +21,6 @@ from report import machine, print_table, significant, write_json
 from timing import Providers, Quantiles, measure, speedup
 from torch import Tensor
 
-from convlm_kernels import sgd_step
 from convlm_kernels.lm import CNN, DilatedCNN, Split, load_words, make_data
 from convlm_kernels.lm.models import CharModel, loss_of
 
@@ -51,15 +50,11 @@ def names_like_rows() -> Split:
 def training_step(build: Callable[[], CharModel], split: Split) -> Providers:
     ours = seeded(build)
     peer = on_torch_layers(ours)
-    parameters = list(ours.parameters())
     optimizer = torch.optim.SGD(peer.parameters(), lr=LEARNING_RATE)
 
-    @torch.no_grad()  # as `train` does
     def our_step(generator: torch.Generator) -> float:
         rows = torch.randint(len(split.x), (BATCH,), generator=generator)
-        loss = ours.training_step(split.x, split.y, rows).item()
-        sgd_step(parameters, LEARNING_RATE)
-        return loss
+        return ours.sgd_step(split.x, split.y, LEARNING_RATE, rows).item()
 
     def peer_step(generator: torch.Generator) -> float:
         rows = torch.randint(len(split.x), (BATCH,), generator=generator)

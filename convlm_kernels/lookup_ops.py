@@ -18,6 +18,7 @@ lookup = torch.ops.convlm.lookup.default
 grad_table = torch.ops.convlm.lookup_grad_table.default
 cross_entropy = torch.ops.convlm.lookup_cross_entropy.default
 losses = torch.ops.convlm.lookup_losses.default
+sgd_ = torch.ops.convlm.lookup_sgd_.default
 
 
 class _LookupChecks(_Checks):
@@ -155,6 +156,14 @@ def _cross_entropy_fake(
     grad_bias = weight.new_empty(0 if bias is None else weight.shape[0])
     gradients = weight.new_empty(embedding.shape), weight.new_empty(weight.shape), grad_bias
     return weight.new_empty(()), *gradients
+
+
+@torch.library.register_fake("convlm::lookup_sgd_")
+def _sgd_fake(*arguments: Any) -> Tensor:
+    *others, _lr = arguments
+    _check_cross_entropy("lookup_sgd_", *others)
+    weight: Tensor = others[4]
+    return weight.new_empty(())
 
 
 # vmap. Batched tokens alone are a longer batch. Batched gradients of tables are one of a vocabulary

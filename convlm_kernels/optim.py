@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from . import _library  # noqa: F401  (importing it loads the operators)
 
@@ -49,5 +50,15 @@ def sgd_step(parameters: Iterable[Tensor], lr: float) -> None:
         return
     if on_cpu:
         sgd_(updated, gradients, lr)
+        mark_changed(updated)
     else:
         torch._foreach_add_(updated, gradients, alpha=-lr)
+
+
+def mark_changed(tensors: list[Tensor]) -> None:
+    """Counts a change that an operator made in place, of which torch knows nothing.
+
+    Caches of packed weights and the checks of autograd go by these counts.
+    """
+    if not torch.compiler.is_compiling():  # which counts itself
+        increment_version(tensors)

@@ -186,7 +186,7 @@ class DilatedStack(Streaming, nn.Sequential):
         x, layers = input, dict(self._modules)
         first: Any = self[0]
         if type(first) is EmbeddingConv1d:
-            if _has_hooks(first) or _has_hooks(first.embedding):
+            if has_hooks(first) or has_hooks(first.embedding):
                 return "layer 0 has hooks"
             x, layers["0"] = first.embedding.weight, first.conv
         if input.dim() not in (self._batched_dim() - 1, self._batched_dim()):
@@ -279,7 +279,7 @@ def reason_not_a_plain_layer(layer: Any, x: Tensor) -> str | None:
     """Why ``layer`` must be called itself, whatever its geometry, or None."""
     if type(layer) not in (StackLayer, Conv1d, CausalConv1d):
         return f"is a {type(layer).__name__}"
-    if _has_hooks(layer):
+    if has_hooks(layer):
         return "has hooks"
     if layer.backend not in (("cuda",) if x.is_cuda else ("auto", "cpp")):
         return f"asks for backend={layer.backend!r}"
@@ -288,7 +288,8 @@ def reason_not_a_plain_layer(layer: Any, x: Tensor) -> str | None:
     return None
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of ``module`` does more than its forward."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

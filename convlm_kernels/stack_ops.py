@@ -18,6 +18,7 @@ stack_forward = torch.ops.convlm.stack_forward.default
 stack_backward = torch.ops.convlm.stack_backward.default
 stack_cross_entropy = torch.ops.convlm.stack_cross_entropy.default
 stack_losses = torch.ops.convlm.stack_losses.default
+stack_sgd_ = torch.ops.convlm.stack_sgd_.default
 stack_rows = torch.ops.convlm.stack_rows.default
 
 
@@ -127,6 +128,11 @@ def _stack_cross_entropy_fake(
     *settings: Any,
 ) -> tuple[Tensor, list[Tensor]]:
     return x.new_empty(()), _gradients(x.new_empty(x.shape), weights, biases)
+
+
+@torch.library.register_fake("convlm::stack_sgd_")
+def _stack_sgd_fake(x: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(())
 
 
 @torch.library.register_fake("convlm::stack_losses")

@@ -238,6 +238,16 @@ inline Conv1dGeometry check_grad_weight(const Tensor& grad_output, const Tensor&
   return checks.geometry_;
 }
 
+// `rows` is a list of rows of `tokens`; whether they exist is found where they are read.
+inline void check_rows(const char* function, const Tensor& rows, const Tensor& tokens) {
+  using Dtype = torch::headeronly::ScalarType;
+  STD_TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == Dtype::Long, function,
+                  ": rows must have one dimension and be int64, got shape ", shape_of(rows),
+                  " and ", torch::headeronly::toString(rows.scalar_type()));
+  STD_TORCH_CHECK(rows.device() == tokens.device(), function,
+                  ": rows and tokens must be on one device");
+}
+
 inline void check_sgd(const std::vector<Tensor>& parameters, const std::vector<Tensor>& gradients) {
   STD_TORCH_CHECK(parameters.size() == gradients.size(),
                   "sgd_: there must be a gradient for each parameter, got ", gradients.size(),

@@ -33,6 +33,16 @@ STABLE_TORCH_LIBRARY(convlm, m) {
       "lookup_losses(Tensor tokens, Tensor target, Tensor embedding, Tensor weight, Tensor? bias, "
       "SymInt stride, SymInt pad_left, SymInt pad_right, SymInt dilation) -> Tensor");
   m.def("sgd_(Tensor(a!)[] parameters, Tensor[] gradients, float lr) -> ()");
+  // The cross-entropies with gradients below and above, and then parameter -= lr * gradient. Where
+  // the loss is not finite the parameters stay as they are.
+  m.def(
+      "lookup_sgd_(Tensor tokens, Tensor target, Tensor? rows, Tensor(a!) embedding, "
+      "Tensor(b!) weight, Tensor(c!)? bias, SymInt stride, SymInt pad_left, SymInt pad_right, "
+      "SymInt dilation, float lr) -> Tensor");
+  m.def(
+      "stack_sgd_(Tensor(a!) x, Tensor tokens, Tensor target, Tensor? rows, Tensor(b!)[] weights, "
+      "Tensor(c!)[] biases, int[] dilations, int[] pads, str[] activations, int[] residuals, "
+      "bool share, float lr) -> Tensor");
   // A chain of convolutions of stride 1. x is (batch, channels, length), or with tokens (batch,
   // length) an embedding (vocab, channels) of them; an empty bias is none.
   m.def(

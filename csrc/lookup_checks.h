@@ -26,12 +26,7 @@ class LookupChecks : public GeometryChecks {
 
   // A list of rows of tokens and of target is the batch then.
   void rows(const Tensor& rows, const Tensor& tokens) {
-    using Dtype = torch::headeronly::ScalarType;
-    STD_TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == Dtype::Long, function_,
-                    ": rows must have one dimension and be int64, got shape ", shape_of(rows),
-                    " and ", torch::headeronly::toString(rows.scalar_type()));
-    STD_TORCH_CHECK(rows.device() == tokens.device(), function_,
-                    ": rows and tokens must be on one device");
+    check_rows(function_, rows, tokens);
     geometry_.batch = rows.size(0);
   }
 

@@ -32,14 +32,16 @@ inline int64_t row_bytes(int64_t channels, const Tensor& t) {
 
 class StackCall {
  public:
+  // `rows` names the rows of tokens and target that are the batch, as a list; without it, all are.
   StackCall(const char* function, const Tensor& x, const OptionalTensor& tokens,
-            const Tensors& weights, const Tensors& biases, const StackSettings& settings)
+            const Tensors& weights, const Tensors& biases, const StackSettings& settings,
+            const OptionalTensor& rows = std::nullopt)
       : checks_(function, weights, biases, settings) {
     arguments_.dtype = dtype_of(x);
     arguments_.input = operand(x);
     arguments_.input_is_rows = tokens.has_value();
     if (tokens)
-      check_tokens(function, x, *tokens);
+      check_tokens(function, x, *tokens, rows);
     else
       check_x(function, x);
     arguments_.layers = checks_.layers_.data();
@@ -58,7 +60,7 @@ class StackCall {
     Tensors results;
     const std::vector<int64_t> x_sizes(x.sizes().begin(), x.sizes().end());
     results.push_back(torch::stable::new_empty(x, with_x ? x_sizes : std::vector<int64_t>{0}));
-    if (with_x) arguments_.grad_input.data = results[0].mutable_data_ptr();
+    if (with_x) arguments_.grad_input = writable(results[0]);
     for (size_t i = 0; i < weights.size(); ++i) {
       results.push_back(torch::stable::empty_like(weights[i]));
       layers()[i].grad_weight = writable(results.back());
@@ -70,14 +72,24 @@ class StackCall {
     return results;
   }
 
-  void check_target(const char* function, const Tensor& x, const Tensor& target) const {
+  // In place of gradients: the parameters themselves are what is written.
+  void take_parameters(const Tensor& x, const Tensors& weights, const Tensors& biases) {
+    arguments_.grad_input = writable(x);
+    for (size_t i = 0; i < weights.size(); ++i) {
+      layers()[i].grad_weight = writable(weights[i]);
+      if (biases[i].numel() > 0) layers()[i].grad_bias = writable(biases[i]);
+    }
+  }
+
+  void check_target(const char* function, const Tensor& x, const Tensor& tokens,
+                    const Tensor& target) const {
     STD_TORCH_CHECK(
         arguments_.dtype == ScalarType::float32 || arguments_.dtype == ScalarType::float64,
         function, ": x must be float32 or float64, got ",
         torch::headeronly::toString(x.scalar_type()));
     check_indices(function, "target", target, "(batch, out_length)");
-    STD_TORCH_CHECK(target.size(0) == arguments_.batch && target.size(1) == arguments_.out_length,
-                    function, ": target must have the shape (", arguments_.batch, ", ",
+    STD_TORCH_CHECK(target.size(0) == tokens.size(0) && target.size(1) == arguments_.out_length,
+                    function, ": target must have the shape (", tokens.size(0), ", ",
                     arguments_.out_length, "), got ", shape_of(target));
   }
 
@@ -107,7 +119,7 @@ class StackCall {
   StackArguments arguments_{};
 
  private:
-  static MutableTensor writable(Tensor& t) {
+  static MutableTensor writable(const Tensor& t) {
     MutableTensor result{t.mutable_data_ptr(), {0, 0, 0}};
     for (int64_t i = 0; i < t.dim(); ++i) result.stride[i] = t.stride(i);
     return result;
@@ -131,13 +143,15 @@ class StackCall {
     checks_.layers("x", x, x.size(1), x.size(2));
   }
 
-  void check_tokens(const char* function, const Tensor& embedding, const Tensor& tokens) {
+  void check_tokens(const char* function, const Tensor& embedding, const Tensor& tokens,
+                    const OptionalTensor& rows) {
     STD_TORCH_CHECK(embedding.dim() == 2, function,
                     ": x, the embedding of the tokens, must have the two dimensions (vocab, "
                     "channels), got shape ",
                     shape_of(embedding));
     check_indices(function, "tokens", tokens, "(batch, length)");
-    arguments_.batch = tokens.size(0);
+    if (rows) check_rows(function, *rows, tokens);
+    arguments_.batch = rows ? rows->size(0) : tokens.size(0);
     arguments_.length = tokens.size(1);
     checks_.layers("x", embedding, embedding.size(1), tokens.size(1));
   }

@@ -43,6 +43,10 @@ def test_opcheck() -> None:
             lookup_ops.cross_entropy,
             (tokens, target, torch.tensor([1, 0, 1]), embedding, laid, None, 2, 1, 1, 1),
         ),
+        (
+            lookup_ops.sgd_,
+            (tokens, target, torch.tensor([1, 0]), embedding, laid, random(4), 2, 1, 1, 1, 0.1),
+        ),
     ]
     for operator, arguments in samples:
         torch.library.opcheck(operator, arguments)

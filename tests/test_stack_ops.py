@@ -34,6 +34,7 @@ from convlm_kernels.stack_ops import (
     stack_forward,
     stack_losses,
     stack_rows,
+    stack_sgd_,
 )
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
@@ -136,6 +137,39 @@ def test_opcheck(stack: Stack) -> None:
         operands = (*inputs[:2], target_of(stack, inputs), *inputs[2:], *stack.settings, True)
         torch.library.opcheck(stack_cross_entropy, operands)
         torch.library.opcheck(stack_losses, operands)
+        torch.library.opcheck(stack_sgd_, (*_with_rows(operands, torch.tensor([1, 0])), 0.1))
+
+
+def _with_rows(operands: tuple, rows: Tensor) -> tuple:
+    return (*operands[:3], rows, *operands[3:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_step_of_some_rows(dtype: torch.dtype) -> None:
+    stack = TOKENS[1]
+    x, tokens, weights, biases = inputs_of(stack, dtype)
+    target = target_of(stack, Inputs(x, tokens, weights, biases))
+    rows = torch.tensor([3, 0, 3, 39])
+    loss, gradients = stack_cross_entropy(
+        x, tokens[rows], target[rows], weights, biases, *stack.settings, True
+    )
+    parameters = [x, *weights, *biases]
+    expected = [p - 0.5 * g for p, g in zip(parameters, gradients, strict=True)]
+    operands = x, tokens, target, weights, biases, *stack.settings, True
+    own = stack_sgd_(*_with_rows(operands, rows.repeat_interleave(2)[::2]), 0.5)
+    assert torch.equal(own, loss)
+    torch.testing.assert_close(parameters, expected)
+    before = [p.clone() for p in parameters]
+    for wrong, message in (
+        (torch.tensor([0, 40]), r"rows must lie in \[0, 40\), got 40 at 1"),
+        (torch.tensor([-1]), r"rows must lie in \[0, 40\), got -1 at 0"),
+        (rows.int(), "rows must have one dimension and be int64, got shape"),
+        (rows[0], "rows must have one dimension and be int64, got shape"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            stack_sgd_(*_with_rows(operands, wrong), 0.5)
+    assert stack_sgd_(*_with_rows(operands, rows[:0]), 0.5).isnan()  # the mean of nothing
+    assert all(map(torch.equal, parameters, before))
 
 
 def _wrong(**changes: object) -> tuple:

@@ -4,6 +4,8 @@ All take tokens (batch, length), int64, and return logits (batch, vocab, length 
 the logits at position i belong to the character after tokens[:, i : i + context].
 """
 
+import math
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +15,16 @@ from torch import Tensor, nn
 
 from .. import stack_autograd, stack_ops
 from ..embedding import embedding_conv1d
-from ..embedding_loss import embedding_conv1d_cross_entropy, loss_with_gradients
+from ..embedding_loss import (
+    embedding_conv1d_cross_entropy,
+    loss_with_gradients,
+    sgd_step_of_loss,
+    steps_on_gpu,
+)
 from ..layers import Conv1d
 from ..network import NetworkLayer, layers_of
-from ..stack import parameters_of, reason_not_a_plain_layer, reason_not_fusable
+from ..optim import mark_changed, sgd_step
+from ..stack import has_hooks, parameters_of, reason_not_a_plain_layer, reason_not_fusable
 from ..stack_autograd import Settings
 from ..streaming import Streamed, StreamState, prefill
 
@@ -75,6 +83,35 @@ class CharModel(Streamed):
             loss = self.loss(*batch_of(x, y, rows))
         loss.backward()
         return loss.detach()
+
+    @torch.no_grad()
+    def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor | None = None) -> Tensor:
+        """A step of gradient descent on the loss of :meth:`training_step`, which is returned.
+
+        Where the loss is not finite the parameters stay as they are. What is in `.grad` then is
+        of no meaning: not every model goes by way of it.
+        """
+        loss = self.training_step(x, y, rows)
+        if math.isfinite(loss.item()):
+            sgd_step(self.parameters(), lr)
+        return loss
+
+    def steps_on_gpu(self, x: Tensor) -> bool:
+        """Whether :meth:`sgd_step` on `x` is work for a GPU alone, which nobody waits for."""
+        return False
+
+    def is_plain(self, layers: Iterable[nn.Module]) -> bool:
+        """Whether the embedding and `layers` do nothing but what their parameters say."""
+        embedding = self.embedding
+        words = embedding.weight
+        return (
+            type(embedding) is nn.Embedding
+            and embedding.padding_idx is None
+            and embedding.max_norm is None
+            and not embedding.scale_grad_by_freq
+            and not has_hooks(embedding)
+            and all(reason_not_a_plain_layer(layer, words) is None for layer in layers)
+        )
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raises ValueError unless `tokens` is (batch, length) and holds a context."""
@@ -149,12 +186,12 @@ class CNN(CharModel):
         return layers_of(self.conv)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if self.fused:
+        if self.is_by_look_up():
             return self.embed_and_convolve(tokens, self.conv)
         return self.conv(self.embed_as_signal(tokens))
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        if not self.fused:
+        if not self.is_by_look_up():
             return super().loss(x, y, reduction)
         self.check_tokens(x)
         conv = self.conv
@@ -170,7 +207,7 @@ class CNN(CharModel):
 
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
-        if not self.fused:
+        if not self.is_by_look_up():
             return super().training_step(x, y, rows)
         conv = self.conv
         parameters = self.embedding.weight, conv.weight, conv.bias
@@ -182,6 +219,29 @@ class CNN(CharModel):
             if parameter is not None:
                 parameter.grad = gradient if parameter.requires_grad else None
         return loss
+
+    @torch.no_grad()
+    def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor | None = None) -> Tensor:
+        """In one operator where the loss comes with its gradients."""
+        conv = self.conv
+        words, weight, bias = self.embedding.weight, conv.weight, conv.bias
+        if self.is_by_look_up() and _all_require_grad(words, weight, bias):
+            loss = sgd_step_of_loss(x, y, rows, words, weight, bias, lr, backend=conv.backend)
+            if loss is not None:
+                return loss
+        return super().sgd_step(x, y, lr, rows)
+
+    def steps_on_gpu(self, x: Tensor) -> bool:
+        parameters = self.embedding.weight, self.conv.weight, self.conv.bias
+        return (
+            self.is_by_look_up()
+            and _all_require_grad(*parameters)
+            and steps_on_gpu(x, *parameters[:2], self.conv.backend)
+        )
+
+    def is_by_look_up(self) -> bool:
+        """Whether the embedding and the convolution are computed as one."""
+        return self.fused and self.is_plain((self.conv,))
 
 
 class MLP(CharModel):
@@ -290,8 +350,8 @@ class DilatedCNN(CharModel):
             return stack_autograd.stack(
                 words, tokens, weights, biases, settings, self.share_contexts
             )
-        if self.fused:
-            first: Any = self.layers[0]
+        first: Any = self.layers[0]
+        if self.fused and self.is_plain((first,)):
             return self.layers[1:](self.embed_and_convolve(tokens, first))
         return self.layers(self.embed_as_signal(tokens))
 
@@ -322,6 +382,23 @@ class DilatedCNN(CharModel):
             parameter.grad = gradient if parameter.requires_grad else None
         return loss
 
+    @torch.no_grad()
+    def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor | None = None) -> Tensor:
+        """In one operator where the loss comes with its gradients."""
+        if not (self.is_a_stack_with_loss(x.shape[-1]) and _all_require_grad(*self.parameters())):
+            return super().sgd_step(x, y, lr, rows)
+        self.check_tokens(x)
+        words, weights, biases, settings = self.stack_operands()
+        loss = stack_ops.stack_sgd_(
+            words, x, y, rows, weights, biases, *settings, self.share_contexts, lr
+        )
+        mark_changed([words, *weights, *biases])
+        return loss
+
+    def steps_on_gpu(self, x: Tensor) -> bool:
+        fused = x.is_cuda and self.is_a_stack_with_loss(x.shape[-1])
+        return fused and _all_require_grad(*self.parameters())
+
     def is_a_stack(self, length: int | None = None) -> bool:
         """Whether fused operators take the whole model, on rows of `length` tokens (default: one
         context).
@@ -329,8 +406,8 @@ class DilatedCNN(CharModel):
         words = self.embedding.weight
         plain = (
             self.fused
-            and reason_not_fusable(words) is None
-            and all(reason_not_a_plain_layer(layer, words) is None for layer in self.layers)
+            and reason_not_fusable(self.embedding.weight) is None
+            and self.is_plain(self.layers)
         )
         if not plain or words.is_cpu:
             return plain
@@ -363,6 +440,11 @@ def build_model(kind: str, sizes: dict[str, int], backend: str = "auto") -> Char
     if kind != "mlp":
         options["backend"] = backend
     return MODELS[kind](**options)
+
+
+def _all_require_grad(*parameters: Tensor | None) -> bool:
+    """None, as an empty bias, is no parameter."""
+    return all(p is None or p.requires_grad or p.numel() == 0 for p in parameters)
 
 
 def _positive(**sizes: int) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import signal
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from .generation import sample
 from .models import MLP, CharModel, build_model
 from .options import DTYPES
 from .plots import plot_losses
+from .steps import READ_EVERY, CapturedSteps, reason_not_captured
 from .training import Losses, Progress, Schedule, evaluate, train
 from .words import load_words
 
@@ -68,13 +70,22 @@ def run_training(args: Namespace) -> int:
     if isinstance(run.model, MLP):
         examples = contexts(data.train, data.context)
     with stop_on_interrupt(run.progress):
-        train(run.model, examples, schedule_of(run.settings), run.progress, after_step)
+        steps = captured_steps(run, examples, args) if args.capture else None
+        train(run.model, examples, schedule_of(run.settings), run.progress, after_step, steps)
     run.save(folder / FILE)
     if run.progress.stop:
         print(f"stopped at step {run.progress.step:,}; --resume goes on from there")
         return 130
     report(run, data, words, folder, args.samples)
     return 0
+
+
+def captured_steps(run: Checkpoint, split: Split, args: Namespace) -> CapturedSteps | None:
+    """The steps as CUDA graphs, where they can be; read whenever something is to be done."""
+    if reason_not_captured(run.model, split) is not None:
+        return None
+    ahead = math.gcd(READ_EVERY, args.save_every, args.eval_every)
+    return CapturedSteps(run.model, split, run.settings["batch_size"], ahead)
 
 
 def start(given: dict[str, Any], backend: str) -> tuple[Checkpoint, list[str]]:

@@ -8,9 +8,9 @@ from time import perf_counter
 import torch
 from tqdm import tqdm
 
-from ..optim import sgd_step
 from .data import Split, real_predictions
 from .models import CharModel
+from .steps import PlainSteps, Steps
 
 PRINT_EVERY = 1_000  # steps
 BAR_EVERY = 20  # steps; formatting the loss costs more than some models' step does
@@ -52,36 +52,41 @@ class Progress:
         return len(self.losses)
 
 
-@torch.no_grad()  # a step knows itself when it needs autograd
 def train(
     model: CharModel,
     split: Split,
     schedule: Schedule,
     progress: Progress,
     after_step: Callable[[Progress], None] | None = None,
+    steps: Steps | None = None,
 ) -> None:
     """Trains `model` on `split` (on the model's device) until `schedule.steps` or `progress.stop`.
 
-    Raises TrainingError, with the weights as they were, at the first loss that is not finite.
+    `steps` are taken by default one by one; where they run ahead, `after_step` is called and
+    `progress` grows only when losses are read, at multiples of `steps.ahead`.
+
+    Raises TrainingError at the first loss that is not finite. That step has changed no weight, but
+    steps that ran ahead have.
     """
-    parameters = list(model.parameters())
     model.train()
+    steps = steps or PlainSteps(model, split)
     first, begin = progress.step, perf_counter()
     with tqdm(total=schedule.steps, initial=first, disable=None) as bar:
         while progress.step < schedule.steps and not progress.stop:
-            rows = torch.randint(
-                len(split.x), (schedule.batch_size,), generator=progress.generator
-            ).to(split.x.device)
-            loss = model.training_step(split.x, split.y, rows).item()
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss became {loss} at step {progress.step}; "
-                    "a lower learning rate or another dtype may help"
+            ahead = steps.ahead - progress.step % steps.ahead
+            for step in range(progress.step, min(progress.step + ahead, schedule.steps)):
+                rows = torch.randint(
+                    len(split.x), (schedule.batch_size,), generator=progress.generator
                 )
-            sgd_step(parameters, schedule.lr_at(progress.step))
-
-            progress.losses.append(loss)
-            bar.update()
+                steps.take(rows, schedule.lr_at(step))
+            for loss in steps.losses():
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"the loss became {loss} at step {progress.step}; "
+                        "a lower learning rate or another dtype may help"
+                    )
+                progress.losses.append(loss)
+                bar.update()
             if progress.step % BAR_EVERY == 0:
                 bar.set_postfix(loss=f"{mean(progress.losses[-BAR_EVERY:]):.4f}", refresh=False)
             if progress.step % PRINT_EVERY == 0:

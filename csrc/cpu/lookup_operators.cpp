@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <tuple>
+#include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 #include "cpu/mean.h"
+#include "cpu/sgd.h"
 #include "cpu/tokens.h"
 #include "lookup_checks.h"
 #include "operators.h"
@@ -106,7 +108,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lookup_cross_entropy(
       cross_entropy_arguments("lookup_cross_entropy", tokens, target, rows, embedding, weight, bias,
                               stride, pad_left, pad_right, dilation);
   const int64_t positions = a.geometry.batch * a.geometry.out_length;
-  const bool is_double = a.dtype == ScalarType::float64;
   Tensor loss = torch::stable::new_empty(weight, {});
   Tensor grad_embedding = torch::stable::new_empty(weight, {embedding.size(0), embedding.size(1)});
   Tensor grad_weight =
@@ -119,8 +120,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lookup_cross_entropy(
   std::copy(taps.stride, taps.stride + 3, a.grad_weight_stride);
   if (bias) a.grad_bias = grad_bias.mutable_data_ptr();
   kernels().cross_entropy(a);
-  (is_double ? mean<double> : mean<float>)(a.losses, positions, loss.mutable_data_ptr());
+  put_mean(a.dtype, a.losses, positions, loss);
   return {loss, grad_embedding, grad_weight, grad_bias};
+}
+
+Tensor lookup_sgd(const Tensor& tokens, const Tensor& target, const std::optional<Tensor>& rows,
+                  const Tensor& embedding, const Tensor& weight, const std::optional<Tensor>& bias,
+                  int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
+                  double lr) {
+  auto [loss, grad_embedding, grad_weight, grad_bias] = lookup_cross_entropy(
+      tokens, target, rows, embedding, weight, bias, stride, pad_left, pad_right, dilation);
+  if (!is_finite(loss)) return loss;
+  std::vector<Tensor> parameters{embedding, weight}, gradients{grad_embedding, grad_weight};
+  if (bias) {
+    parameters.push_back(*bias);
+    gradients.push_back(grad_bias);
+  }
+  step_parameters(parameters, gradients, lr);
+  return loss;
 }
 
 }  // namespace
@@ -130,6 +147,7 @@ STABLE_TORCH_LIBRARY_IMPL(convlm, CPU, m) {
   m.impl("lookup_grad_table", TORCH_BOX(&lookup_grad_table));
   m.impl("lookup_losses", TORCH_BOX(&lookup_losses));
   m.impl("lookup_cross_entropy", TORCH_BOX(&lookup_cross_entropy));
+  m.impl("lookup_sgd_", TORCH_BOX(&lookup_sgd));
 }
 
 }  // namespace convlm::cpu

@@ -10,6 +10,7 @@
 #include "cpu/kernels.h"
 #include "cpu/links.h"
 #include "cpu/mean.h"
+#include "cpu/sgd.h"
 #include "cpu/tokens.h"
 #include "stack_call.h"
 
@@ -25,10 +26,12 @@ class LinkedCall : public StackCall {
  public:
   LinkedCall(const char* function, const Tensor& x, const OptionalTensor& tokens,
              const Tensors& weights, const Tensors& biases, const StackSettings& settings,
-             bool share, bool in_groups)
-      : StackCall(function, x, tokens, weights, biases, settings) {
+             bool share, bool in_groups, const OptionalTensor& rows = std::nullopt)
+      : StackCall(function, x, tokens, weights, biases, settings, rows) {
+    if (rows) selection_ = select_rows(function, *tokens, *rows);
     if (tokens)
-      tokens_ = read_tokens(function, "tokens", *tokens, "vocab", x.size(0), Slot::tokens);
+      tokens_ =
+          read_tokens(function, "tokens", *tokens, "vocab", x.size(0), Slot::tokens, selected());
     arguments_.group = in_groups ? samples_of_group(x) : arguments_.batch;
     take_links(function, tokens ? arguments_.batch : arguments_.group);
     if (tokens)
@@ -39,13 +42,16 @@ class LinkedCall : public StackCall {
         link_positions(taps()[i], arguments_.batch, arguments_.group, arguments_.layers[i]);
   }
 
-  void take_target(const char* function, const Tensor& x, const Tensor& target) {
-    check_target(function, x, target);
+  void take_target(const char* function, const Tensor& x, const Tensor& tokens,
+                   const Tensor& target) {
+    check_target(function, x, tokens, target);
     arguments_.target = read_tokens(function, "target", target, "out_channels",
-                                    last().out_channels(), Slot::target);
+                                    last().out_channels(), Slot::target, selected());
   }
 
  private:
+  const Selection* selected() const { return selection_ ? &*selection_ : nullptr; }
+
   int64_t samples_of_group(const Tensor& x) {
     int64_t bytes = 0;
     for (size_t i = 0; i < layers().size(); ++i)
@@ -71,6 +77,7 @@ class LinkedCall : public StackCall {
     }
   }
 
+  std::optional<Selection> selection_;
   const int64_t* tokens_ = nullptr;
 };
 
@@ -115,11 +122,32 @@ Tensors stack_backward(const Tensor& grad_output, const Tensor& saved, const Ten
 
 // A call whose result is compared with a target.
 LinkedCall loss_call(const char* function, const Tensor& x, const Tensor& tokens,
-                     const Tensor& target, const Tensors& weights, const Tensors& biases,
-                     const StackSettings& settings, bool share, bool in_groups) {
-  LinkedCall call(function, x, tokens, weights, biases, settings, share, in_groups);
-  call.take_target(function, x, target);
+                     const Tensor& target, const OptionalTensor& rows, const Tensors& weights,
+                     const Tensors& biases, const StackSettings& settings, bool share,
+                     bool in_groups) {
+  LinkedCall call(function, x, tokens, weights, biases, settings, share, in_groups, rows);
+  call.take_target(function, x, tokens, target);
   return call;
+}
+
+std::tuple<Tensor, Tensors> loss_with_gradients(const char* function, const Tensor& x,
+                                                const Tensor& tokens, const Tensor& target,
+                                                const OptionalTensor& rows, const Tensors& weights,
+                                                const Tensors& biases,
+                                                const StackSettings& settings, bool share) {
+  LinkedCall call =
+      loss_call(function, x, tokens, target, rows, weights, biases, settings, share, false);
+  StackArguments& a = call.arguments();
+  const int64_t positions = a.batch * a.out_length;
+  Tensor loss = torch::stable::new_empty(x, {});
+  Tensors results = call.allocate_gradients(x, weights, biases, true);
+  a.losses = scratch(Slot::losses, positions * x.element_size());
+  if (a.batch > 0)
+    kernels().stack_loss(a);
+  else
+    for (Tensor& result : results) clear(result);
+  put_mean(a.dtype, a.losses, positions, loss);
+  return {loss, results};
 }
 
 std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& tokens,
@@ -129,19 +157,24 @@ std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& t
                                                 std::vector<std::string> activations,
                                                 std::vector<int64_t> residuals, bool share) {
   const StackSettings settings = settings_of(dilations, pads, activations, residuals);
-  LinkedCall call =
-      loss_call("stack_cross_entropy", x, tokens, target, weights, biases, settings, share, false);
-  StackArguments& a = call.arguments();
-  Tensor loss = torch::stable::new_empty(x, {});
-  Tensors results = call.allocate_gradients(x, weights, biases, true);
-  a.losses = scratch(Slot::losses, target.numel() * x.element_size());
-  if (a.batch > 0)
-    kernels().stack_loss(a);
-  else
-    for (Tensor& result : results) clear(result);
-  const bool is_double = a.dtype == ScalarType::float64;
-  (is_double ? mean<double> : mean<float>)(a.losses, target.numel(), loss.mutable_data_ptr());
-  return {loss, results};
+  return loss_with_gradients("stack_cross_entropy", x, tokens, target, std::nullopt, weights,
+                             biases, settings, share);
+}
+
+Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
+                 const OptionalTensor& rows, Tensors weights, Tensors biases,
+                 std::vector<int64_t> dilations, std::vector<int64_t> pads,
+                 std::vector<std::string> activations, std::vector<int64_t> residuals, bool share,
+                 double lr) {
+  const StackSettings settings = settings_of(dilations, pads, activations, residuals);
+  const auto [loss, gradients] =
+      loss_with_gradients("stack_sgd_", x, tokens, target, rows, weights, biases, settings, share);
+  if (!is_finite(loss)) return loss;
+  Tensors parameters{x};
+  parameters.insert(parameters.end(), weights.begin(), weights.end());
+  parameters.insert(parameters.end(), biases.begin(), biases.end());
+  step_parameters(parameters, gradients, lr);
+  return loss;
 }
 
 Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target, Tensors weights,
@@ -149,8 +182,8 @@ Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target,
                     std::vector<std::string> activations, std::vector<int64_t> residuals,
                     bool share) {
   const StackSettings settings = settings_of(dilations, pads, activations, residuals);
-  LinkedCall call =
-      loss_call("stack_losses", x, tokens, target, weights, biases, settings, share, true);
+  LinkedCall call = loss_call("stack_losses", x, tokens, target, std::nullopt, weights, biases,
+                              settings, share, true);
   StackArguments& a = call.arguments();
   Tensor losses = torch::stable::new_empty(x, {a.batch, a.out_length});
   a.losses = losses.mutable_data_ptr();
@@ -177,6 +210,7 @@ STABLE_TORCH_LIBRARY_IMPL(convlm, CPU, m) {
   m.impl("stack_forward", TORCH_BOX(&stack_forward));
   m.impl("stack_backward", TORCH_BOX(&stack_backward));
   m.impl("stack_cross_entropy", TORCH_BOX(&stack_cross_entropy));
+  m.impl("stack_sgd_", TORCH_BOX(&stack_sgd));
   m.impl("stack_losses", TORCH_BOX(&stack_losses));
   m.impl("stack_rows", TORCH_BOX(&stack_rows));
 }

@@ -54,15 +54,17 @@ cudaError_t run_samples(const FusedStack<S>& s, int shared_bytes, cudaStream_t s
 // there are tokens, and the mean loss.
 template <class S>
 struct SharedGradients {
-  small_gradient::SmallGradient<S> layers[kMostLayers];
+  SmallGradient<S> layers[kMostLayers];
   int depth;
   Indices tokens;
   int64_t batch, length, channels, vocab;  // of the tokens and their embedding
   const Compute<S>* grad_words;            // of each position; null where it is not wanted
-  S* grad_embedding;                       // contiguous
-  const Compute<S>* losses;                // or null
+  S* grad_embedding;
+  int64_t word_stride, channel_stride;  // of grad_embedding
+  const Compute<S>* losses;             // or null
   int64_t loss_count;
   S* loss;
+  Use<S> use;  // a step is left out where the loss is not finite
 };
 
 template <class S>

@@ -5,7 +5,8 @@
 #include "cuda/fits.h"
 #include "cuda/staging.h"
 
-namespace convlm::cuda::small_gradient {
+namespace convlm::cuda {
+namespace small_gradient {
 
 constexpr int kRows = 4;      // of a thread
 constexpr int kQuarters = 4;  // of the positions, for threads to share
@@ -16,11 +17,23 @@ constexpr int kRowPitch = kRowsOfBlock + 4;  // positions' vectors of rows: whol
 // Left to itself the compiler aims at more blocks a multiprocessor than there are, and spills.
 constexpr int kBlocks = 4;
 
+// What is done with a gradient: it is written, or a parameter moves against it.
+template <class S>
+struct Use {
+  bool as_step;
+  Compute<S> lr;
+
+  __device__ void operator()(S* to, Compute<S> gradient) const {
+    *to = from_compute<S>(as_step ? to_compute(*to) - lr * gradient : gradient);
+  }
+};
+
 template <class S>
 struct SmallGradient {
   WeightGradient<S> p;
-  int64_t stride[3];   // of grad_weight
-  int width, samples;  // of x in shared memory; samples at a time
+  Use<S> use;
+  int64_t stride[3], bias_stride;  // of grad_weight and grad_bias
+  int width, samples;              // of x in shared memory; samples at a time
   int64_t row_blocks, column_blocks;
   int shared_bytes;
 };
@@ -74,10 +87,11 @@ __device__ void write_gradient(const SmallGradient<S>& d, int64_t row, int colum
   const WeightGradient<S>& p = d.p;
   const int taps = static_cast<int>(p.kernel_size), columns = static_cast<int>(p.channels) * taps;
   if (column < columns)
-    p.grad_weight[row * d.stride[0] + column / taps * d.stride[1] + column % taps * d.stride[2]] =
-        from_compute<S>(sum);
+    d.use(p.grad_weight + row * d.stride[0] + column / taps * d.stride[1] +
+              column % taps * d.stride[2],
+          sum);
   else if (p.grad_bias != nullptr)
-    p.grad_bias[row] = from_compute<S>(sum);
+    d.use(p.grad_bias + row * d.bias_stride, sum);
 }
 
 template <class S>
@@ -127,7 +141,7 @@ SmallGradient<S> plan(const WeightGradient<S>& p) {
   d.p = p;
   d.stride[0] = p.channels * p.kernel_size;
   d.stride[1] = p.kernel_size;
-  d.stride[2] = 1;
+  d.stride[2] = d.bias_stride = 1;
   d.width = static_cast<int>((p.outputs - 1) * p.stride + (p.kernel_size - 1) * p.dilation + 1);
   d.row_blocks = divide_up(p.rows, kRowsOfBlock);
   d.column_blocks = divide_up(p.channels * p.kernel_size + 1, kColumns);
@@ -141,4 +155,9 @@ SmallGradient<S> plan(const WeightGradient<S>& p) {
   return d;
 }
 
-}  // namespace convlm::cuda::small_gradient
+}  // namespace small_gradient
+
+using small_gradient::SmallGradient;
+using small_gradient::Use;
+
+}  // namespace convlm::cuda

@@ -11,19 +11,24 @@
 
 namespace convlm::cuda {
 
-inline Indices indices(const Tensor& t) {
-  return {t.const_data_ptr(), t.scalar_type() == torch::headeronly::ScalarType::Long, t.stride(0),
-          t.stride(1)};
+inline Indices indices(const Tensor& t, const OptionalTensor& rows = std::nullopt) {
+  const bool is_int64 = t.scalar_type() == torch::headeronly::ScalarType::Long;
+  Indices result{t.const_data_ptr(), is_int64, t.stride(0), t.stride(1), t.size(0), nullptr, 0};
+  if (rows) {
+    result.rows = static_cast<const int64_t*>(rows->const_data_ptr());
+    result.rows_step = rows->stride(0);
+  }
+  return result;
 }
 
 template <class Machine>
 void run_on(const char* function, StackCall& call, StackProblem& problem, const Tensor& x,
-            const OptionalTensor& tokens) {
+            const OptionalTensor& tokens, const OptionalTensor& rows = std::nullopt) {
   problem.arguments = call.arguments();
   problem.layers = call.layers();
   problem.taps = call.taps();
   if (tokens) {
-    problem.tokens = indices(*tokens);
+    problem.tokens = indices(*tokens, rows);
     problem.vocab = x.size(0);
   }
   const std::string reason = reason_stack_does_not_fit(
@@ -45,7 +50,8 @@ std::tuple<Tensor, Tensor> stack_forward(const Tensor& x, const OptionalTensor& 
   Tensor saved = bytes_like(x, save ? call.saved_size(x) : 0);
   a.output = y.mutable_data_ptr();
   a.saved = save ? saved.mutable_data_ptr() : nullptr;
-  StackProblem problem{true, false};
+  StackProblem problem;
+  problem.forward = true;
   run_on<Machine>("stack_forward", call, problem, x, tokens);
   return {y, saved};
 }
@@ -63,7 +69,8 @@ Tensors stack_backward(const Tensor& grad_output, const Tensor& saved, const Ten
   a.grad_output = operand(grad_output);
   a.saved = const_cast<void*>(saved.const_data_ptr());
   Tensors results = call.allocate_gradients(x, weights, biases, with_x);
-  StackProblem problem{false, true};
+  StackProblem problem;
+  problem.backward = true;
   run_on<Machine>("stack_backward", call, problem, x, tokens);
   return results;
 }
@@ -77,14 +84,36 @@ std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& t
                                                 std::vector<int64_t> residuals, bool) {
   StackCall call("stack_cross_entropy", x, tokens, weights, biases,
                  settings_of(dilations, pads, activations, residuals));
-  call.check_target("stack_cross_entropy", x, target);
+  call.check_target("stack_cross_entropy", x, tokens, target);
   Tensor loss = torch::stable::new_empty(x, {});
   Tensors results = call.allocate_gradients(x, weights, biases, true);
-  StackProblem problem{true, true};
+  StackProblem problem;
+  problem.forward = problem.backward = true;
   problem.target = indices(target);
   problem.loss = loss.mutable_data_ptr();
   run_on<Machine>("stack_cross_entropy", call, problem, x, tokens);
   return {loss, results};
+}
+
+template <class Machine>
+Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
+                 const OptionalTensor& rows, Tensors weights, Tensors biases,
+                 std::vector<int64_t> dilations, std::vector<int64_t> pads,
+                 std::vector<std::string> activations, std::vector<int64_t> residuals, bool,
+                 double lr) {
+  StackCall call("stack_sgd_", x, tokens, weights, biases,
+                 settings_of(dilations, pads, activations, residuals), rows);
+  call.check_target("stack_sgd_", x, tokens, target);
+  call.take_parameters(x, weights, biases);
+  Tensor loss = torch::stable::new_empty(x, {});
+  StackProblem problem;
+  problem.forward = problem.backward = true;
+  problem.target = indices(target, rows);
+  problem.loss = loss.mutable_data_ptr();
+  problem.as_step = true;
+  problem.lr = lr;
+  run_on<Machine>("stack_sgd_", call, problem, x, tokens, rows);
+  return loss;
 }
 
 template <class Machine>
@@ -93,11 +122,12 @@ Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target,
                     std::vector<std::string> activations, std::vector<int64_t> residuals, bool) {
   StackCall call("stack_losses", x, tokens, weights, biases,
                  settings_of(dilations, pads, activations, residuals));
-  call.check_target("stack_losses", x, target);
+  call.check_target("stack_losses", x, tokens, target);
   StackArguments& a = call.arguments();
   Tensor losses = torch::stable::new_empty(x, {a.batch, a.out_length});
   a.losses = losses.mutable_data_ptr();
-  StackProblem problem{true, false};
+  StackProblem problem;
+  problem.forward = true;
   problem.target = indices(target);
   run_on<Machine>("stack_losses", call, problem, x, tokens);
   return losses;

@@ -1,6 +1,8 @@
 // What the samples of a fused stack share, in one launch: each block makes a piece of a weight's
 // gradient, the gradient of a word, or the mean loss, and walks the batch in an order of its own
 // that never changes.
+#include <cmath>
+
 #include "cuda/fused_stack.h"
 
 namespace convlm::cuda {
@@ -30,14 +32,15 @@ __device__ void add_up_word(const SharedGradients<S>& g, int64_t word) {
     __syncthreads();
     if (part == 0 && channel < g.channels) {
       for (int other = 1; other < kParts; ++other) sum += sums[other * kLanes + lane];
-      g.grad_embedding[word * g.channels + channel] = from_compute<S>(sum);
+      g.use(g.grad_embedding + word * g.word_stride + channel * g.channel_stride, sum);
     }
     __syncthreads();
   }
 }
 
+// In an order that is every block's.
 template <class S>
-__device__ void take_mean(const SharedGradients<S>& g) {
+__device__ Compute<S> mean_loss(const SharedGradients<S>& g) {
   double* sums = reinterpret_cast<double*>(shared_memory());
   double sum = 0;
   for (int64_t i = threadIdx.x; i < g.loss_count; i += kThreads) sum += g.losses[i];
@@ -46,13 +49,22 @@ __device__ void take_mean(const SharedGradients<S>& g) {
     __syncthreads();
     if (static_cast<int>(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
   }
-  if (threadIdx.x == 0) *g.loss = from_compute<S>(static_cast<Compute<S>>(sums[0] / g.loss_count));
   __syncthreads();
+  const double mean = sums[0] / g.loss_count;
+  __syncthreads();
+  return static_cast<Compute<S>>(mean);
+}
+
+template <class S>
+__device__ void write_loss(const SharedGradients<S>& g) {
+  const Compute<S> mean = mean_loss(g);
+  if (threadIdx.x == 0) *g.loss = from_compute<S>(mean);
 }
 
 template <class S>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    add_up_kernel(const __grid_constant__ SharedGradients<S> g, int64_t blocks) {
+    add_up_kernel(const __grid_constant__ SharedGradients<S> g, int64_t words, int64_t blocks) {
+  const bool steps = !g.use.as_step || std::isfinite(mean_loss(g));
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     int64_t rest = block;
     int layer = 0;
@@ -61,12 +73,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       if (rest < pieces) break;
       rest -= pieces;
     }
-    if (layer < g.depth)
+    if (layer == g.depth && rest == words)
+      write_loss(g);
+    else if (steps && layer < g.depth)
       make_piece(g.layers[layer], piece_of(g.layers[layer], rest));
-    else if (g.grad_words != nullptr && rest < g.vocab)
+    else if (steps)
       add_up_word(g, rest);
-    else
-      take_mean(g);
   }
 }
 
@@ -74,13 +86,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 template <class S>
 cudaError_t add_up_samples(const SharedGradients<S>& g, cudaStream_t stream) {
-  int64_t blocks = (g.grad_words != nullptr ? g.vocab : 0) + (g.losses != nullptr ? 1 : 0);
+  const int64_t words = g.grad_words != nullptr ? g.vocab : 0;
+  int64_t blocks = words + (g.losses != nullptr ? 1 : 0);
   int shared_bytes = kThreads * static_cast<int>(sizeof(double));
   for (int i = 0; i < g.depth; ++i) {
     blocks += g.layers[i].row_blocks * g.layers[i].column_blocks;
     if (g.layers[i].shared_bytes > shared_bytes) shared_bytes = g.layers[i].shared_bytes;
   }
-  return launch(&add_up_kernel<S>, blocks, kThreads, shared_bytes, stream, g, blocks);
+  return launch(&add_up_kernel<S>, blocks, kThreads, shared_bytes, stream, g, words, blocks);
 }
 
 #define CONVLM_INSTANTIATE(S) \

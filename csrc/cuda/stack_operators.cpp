@@ -26,6 +26,7 @@ STABLE_TORCH_LIBRARY_IMPL(convlm, CUDA, m) {
   m.impl("stack_forward", TORCH_BOX(&stack_forward<Gpu>));
   m.impl("stack_backward", TORCH_BOX(&stack_backward<Gpu>));
   m.impl("stack_cross_entropy", TORCH_BOX(&stack_cross_entropy<Gpu>));
+  m.impl("stack_sgd_", TORCH_BOX(&stack_sgd<Gpu>));
   m.impl("stack_losses", TORCH_BOX(&stack_losses<Gpu>));
 }
 

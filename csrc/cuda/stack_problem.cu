@@ -111,8 +111,7 @@ Input<S> contiguous(const S* data, int64_t channels, int64_t length) {
 }
 
 template <class S>
-small_gradient::SmallGradient<S> weight_of_layer(const FusedStack<S>& s, const StackLayer& layer,
-                                                 int i) {
+SmallGradient<S> weight_of_layer(const FusedStack<S>& s, const StackLayer& layer, int i) {
   const FusedLayer<S>& l = s.layers[i];
   WeightGradient<S> p{};
   p.batch = s.batch;
@@ -130,8 +129,9 @@ small_gradient::SmallGradient<S> weight_of_layer(const FusedStack<S>& s, const S
     p.x = contiguous(i > 0 ? s.layers[i - 1].result : s.input, l.in_channels, l.in_length);
   p.grad_weight = static_cast<S*>(layer.grad_weight.data);
   p.grad_bias = static_cast<S*>(layer.grad_bias.data);
-  small_gradient::SmallGradient<S> d = small_gradient::plan(p);
+  SmallGradient<S> d = small_gradient::plan(p);
   for (int axis = 0; axis < 3; ++axis) d.stride[axis] = layer.grad_weight.stride[axis];
+  d.bias_stride = layer.grad_bias.stride[0];
   return d;
 }
 
@@ -139,7 +139,11 @@ template <class S>
 SharedGradients<S> shared_gradients(const FusedStack<S>& s, const StackProblem& p) {
   SharedGradients<S> g{};
   g.depth = s.depth;
-  for (int i = 0; i < s.depth; ++i) g.layers[i] = weight_of_layer(s, p.layers[i], i);
+  g.use = {p.as_step, static_cast<Compute<S>>(p.lr)};
+  for (int i = 0; i < s.depth; ++i) {
+    g.layers[i] = weight_of_layer(s, p.layers[i], i);
+    g.layers[i].use = g.use;
+  }
   g.tokens = s.tokens;
   g.batch = s.batch;
   g.length = s.layers[0].in_length;
@@ -147,6 +151,8 @@ SharedGradients<S> shared_gradients(const FusedStack<S>& s, const StackProblem& 
   g.vocab = s.vocab;
   g.grad_words = s.grad_words;
   g.grad_embedding = static_cast<S*>(p.arguments.grad_input.data);
+  g.word_stride = p.arguments.grad_input.stride[0];
+  g.channel_stride = p.arguments.grad_input.stride[1];
   g.losses = p.loss == nullptr ? nullptr : s.losses;
   g.loss_count = s.batch * s.layers[s.depth - 1].out_length;
   g.loss = static_cast<S*>(p.loss);

@@ -11,13 +11,17 @@ namespace convlm::cuda {
 // Forward to an `output`, `losses` or a `loss`; backward from a loss or a `grad_output`; or both. A
 // token or a target that is out of range gives NaN.
 struct StackProblem {
-  bool forward, backward;
-  StackArguments arguments;  // what it writes is contiguous but for weights; links are not used
+  bool forward = false, backward = false;
+  StackArguments arguments{};  // what it writes is contiguous but for weights; links are not used
   std::vector<StackLayer> layers;
   std::vector<LayerTaps> taps;
-  Indices tokens, target;  // data is null without
-  int64_t vocab;           // 0 without tokens
-  void* loss;              // the mean
+  Indices tokens{}, target{};  // data is null without; the device checks their values
+  int64_t vocab = 0;           // 0 without tokens
+  void* loss = nullptr;        // the mean
+  // Gradients are not written: lr times them is taken from the parameters, which stand in their
+  // place, unless the loss is not finite.
+  bool as_step = false;
+  double lr = 0;
 };
 
 // reason_stack_does_not_fit() must have none.

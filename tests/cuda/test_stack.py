@@ -163,6 +163,39 @@ def test_a_training_step_is_two_launches() -> None:
     assert sorted(take_launches().values()) == [1, 2]  # one of them is that of `losses`
 
 
+def with_rows(stack: Stack, inputs: Inputs, rows: Tensor) -> tuple:
+    operands = *inputs[:2], target_of(stack, inputs), rows, *inputs[2:]
+    return (*operands, *stack.settings, False)
+
+
+@parametrize("dtype", [torch.float32, torch.float64])
+def test_a_step_of_some_rows(dtype: torch.dtype) -> None:
+    stack = FEW_TOKENS[1]
+    inputs = inputs_of(stack, dtype)
+    turned = inputs._replace(weights=[w.mT.contiguous().mT for w in inputs.weights])
+    rows = torch.tensor([2, 9, 0, 9, 2, 9])[::2]
+    target = target_of(stack, inputs)[rows]
+    some = inputs.x, inputs.tokens[rows], target, inputs.weights, inputs.biases
+    loss, gradients = EMULATED.cross_entropy(*some, *stack.settings, False)
+    parameters = [turned.x, *turned.weights, *turned.biases]
+    expected = [p - 0.5 * g for p, g in zip(parameters, gradients, strict=True)]
+    take_launches()
+    assert torch.equal(emulated("stack_sgd_")(*with_rows(stack, turned, rows), 0.5), loss)
+    assert sorted(take_launches().values()) == [1, 1]
+    torch.testing.assert_close(parameters, expected)
+
+
+@pytest.mark.parametrize("row", [-1, 3])
+def test_a_step_leaves_the_parameters_where_the_loss_is_not_finite(row: int) -> None:
+    stack = FEW_TOKENS[1]
+    inputs = inputs_of(stack, torch.float32)
+    parameters = [inputs.x, *inputs.weights, *inputs.biases]
+    before = [p.clone() for p in parameters]
+    rows = torch.tensor([0, row])  # one of them does not exist
+    assert emulated("stack_sgd_")(*with_rows(stack, inputs, rows), 0.5).isnan()
+    assert all(map(torch.equal, parameters, before))
+
+
 def reason(
     stack: Stack, dtype: str = "float32", capability: int = 90, vocab: int = 0
 ) -> str | None:

@@ -25,6 +25,7 @@ STACK_OPERATORS = (
     stack_ops.stack_backward,
     stack_ops.stack_cross_entropy,
     stack_ops.stack_losses,
+    stack_ops.stack_sgd_,
 )
 
 # Set by the test that runs the others again under the sanitizers.

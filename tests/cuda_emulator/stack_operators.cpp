@@ -26,21 +26,28 @@ void guard(emulator::GuardedCall& call, StackProblem& p) {
   call.output("y", a.output, results);
   call.output("losses", a.losses, a.batch * a.out_length);
   call.output("loss", p.loss, 1);
-  call.output("grad_x", a.grad_input.data,
-              channels * (a.input_is_rows ? p.vocab : a.batch * a.length));
+  // A step updates parameters, the elements of each of which lie together.
+  const auto result = p.as_step ? &emulator::GuardedCall::updated : &emulator::GuardedCall::output;
+  const int64_t inputs = channels * (a.input_is_rows ? p.vocab : a.batch * a.length);
+  (call.*result)("grad_x", a.grad_input.data, inputs);
   for (StackLayer& layer : p.layers) {
     call.input("weight", layer.weight, layer.columns, layer.in_channels, layer.kernel_size);
     call.input("bias", layer.bias, layer.columns);
-    call.output("grad_weight", layer.grad_weight.data, elements(layer));
-    call.output("grad_bias", layer.grad_bias.data, layer.columns);
+    (call.*result)("grad_weight", layer.grad_weight.data, elements(layer));
+    (call.*result)("grad_bias", layer.grad_bias.data, layer.columns);
   }
 }
 
-void guard(emulator::GuardedCall& call, const char* name, Indices& indices, int64_t batch,
-           int64_t length) {
+void guard(emulator::GuardedCall& call, const char* name, Indices& indices, int64_t length) {
   ConstTensor tensor{indices.data, {indices.row, indices.column, 0}};
-  call.input(name, tensor, batch, length);
+  call.input(name, tensor, indices.row_count, length);
   indices.data = tensor.data;
+}
+
+void guard(emulator::GuardedCall& call, int64_t batch, Indices& indices) {
+  ConstTensor tensor{indices.rows, {indices.rows_step, 0, 0}};
+  call.input("rows", tensor, batch);
+  indices.rows = static_cast<const int64_t*>(tensor.data);
 }
 
 struct Emulated {
@@ -51,14 +58,17 @@ struct Emulated {
     emulator::GuardedCall call(bytes_of(a.dtype));
     guard(call, problem);
     emulator::GuardedCall tokens(problem.tokens.is_int64 ? 8 : 4);
-    guard(tokens, "tokens", problem.tokens, a.batch, a.length);
+    guard(tokens, "tokens", problem.tokens, a.length);
     emulator::GuardedCall target(problem.target.is_int64 ? 8 : 4);
-    guard(target, "target", problem.target, a.batch, a.out_length);
+    guard(target, "target", problem.target, a.out_length);
+    emulator::GuardedCall rows(sizeof(int64_t));
+    guard(rows, a.batch, problem.tokens);
+    guard(rows, a.batch, problem.target);
     const emulator::Guarded workspace(stack_workspace_bytes(problem));
     if (run_stack(problem, workspace.data(), nullptr) != cudaSuccess)
       throw std::runtime_error("the launch failed");
     workspace.check("the workspace");
-    for (emulator::GuardedCall* guarded : {&call, &tokens, &target}) guarded->finish();
+    for (emulator::GuardedCall* guarded : {&call, &tokens, &target, &rows}) guarded->finish();
   }
 };
 
@@ -68,6 +78,7 @@ STABLE_TORCH_LIBRARY_IMPL(convlm_emulated, CPU, m) {
   m.impl("stack_forward", TORCH_BOX(&stack_forward<Emulated>));
   m.impl("stack_backward", TORCH_BOX(&stack_backward<Emulated>));
   m.impl("stack_cross_entropy", TORCH_BOX(&stack_cross_entropy<Emulated>));
+  m.impl("stack_sgd_", TORCH_BOX(&stack_sgd<Emulated>));
   m.impl("stack_losses", TORCH_BOX(&stack_losses<Emulated>));
 }
 

@@ -1,10 +1,12 @@
 """The models: shapes, receptive fields, and the CNN and the MLP being one function."""
 
+from copy import deepcopy
 from functools import partial
 
 import pytest
 import torch
 
+from convlm_kernels import sgd_step
 from convlm_kernels.lm import CNN, MLP, DilatedCNN, contexts, evaluate, load_words, make_data
 from convlm_kernels.lm.models import MODELS, CharModel, build_model, loss_of
 
@@ -96,6 +98,73 @@ def test_fused_is_the_same_function(kind: type[CharModel], rows: int, dtype: tor
     assert all(map(torch.equal, gradients, (p.grad for p in fused.parameters())))
     (gradient,) = torch.autograd.grad(fused.loss(x, y), fused.embedding.weight)
     close(gradient, plain.embedding.weight.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "sizes"), BUILDS)
+def test_a_step_of_sgd(kind: type[CharModel], sizes, dtype: torch.dtype):
+    """The same bits as by way of the gradients, for some rows and for all."""
+    torch.manual_seed(0)
+    model = kind(**sizes).to(dtype)
+    other = deepcopy(model)
+    tokens = torch.randint(model.vocab, (40, 2 * model.context))
+    x, y = tokens[:, :-1], tokens[:, model.context :]
+    for lr, rows in ((0.5, torch.randint(40, (32,))), (0.1, None)):
+        versions = [p._version for p in model.parameters()]
+        loss = model.sgd_step(x, y, lr, rows)
+        assert torch.equal(loss, other.training_step(x, y, rows))
+        sgd_step(other.parameters(), lr)
+        assert all(map(torch.equal, model.parameters(), other.parameters()))
+        assert all(p._version > v for p, v in zip(model.parameters(), versions, strict=True))
+
+
+@pytest.mark.parametrize("kind", [CNN, DilatedCNN, MLP])
+def test_a_step_of_sgd_leaves_what_is_frozen_and_all_where_the_loss_is_not_finite(kind):
+    model = kind()
+    x, y = torch.randint(28, (32, 23)), torch.randint(28, (32, 16))
+    model.embedding.weight.requires_grad_(False)
+    before = deepcopy(model.state_dict())
+    model.sgd_step(x, y, 0.1)
+    changed = [n for n, value in model.state_dict().items() if not torch.equal(value, before[n])]
+    assert changed == [name for name in before if name != "embedding.weight"]
+    model.embedding.weight.requires_grad_(True)
+    with torch.no_grad():
+        next(model.parameters())[x[0, 0]] = torch.inf
+    before = deepcopy(model.state_dict())
+    assert not model.sgd_step(x, y, 0.1).isfinite()
+    assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [CNN, DilatedCNN])
+def test_steps_read_the_weights_that_training_left(kind):
+    """Streaming keeps packed weights, which a step of SGD in one operator must make stale."""
+    model = kind()
+    x, y = torch.randint(28, (32, 23)), torch.randint(28, (32, 16))
+    for _ in range(3):
+        model.sgd_step(x, y, 0.5)
+        with torch.no_grad():
+            steps = model.prefill(x[:2, :9], model.init_state(2))[:, :, -1]
+            state = model.init_state(2)
+            for tokens in x[:2, :9].T:
+                step = model.step(tokens, state)
+            torch.testing.assert_close(step, model(x[:2, :9])[:, :, -1], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(step, steps, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [CNN, DilatedCNN])
+def test_what_is_not_plain_is_not_fused(kind):
+    """A parametrized layer trains what its weight is made of; a padding index has no gradient."""
+    x, y = torch.randint(28, (32, 23)), torch.randint(28, (32, 16))
+    normed, padded = kind(), kind()
+    layer = normed.conv if kind is CNN else normed.layers[0]
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    padded.embedding = torch.nn.Embedding(28, 10, padding_idx=int(x[0, 0]))
+    for model in (normed, padded):
+        plain = deepcopy(model)
+        plain.fused = False
+        loss = model.sgd_step(x, y, 0.5)
+        torch.testing.assert_close(loss, plain.sgd_step(x, y, 0.5))
+        torch.testing.assert_close(model.state_dict(), plain.state_dict())
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["dense", "shared"])
