@@ -44,7 +44,8 @@ def embedding_conv1d_cross_entropy(
     """cross_entropy(embedding_conv1d(tokens, ...), target), differentiable to any order.
 
     On the CPU in float32 and float64, the logits stay in the cache: one pass over the tokens makes
-    the mean loss and its gradients, or the losses where no gradient is wanted.
+    the mean loss and its gradients, or the losses where no gradient is wanted. So does
+    ``backend="cuda"`` at stride 1 without padding on the right, as a stack of one layer.
 
     Args:
         tokens: (batch, length), int64 or int32, in [0, vocab).
@@ -200,6 +201,7 @@ def _is_fused(
     kernel_size = weight.shape[1] * weight.shape[2] // embedding.shape[1]
     return (
         embedding.dtype in (torch.float32, torch.float64)
+        and not tokens.is_cuda
         and _has_kernels(tokens, embedding, backend)
         and not _autocast_enabled(tokens)
         and _prefers_table(embedding, batch, tokens.shape[1], kernel_size, window)

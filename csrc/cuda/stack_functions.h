@@ -7,19 +7,10 @@
 
 #include "cuda/stack_fits.h"
 #include "cuda/stack_problem.h"
+#include "cuda/tensor_indices.h"
 #include "stack_call.h"
 
 namespace convlm::cuda {
-
-inline Indices indices(const Tensor& t, const OptionalTensor& rows = std::nullopt) {
-  const bool is_int64 = t.scalar_type() == torch::headeronly::ScalarType::Long;
-  Indices result{t.const_data_ptr(), is_int64, t.stride(0), t.stride(1), t.size(0), nullptr, 0};
-  if (rows) {
-    result.rows = static_cast<const int64_t*>(rows->const_data_ptr());
-    result.rows_step = rows->stride(0);
-  }
-  return result;
-}
 
 template <class Machine>
 void run_on(const char* function, StackCall& call, StackProblem& problem, const Tensor& x,

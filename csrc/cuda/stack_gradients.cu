@@ -12,6 +12,7 @@ using namespace small_gradient;
 
 constexpr int kLanes = 16;  // share the channels of a word
 constexpr int kParts = kThreads / kLanes;
+constexpr int kBlocksOfStack = 2;  // a multiprocessor; its shared memory has room for few more
 
 template <class S>
 __device__ void add_up_word(const SharedGradients<S>& g, int64_t word) {
@@ -62,7 +63,7 @@ __device__ void write_loss(const SharedGradients<S>& g) {
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(kThreads, kBlocksOfStack)
     add_up_kernel(const __grid_constant__ SharedGradients<S> g, int64_t words, int64_t blocks) {
   const bool steps = !g.use.as_step || std::isfinite(mean_loss(g));
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {

@@ -15,18 +15,10 @@ from types import ModuleType
 
 import torch
 
-from convlm_kernels import ops, stack_ops
+from convlm_kernels import lookup_ops, ops, stack_ops
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-
-STACK_OPERATORS = (
-    stack_ops.stack_forward,
-    stack_ops.stack_backward,
-    stack_ops.stack_cross_entropy,
-    stack_ops.stack_losses,
-    stack_ops.stack_sgd_,
-)
 
 # Set by the test that runs the others again under the sanitizers.
 SANITIZE = os.environ.get("CONVLM_EMULATOR_SANITIZE", "")
@@ -99,11 +91,10 @@ def forced(kernel: str) -> Iterator[None]:
 def operators() -> tuple[object, object, object]:
     """forward, grad_input and grad_weight on the emulator, called like those of ``ops``."""
     native = (
-        ops.forward,
-        ops.grad_input,
-        ops.grad_weight,
-        ops.forward_with_state,
-        *STACK_OPERATORS,
+        *(ops.forward, ops.grad_input, ops.grad_weight, ops.forward_with_state),
+        *(stack_ops.stack_forward, stack_ops.stack_backward, stack_ops.stack_losses),
+        *(stack_ops.stack_cross_entropy, stack_ops.stack_sgd_),
+        *(lookup_ops.lookup, lookup_ops.grad_table),
     )
     definitions = torch.library.Library("convlm_emulated", "DEF")
     for operator in native:

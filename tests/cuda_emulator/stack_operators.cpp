@@ -38,12 +38,6 @@ void guard(emulator::GuardedCall& call, StackProblem& p) {
   }
 }
 
-void guard(emulator::GuardedCall& call, const char* name, Indices& indices, int64_t length) {
-  ConstTensor tensor{indices.data, {indices.row, indices.column, 0}};
-  call.input(name, tensor, indices.row_count, length);
-  indices.data = tensor.data;
-}
-
 void guard(emulator::GuardedCall& call, int64_t batch, Indices& indices) {
   ConstTensor tensor{indices.rows, {indices.rows_step, 0, 0}};
   call.input("rows", tensor, batch);
@@ -57,10 +51,10 @@ struct Emulated {
     const StackArguments a = problem.arguments;
     emulator::GuardedCall call(bytes_of(a.dtype));
     guard(call, problem);
-    emulator::GuardedCall tokens(problem.tokens.is_int64 ? 8 : 4);
-    guard(tokens, "tokens", problem.tokens, a.length);
-    emulator::GuardedCall target(problem.target.is_int64 ? 8 : 4);
-    guard(target, "target", problem.target, a.out_length);
+    emulator::GuardedCall tokens(bytes_of(problem.tokens));
+    guard_indices(tokens, "tokens", problem.tokens, a.length);
+    emulator::GuardedCall target(bytes_of(problem.target));
+    guard_indices(target, "target", problem.target, a.out_length);
     emulator::GuardedCall rows(sizeof(int64_t));
     guard(rows, a.batch, problem.tokens);
     guard(rows, a.batch, problem.target);
