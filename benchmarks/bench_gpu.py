@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from gpu_ceilings import GpuCeilings, measure_ceilings
-from gpu_models import training_step
+from gpu_models import Losses, Step, Work, compare
 from gpu_problems import PROBLEMS, SEED
 from gpu_providers import own_backends, providers_of
 from gpu_timing import measure
@@ -122,16 +122,17 @@ class Run:
                 kept = self.wrong if name in own else self.left_out
                 kept.append(f"{problem.name}, {function}: {message}")
 
-    def training_step(self) -> None:
+    def of_model(self, work: type[Work]) -> None:
         set_precision("ieee")
         seconds = min(10.0, (self.end - perf_counter()) / 4)
         own = own_backends(SEED, self.device)
         try:
-            found = training_step(own, self.device, seconds, self.compiled)
+            found = compare(work, own, self.device, seconds, self.compiled)
         except Exception as error:  # the other figures are still worth having
-            self.wrong.append(f"training step: {type(error).__name__}: {str(error)[:200]}")
+            self.wrong.append(f"{work.name}: {type(error).__name__}: {str(error)[:200]}")
         else:
-            self.models, wrong, left_out = found
+            rows, wrong, left_out = found
+            self.models += rows
             self.wrong += wrong
             self.left_out += left_out
 
@@ -217,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ceilings = measure_ceilings(device)
         described = {"machine": machine_of(device), "ceilings": ceilings.rounded()}
         if not args.only:
-            run.training_step()
+            run.of_model(Step)
+            run.of_model(Losses)
         for _ in run.all(problems, ceilings):
             write(args.output, described, run)
     write(args.output, described, run)

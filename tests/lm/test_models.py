@@ -254,6 +254,21 @@ def test_a_dilated_model_compiles_to_one_graph():
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("kind", [CNN, DilatedCNN])
+def test_a_training_step_compiles_to_one_graph(kind):
+    """Loss and gradients of `model.loss`, which is what a step differentiates."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = kind(vocab=4, context=4, embedding=2)
+    x, y = torch.randint(4, (9, 7)), torch.randint(4, (9, 4))
+    compiled = torch.compile(model.loss, backend="aot_eager", fullgraph=True)
+    losses = compiled(x, y), model.loss(x, y)
+    torch.testing.assert_close(*losses)
+    parameters = list(model.parameters())
+    torch.testing.assert_close(*(torch.autograd.grad(loss, parameters) for loss in losses))
+    torch._dynamo.reset()
+
+
 def test_mlp_equals_cnn():
     """The same loss from the same parameters, over rows and over contexts one by one."""
     torch.manual_seed(0)
