@@ -19,6 +19,7 @@ class Operators(NamedTuple):
     cross_entropy: Any
     losses: Any
     roundings: int = 1  # of 16-bit numbers, one after the other, until there is a result
+    device: str = "cpu"
 
 
 NATIVE = Operators(
@@ -89,6 +90,13 @@ class Inputs(NamedTuple):
     tokens: Tensor | None
     weights: list[Tensor]
     biases: list[Tensor]
+
+    def to(self, device: str) -> Inputs:
+        x, tokens, weights, biases = self
+        tokens = None if tokens is None else tokens.to(device)
+        return Inputs(
+            x.to(device), tokens, [w.to(device) for w in weights], [b.to(device) for b in biases]
+        )
 
     def with_x(self, x: Tensor) -> Inputs:
         return self._replace(x=x)
@@ -165,19 +173,23 @@ def assert_as_near_as_torch(
 def run(
     stack: Stack, inputs: Inputs, share: bool = False, operators: Operators = NATIVE
 ) -> list[Tensor]:
-    """The result, and the gradients of everything."""
+    """The result, and the gradients of everything, on the CPU."""
+    inputs = inputs.to(operators.device)
     y, saved = operators.forward(*inputs, *stack.settings, share, True)
-    seed = random(*y.shape, dtype=y.dtype, seed=9)
-    return [y, *operators.backward(seed, saved, *inputs, *stack.settings, share, True)]
+    seed = random(*y.shape, dtype=y.dtype, seed=9).to(y.device)
+    gradients = operators.backward(seed, saved, *inputs, *stack.settings, share, True)
+    return [t.cpu() for t in (y, *gradients)]
 
 
 def run_loss(
     stack: Stack, inputs: Inputs, share: bool = False, operators: Operators = NATIVE
 ) -> list[Tensor]:
-    """The losses, their mean, and its gradients of everything."""
-    operands = (*inputs[:2], target_of(stack, inputs), *inputs[2:], *stack.settings, share)
+    """The losses, their mean, and its gradients of everything, on the CPU."""
+    target = target_of(stack, inputs).to(operators.device)
+    inputs = inputs.to(operators.device)
+    operands = (*inputs[:2], target, *inputs[2:], *stack.settings, share)
     loss, gradients = operators.cross_entropy(*operands)
-    return [operators.losses(*operands), loss, *gradients]
+    return [t.cpu() for t in (operators.losses(*operands), loss, *gradients)]
 
 
 def check(

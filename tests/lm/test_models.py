@@ -195,8 +195,9 @@ def test_a_dilated_step_in_one_call_is_that_of_its_layers(context, share):
             torch.testing.assert_close(fused.loss(x, y, reduction), losses[1])
 
 
-def test_the_derivatives_of_a_dilated_loss():
-    model = DilatedCNN(vocab=4, context=2, embedding=2, hidden=3).double()
+@pytest.mark.parametrize(("kind", "sizes"), [(CNN, {}), (DilatedCNN, {"hidden": 3})])
+def test_the_derivatives_of_a_loss(kind, sizes):
+    model = kind(vocab=4, context=2, embedding=2, **sizes).double()
     names = [name for name, _ in model.named_parameters()]
     x, y = torch.randint(4, (2, 5)), torch.randint(4, (2, 4))
 
