@@ -39,6 +39,8 @@ def smaller(stacks: list[Stack]) -> list[Stack]:
 FEW_SIGNALS, FEW_TOKENS = smaller(SIGNALS), smaller(TOKENS)
 MANY = Stack("more samples than blocks, a residual at the end", 70, 6, (3, 3, 3), 2, (1, 2),
              ("gelu", "gate"), True, (0, 1), vocab=4)  # fmt: skip
+CLASSES = Stack("a loss of more positions and classes than there are lanes", 2, 45, (3, 5, 20), 2,
+                (1, 2), ("tanh", "none"), vocab=7)  # fmt: skip
 WIDE = Stack("weights in several chunks, positions in several passes", 2, 70, (40, 90, 6), 5,
              (1, 4), ("silu", "tanh"))  # fmt: skip
 
@@ -50,7 +52,7 @@ def test_result_and_gradients(stack: Stack, dtype: torch.dtype) -> None:
 
 
 @parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("stack", [*FEW_TOKENS, MANY], ids=str)
+@pytest.mark.parametrize("stack", [*FEW_TOKENS, MANY, CLASSES], ids=str)
 def test_cross_entropy_and_gradients(stack: Stack, dtype: torch.dtype) -> None:
     check_loss(stack, dtype, operators=EMULATED)
 
@@ -65,7 +67,7 @@ def test_as_on_the_cpu(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("stack", [FEW_SIGNALS[2], FEW_TOKENS[1], MANY], ids=str)
+@pytest.mark.parametrize("stack", [FEW_SIGNALS[2], FEW_TOKENS[1], CLASSES], ids=str)
 def test_the_order_of_threads_changes_nothing(stack: Stack, order: int) -> None:
     inputs = inputs_of(stack, torch.float32)
 

@@ -7,7 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 from cases import DTYPES, parametrize
-from device import DEVICE, needs_gpu, skip_unless
+from device import DEVICE, GEOMETRY, needs_gpu, skip_unless
 from stacks import NATIVE, SIGNALS, TOKENS, Stack, bits, check, check_loss, inputs_of, run
 
 from convlm_kernels import CausalConv1d, DilatedStack, EmbeddingConv1d, StackLayer
@@ -31,7 +31,7 @@ DATA = make_data([a + b + a for a in "abcde" for b in "abcde"], context=2)
 @pytest.fixture(autouse=True)
 def kernels() -> None:
     if DEVICE.type != "cpu":
-        skip_unless(can_run_cuda(None, torch.float32, DEVICE))
+        skip_unless(can_run_cuda(GEOMETRY, torch.float32, DEVICE))
 
 
 @parametrize("dtype", DTYPES)
