@@ -96,9 +96,10 @@ class CapturedSteps:
         with torch.cuda.stream(side):
             copy.deepcopy(self.model).sgd_step(x, y, lr, self.rows)
         torch.cuda.current_stream(x.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(x.device), torch.cuda.graph(graph):
-            loss = self.model.sgd_step(x, y, lr, self.rows)
+        with torch.cuda.device(x.device):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                loss = self.model.sgd_step(x, y, lr, self.rows)
         return Captured(graph, loss)
 
 

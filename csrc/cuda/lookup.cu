@@ -57,7 +57,7 @@ __device__ void make_tile(const LookupProblem& p, int64_t sample, int64_t first_
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     lookup_kernel(const __grid_constant__ LookupProblem p, int64_t blocks) {
   const int64_t channel_tiles = divide_up(p.geometry.out_channels, kTile);
   const int64_t position_tiles = divide_up(p.geometry.out_length, kTile);

@@ -240,6 +240,18 @@ def test_the_operator_says_why_not() -> None:
         EMULATED.forward(*inputs, *stack.settings, False, False)
 
 
+def test_a_smaller_gpu_takes_less() -> None:
+    inputs = inputs_of(LONG, torch.float32)
+    y, _ = EMULATED.forward(*inputs, *LONG.settings, False, False)
+    assert y.shape == (1, 64, 199)
+    library().set_capability(86)
+    try:
+        with pytest.raises(RuntimeError, match="and a block has 101376"):
+            EMULATED.forward(*inputs, *LONG.settings, False, False)
+    finally:
+        library().set_capability(90)
+
+
 @pytest.mark.skipif(bool(SANITIZE), reason="this is the run under the sanitizers")
 def test_under_the_sanitizers() -> None:
     run_sanitized(__file__, "((result or entropy) and float32) or range or empty or int32")
