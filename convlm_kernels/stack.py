@@ -202,6 +202,8 @@ class DilatedStack(Streaming, nn.Sequential):
             reason = _reason_layer_not_fusable(layer, x)
             if reason is not None:
                 return f"layer {name} {reason}"
+        if not x.is_cuda:
+            return None
         x, tokens, convolutions = self._operands(input)
         weights, settings = [layer.weight for layer in convolutions], settings_of(convolutions)
         has_tokens = tokens is not None

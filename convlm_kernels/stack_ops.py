@@ -28,10 +28,7 @@ def reason_does_not_fit(
     """Why no GPU kernel takes a stack on ``x`` with inputs of this length, or None.
 
     A sample's activations must fit the shared memory of a block; ``csrc/cuda/stack_fits.h`` counts.
-    On the CPU every stack fits.
     """
-    if not x.is_cuda:
-        return None
     if torch.compiler.is_compiling():
         return "torch.compile traces one graph for any length"
     major, minor = torch.cuda.get_device_capability(x.device)

@@ -87,13 +87,14 @@ class StackCall {
         arguments_.dtype == ScalarType::float32 || arguments_.dtype == ScalarType::float64,
         function, ": x must be float32 or float64, got ",
         torch::headeronly::toString(x.scalar_type()));
-    check_indices(function, "target", target, "(batch, out_length)");
+    check_indices(function, "target", target, "(batch, out_length)", x);
     STD_TORCH_CHECK(target.size(0) == tokens.size(0) && target.size(1) == arguments_.out_length,
                     function, ": target must have the shape (", tokens.size(0), ", ",
                     arguments_.out_length, "), got ", shape_of(target));
   }
 
   void check_gradient(const Tensor& grad_output, const Tensor& saved, const Tensor& x) const {
+    GeometryChecks("stack_backward", 1, 0, 0, 1, 1).same_kind("grad_output", grad_output, "x", x);
     STD_TORCH_CHECK(grad_output.dim() == 3 && grad_output.size(0) == arguments_.batch &&
                         grad_output.size(1) == last().out_channels() &&
                         grad_output.size(2) == arguments_.out_length,
@@ -126,13 +127,15 @@ class StackCall {
   }
 
   static void check_indices(const char* function, const char* argument, const Tensor& t,
-                            const char* dimensions) {
+                            const char* dimensions, const Tensor& x) {
     using Dtype = torch::headeronly::ScalarType;
     STD_TORCH_CHECK(t.dim() == 2, function, ": ", argument, " must have the two dimensions ",
                     dimensions, ", got shape ", shape_of(t));
     STD_TORCH_CHECK(t.scalar_type() == Dtype::Long || t.scalar_type() == Dtype::Int, function, ": ",
                     argument, " must be int64 or int32, got ",
                     torch::headeronly::toString(t.scalar_type()));
+    STD_TORCH_CHECK(t.device() == x.device(), function, ": ", argument,
+                    " and x must be on one device");
   }
 
   void check_x(const char* function, const Tensor& x) {
@@ -149,7 +152,7 @@ class StackCall {
                     ": x, the embedding of the tokens, must have the two dimensions (vocab, "
                     "channels), got shape ",
                     shape_of(embedding));
-    check_indices(function, "tokens", tokens, "(batch, length)");
+    check_indices(function, "tokens", tokens, "(batch, length)", embedding);
     if (rows) check_rows(function, *rows, tokens);
     arguments_.batch = rows ? rows->size(0) : tokens.size(0);
     arguments_.length = tokens.size(1);

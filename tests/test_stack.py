@@ -185,7 +185,7 @@ def test_inputs_that_no_fused_kernel_takes() -> None:
 
 
 class OnGpu(NamedTuple):
-    """What the choice of a kernel asks of a CUDA tensor."""
+    """What is asked of a CUDA tensor before a kernel is."""
 
     shape: tuple[int, ...]
     is_cuda: bool = True

@@ -209,6 +209,22 @@ def test_impossible_stacks(changes: dict, message: str) -> None:
         stack_forward(*_wrong(**changes))
 
 
+def test_impossible_gradients() -> None:
+    stack = SIGNALS[2]
+    inputs = inputs_of(stack, torch.float32)
+    y, saved = stack_forward(*inputs, *stack.settings, False, True)
+
+    def backward(grad_output: Tensor, saved: Tensor) -> None:
+        stack_backward(grad_output, saved, *inputs, *stack.settings, False, True)
+
+    with pytest.raises(RuntimeError, match="grad_output and x must have one dtype"):
+        backward(y.double(), saved)
+    with pytest.raises(RuntimeError, match=r"grad_output must have the shape \(3, 12, 29\), got"):
+        backward(y[1:], saved)
+    with pytest.raises(RuntimeError, match="saved must have [0-9]+ elements, got 5"):
+        backward(y, saved[:5])
+
+
 def test_impossible_targets() -> None:
     stack = TOKENS[1]
     inputs = inputs_of(stack, torch.float32)

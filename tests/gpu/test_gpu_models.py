@@ -76,6 +76,15 @@ def test_a_stack_of_layers_runs_fused() -> None:
     torch.testing.assert_close(stack(long), torch.nn.Sequential.forward(stack, long))
 
 
+def test_tokens_of_another_device_are_refused() -> None:
+    needs_gpu()
+    stack = TOKENS[1]
+    inputs = inputs_of(stack, torch.float32).to(str(DEVICE))
+    mixed = inputs._replace(tokens=inputs.tokens.cpu())
+    with pytest.raises(RuntimeError, match="tokens and x must be on one device"):
+        NATIVE.forward(*mixed, *stack.settings, False, False)
+
+
 def test_embeddings_are_looked_up() -> None:
     torch.manual_seed(0)
     layer = EmbeddingConv1d(28, 10, 33, 3, padding="causal", activation="tanh", backend=BACKEND)
