@@ -22,7 +22,7 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
-	@echo 'Variables: WORDS=file|names (train), ARGS="..." (train, test, bench, gpu-check), PYTHON, TORCH.'
+	@echo 'Variables: WORDS=file|names (train, docs), ARGS="..." (train, test, bench, gpu-check), PYTHON, TORCH.'
 
 build: $(VENV)/.built  ## .venv with torch and the package, compiled in place
 
@@ -79,6 +79,15 @@ cuda-resources: export CONVLM_CUDA_ARCHS = 8.0;9.0a;9.0;9.0+PTX
 cuda-resources: $(VENV)/.built  ## registers and spills of every CUDA kernel, into docs/cuda-resources.md
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	$(BIN)/python tools/cuda_resources.py --write docs/cuda-resources.md
+
+# The one warning that is switched off is about MkDocs' own future. No --quiet: it would hide the
+# others from the strict mode that mkdocs.yml asks for.
+.PHONY: docs
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: export TUTORIAL_WORDS = $(WORDS)
+docs: $(VENV)/.built $(VENV)/.docs  ## the documentation as a site in build/site, its tutorial run
+	$(BIN)/python tools/website/figures.py --check
+	$(BIN)/mkdocs build $(ARGS)
 
 # With the interpreter that PYTHON names and what it has: a machine with a GPU may have no network.
 gpu-check:  ## on a machine with a GPU: build there, test, sanitize and time, in 9 minutes

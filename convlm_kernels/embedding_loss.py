@@ -50,8 +50,9 @@ def embedding_conv1d_cross_entropy(
     Args:
         tokens: (batch, length), int64 or int32, in [0, vocab).
         target: (batch, out_length), int64 or int32, in [0, out_channels).
+        embedding, weight, bias, stride, padding, dilation, backend: as for
+            :func:`embedding_conv1d`.
         reduction: "mean", "sum" or "none".
-        The others are those of :func:`embedding_conv1d`.
 
     Returns:
         A scalar, or with "none" (batch, out_length); of the dtype of ``embedding``, float32 for

@@ -127,8 +127,8 @@ class SequenceParallelConv1d(Conv1d):
     collective call tells all processes the others' lengths; give ``lengths`` to save it.
 
     Args:
-        as for :class:`Conv1d`, and the keyword-only ``group``: a ``torch.distributed`` process
-            group, by default that of all processes. Only zeros may pad.
+        *args, **kwargs: as for :class:`Conv1d`; only zeros may pad.
+        group: a ``torch.distributed`` process group, by default that of all processes.
 
     Shape:
         (batch, in_channels, own length) to (batch, out_channels, own outputs).

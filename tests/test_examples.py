@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+sys.path.insert(0, str(ROOT / "tools" / "website"))
+
+import cells  # noqa: E402
 
 
 @pytest.mark.parametrize(("steps", "least"), [(1, 200), (40, 20)], ids=["at once", "one by one"])
@@ -26,3 +31,17 @@ def test_serve_many(
     assert said.endswith("each as it is alone\n")
     at_once = int(said.partition("up to ")[2].split()[0])
     assert least <= at_once <= 200
+
+
+def test_tutorial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the site tells it, with little training; its cells compare the layers themselves."""
+    monkeypatch.setenv("TUTORIAL_STEPS", "60")
+    monkeypatch.delenv("TUTORIAL_WORDS", raising=False)
+    told = cells.tell(EXAMPLES / "tutorial.py")
+    cnn, mlp = (re.search(rf"^{model}: ([\d.]+)$", told, re.MULTILINE) for model in ("CNN", "MLP"))
+    assert cnn
+    assert mlp
+    assert float(cnn[1]) == pytest.approx(float(mlp[1]), abs=1e-4)
+    assert "distinct contexts for" in told
+    assert told.count("data:image/svg+xml") == 1
+    assert len(re.findall(r"^loss \(nats\)", told, re.MULTILINE)) == 2

@@ -101,7 +101,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
           const int64_t first = vectors * first_strip / strips;
           if (staged_job != tile_job)
             stage(staging, p.in + n * p.in_batch + group * p.channels * p.in_channel, p.channels,
-                  p.in_channel, p.in_position, p.length, first * W * p.in_step, staged);
+                  p.in_channel, p.in_position, p.length, first * W * p.in_step, staged, false);
           staged_job = tile_job;
           for (int64_t block = blocks * split / splits; block < blocks * (split + 1) / splits;
                ++block) {
@@ -119,6 +119,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                 const int64_t count = smaller(width * W, q.outputs - v * W);
                 if (count <= 0) continue;
                 const Reduction& reduction = plans[part].reduction;
+                const Steps steps = steps_of(reduction, taps_inside(q, v * W, v * W + count));
                 const T* part_weight = weight + plans[part].weight_offset;
                 S* out = q.out + n * q.out_batch + group * q.out_group + row * q.out_row +
                          v * W * q.out_step;
@@ -138,7 +139,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                                    plain ? if_same<Stored<T>>(out) : nullptr,
                                    q.out_row,
                                    bias};
-                multiply<T, true>(product, rows, width);
+                multiply<T, true>(product, rows, width, steps, kForwardChain<T>);
                 for (int i = 0; product.out == nullptr && i < rows; ++i)
                   finish_row(q, tile + i * width * W, bias[i], count, out + i * q.out_row);
               }

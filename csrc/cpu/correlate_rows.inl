@@ -1,6 +1,16 @@
 // The correlation with vectors of rows: inputs are the scalars, and the output is turned on its way
 // out.
 
+// The taps that any of some rows of a tile reads, where each sample has `positions` rows from
+// output q0 on.
+template <class S>
+TapRange taps_of_rows(const Correlation<S>& p, int64_t q0, int64_t positions, int64_t row,
+                      int64_t rows) {
+  const int64_t first = row % positions, last = first + rows;
+  return last <= positions ? taps_inside(p, q0 + first, q0 + last)
+                           : taps_inside(p, q0, q0 + positions);
+}
+
 template <class T, class S>
 void correlate_vectors_of_rows(const Correlation<S>& p) {
   constexpr int W = kLanes<T>;
@@ -64,7 +74,7 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
           for (int64_t i = 0; i < count; ++i) {
             stage(plan.staging, p.in + (n0 + i) * p.in_batch + group * p.channels * p.in_channel,
                   p.channels, p.in_channel, p.in_position, p.length, q0 * p.in_step,
-                  staged + i * sample_size);
+                  staged + i * sample_size, false);
             for (int64_t q = 0; q < positions; ++q)
               start[i * positions + q] = staged + i * sample_size + q * plan.staging.advance;
           }
@@ -75,6 +85,9 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
             const int width = static_cast<int>(vectors * (panel + 1) / panels - first);
             for (int64_t strip = 0; strip < strips; ++strip) {
               const int64_t row = tile_rows * strip / strips;
+              const int rows = static_cast<int>(tile_rows * (strip + 1) / strips - row);
+              const Steps steps =
+                  steps_of(plan.reduction, taps_of_rows(p, q0, positions, row, rows));
               Product<T> product{start + row,
                                  weights + (group * panels + panel) * panel_size,
                                  plan.reduction.in_start,
@@ -86,8 +99,7 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
                                  tile + row * padded + first * W,
                                  padded,
                                  false};
-              multiply<T, false>(product, static_cast<int>(tile_rows * (strip + 1) / strips - row),
-                                 width);
+              multiply<T, false>(product, rows, width, steps, kForwardChain<T>);
             }
           }
           const int64_t m = vectors * first_panel / panels * W;

@@ -31,6 +31,7 @@ struct Correlation {
 
 // The longer of channels and taps becomes the inner, regular one.
 struct Reduction {
+  bool taps_are_inner;
   int64_t outer, inner;
   int64_t *weight_start, *in_start;
   int64_t weight_step, in_step;
@@ -61,6 +62,7 @@ inline void plan_reduction(Reduction& r, const Staging& staging, int64_t channel
   bool regular = taps > channels;
   for (int64_t j = 2; regular && j < taps; ++j)
     regular = staging.tap_start[j] - staging.tap_start[j - 1] == spacing;
+  r.taps_are_inner = regular;
   if (regular) {
     r.outer = channels;
     r.inner = taps;
@@ -80,6 +82,45 @@ inline void plan_reduction(Reduction& r, const Staging& staging, int64_t channel
       r.in_start[j] = staging.tap_start[j];
     }
   }
+}
+
+// ---- taps that read nothing but padding ----
+
+// Some taps in a row.
+struct TapRange {
+  int64_t first, last;
+};
+
+// The taps that may read a part of the input for one of the outputs [begin, end). The others would
+// add zeros, and there are many of them where the kernel spans more than the input is long.
+template <class S>
+TapRange taps_inside(const Correlation<S>& p, int64_t begin, int64_t end) {
+  const auto outside = [&](int64_t tap) {
+    return begin * p.in_step + p.tap_offset[tap] >= p.length ||
+           (end - 1) * p.in_step + p.tap_offset[tap] < 0;
+  };
+  TapRange range{0, p.taps};
+  while (range.first < range.last && outside(range.first)) ++range.first;
+  while (range.first < range.last && outside(range.last - 1)) --range.last;
+  return range;
+}
+
+inline Steps steps_of(const Reduction& r, TapRange taps) {
+  if (r.taps_are_inner) return {0, r.outer, taps.first, taps.last};
+  return {taps.first, taps.last, 0, r.inner};
+}
+
+// How many products the outputs of one row and channel take, but for those with padding.
+template <class S>
+int64_t products_inside(const Correlation<S>& p) {
+  int64_t products = 0;
+  for (int64_t j = 0; j < p.taps; ++j) {
+    // The outputs from `first` on and before `last` read a part of the input.
+    const int64_t first = larger(0, divide_up(-p.tap_offset[j], p.in_step));
+    const int64_t last = smaller(p.outputs, divide_up(p.length - p.tap_offset[j], p.in_step));
+    products += larger(0, last - first);
+  }
+  return products;
 }
 
 // ---- packing of weights ----

@@ -134,7 +134,7 @@ struct Stretches {
       const int64_t first_tile = index / parts * t.dilation + index % parts * part;
       const int64_t block_end = smaller(t.tiles, (index / parts + 1) * t.dilation);
       s.tiles = larger(0, smaller(part, block_end - first_tile));
-      s.period = s.tiles;
+      s.period = larger(1, s.tiles);  // the last block may have too few tiles for all parts
       s.runs = m;
       s.first_output = index / parts * m * t.dilation + index % parts * part;
       s.run_output = t.dilation;

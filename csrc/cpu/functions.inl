@@ -90,8 +90,8 @@ struct Forward {
 // Position p of the input was read by output t through tap k where p + pad_left = t * stride + k *
 // dilation. Positions that are a multiple of the stride apart share their taps, and neighbours
 // among them read neighbouring outputs: each such class is a correlation of stride 1 of its own.
-// Where a tap's output does not exist a staged zero stands for it, so an infinite weight gives NaN
-// there.
+// Where a tap's output does not exist a staged zero may stand for it, so an infinite weight may
+// give NaN there.
 struct PositionClass {
   int64_t start;    // t for the first position, before the taps' shift
   int64_t outputs;  // how many positions there are

@@ -96,35 +96,54 @@ CONVLM_INLINE ProductFunction<T> select_product(int rows, int vectors,
 constexpr int64_t kChain = 64;
 constexpr int64_t kGradWeightChain = 256;
 constexpr int64_t kPairsChain = 256;
+template <class T>
+constexpr int64_t kForwardChain = kDepth<T> == 1 ? kChain : kPairsChain;
 
-// Runs the whole reduction of `p` in chains; `rows` <= kMaxRows, `vectors` <= kMaxVectors.
+// Some of the steps of a reduction: the others would add zeros.
+struct Steps {
+  int64_t first_outer, last_outer, first_inner, last_inner;
+};
+
+// Runs the reduction of `p` in chains, of which it takes no more than `steps`; `rows` <= kMaxRows,
+// `vectors` <= kMaxVectors. Where chains begin does not depend on the steps, and so no bits do.
 template <class T, bool CONTIGUOUS_ROWS>
-CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors,
-                            int64_t chain = kDepth<T> == 1 ? kChain : kPairsChain) {
+CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors, const Steps& steps,
+                            int64_t chain) {
   const ProductFunction<T> product = select_product<T, CONTIGUOUS_ROWS>(
       rows, vectors, std::make_integer_sequence<int, kMaxRows * kMaxVectors>{});
-  const int64_t outer = p.outer, inner = p.inner;
-  if (outer * inner <= chain) return product(p);
+  const Product<T> whole = p;
   const T* start[kMaxRows];
-  for (int i = 0; i < (CONTIGUOUS_ROWS ? 1 : rows); ++i) start[i] = p.rows[i];
   p.rows = start;
-  Stored<T>* const out = p.out;
-  const int64_t inner_pieces = divide_up(inner, chain);
-  const int64_t inner_chain = divide_up(inner, inner_pieces);
+  const auto run = [&](int64_t outer, int64_t last_outer, int64_t inner, int64_t last_inner) {
+    p.row_start = whole.row_start + outer;
+    p.vector_start = whole.vector_start + outer;
+    p.outer = last_outer - outer;
+    p.inner = last_inner - inner;
+    for (int i = 0; i < (CONTIGUOUS_ROWS ? 1 : rows); ++i)
+      start[i] = whole.rows[i] + inner * p.row_step;
+    p.vectors = whole.vectors + inner * p.vector_step;
+    const bool is_last = last_outer >= steps.last_outer && last_inner >= steps.last_inner;
+    p.out = is_last ? whole.out : nullptr;
+    product(p);
+    p.accumulate = true;
+  };
+  const bool none = steps.first_outer >= steps.last_outer || steps.first_inner >= steps.last_inner;
+  if (none || whole.outer * whole.inner <= chain)
+    return run(steps.first_outer, none ? steps.first_outer : steps.last_outer, steps.first_inner,
+               larger(steps.first_inner, steps.last_inner));
+  const int64_t inner_chain = divide_up(whole.inner, divide_up(whole.inner, chain));
   const int64_t outer_chain = larger(1, chain / inner_chain);
-  for (int64_t s = 0; s < inner; s += inner_chain) {
-    p.inner = smaller(inner_chain, inner - s);
-    for (int64_t o = 0; o < outer; o += outer_chain) {
-      p.outer = smaller(outer_chain, outer - o);
-      p.out = s + p.inner == inner && o + p.outer == outer ? out : nullptr;
-      product(p);
-      p.accumulate = true;
-      p.row_start += p.outer;
-      p.vector_start += p.outer;
-    }
-    p.row_start -= outer;
-    p.vector_start -= outer;
-    for (int i = 0; i < (CONTIGUOUS_ROWS ? 1 : rows); ++i) start[i] += p.inner * p.row_step;
-    p.vectors += p.inner * p.vector_step;
-  }
+  for (int64_t s = steps.first_inner / inner_chain * inner_chain; s < steps.last_inner;
+       s += inner_chain)
+    for (int64_t o = steps.first_outer / outer_chain * outer_chain; o < steps.last_outer;
+         o += outer_chain)
+      run(larger(o, steps.first_outer), smaller(o + outer_chain, steps.last_outer),
+          larger(s, steps.first_inner), smaller(s + inner_chain, steps.last_inner));
+}
+
+// All of it.
+template <class T, bool CONTIGUOUS_ROWS>
+CONVLM_INLINE void multiply(const Product<T>& p, int rows, int vectors,
+                            int64_t chain = kForwardChain<T>) {
+  multiply<T, CONTIGUOUS_ROWS>(p, rows, vectors, {0, p.outer, 0, p.inner}, chain);
 }

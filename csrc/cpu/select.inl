@@ -54,7 +54,7 @@ Kernel correlation_kernel(const Correlation<S>& p) {
     const int64_t four =
         exact_enough_for_four(p) ? fast_correlation_cost<FastFilter<4>>(p, dilation) : two;
     // A twentieth of the direct sum's cost is not worth the change.
-    if (20 * smaller(two, four) < 19 * p.outputs * p.products() * p.rows)
+    if (20 * smaller(two, four) < 19 * products_inside(p) * p.channels * p.rows)
       return four < two ? Kernel::fast_filter_4 : Kernel::fast_filter_2;
   }
   return direct_correlation_kernel(p);

@@ -208,30 +208,42 @@ inline void plan_for_scalars(Staging& plan, int64_t outputs, int64_t in_step,
   for (int64_t j = 0; j < taps; ++j) plan.tap_start[j] = tap_offset[j] - first;
 }
 
+// Whether a stream of `plan` holds anything but padding.
+inline bool has_input(const Staging& plan, int64_t stream, int64_t length, int64_t first_position) {
+  const int64_t first = plan.stream_start[stream] + first_position;
+  return first < length && first + (plan.width - 1) * plan.element_step >= 0;
+}
+
 // Stages `channels` rows for the outputs that begin at `first_position` of the input, less the
-// taps' offsets.
+// taps' offsets. Streams of nothing but padding may be left out, where nobody reads them.
 template <class S>
 void stage(const Staging& plan, const S* in, int64_t channels, int64_t channel_stride,
-           int64_t position_stride, int64_t length, int64_t first_position, Compute<S>* out) {
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t s = 0; s < plan.streams; ++s)
+           int64_t position_stride, int64_t length, int64_t first_position, Compute<S>* out,
+           bool with_padding = true) {
+  for (int64_t s = 0; s < plan.streams; ++s) {
+    if (!with_padding && !has_input(plan, s, length, first_position)) continue;
+    for (int64_t c = 0; c < channels; ++c)
       stage_row(in + c * channel_stride, position_stride, length,
                 plan.stream_start[s] + first_position, plan.element_step,
                 out + c * plan.channel_pitch() + s * plan.pitch, plan.width);
+  }
 }
 
 #if defined(CONVLM_DOT_BFLOAT16)
 // The same for pairs of channels.
 inline void stage(const Staging& plan, const bfloat16* in, int64_t channels, int64_t channel_stride,
-                  int64_t position_stride, int64_t length, int64_t first_position, Pair* out) {
-  for (int64_t c = 0; c < channels; c += 2) {
-    const bfloat16* low = in + c * channel_stride;
-    const bool single = c + 1 == channels;
-    const PairOfRows rows{low, single ? low : low + channel_stride, single};
-    for (int64_t s = 0; s < plan.streams; ++s)
+                  int64_t position_stride, int64_t length, int64_t first_position, Pair* out,
+                  bool with_padding = true) {
+  for (int64_t s = 0; s < plan.streams; ++s) {
+    if (!with_padding && !has_input(plan, s, length, first_position)) continue;
+    for (int64_t c = 0; c < channels; c += 2) {
+      const bfloat16* low = in + c * channel_stride;
+      const bool single = c + 1 == channels;
+      const PairOfRows rows{low, single ? low : low + channel_stride, single};
       stage_source(rows, position_stride, length, plan.stream_start[s] + first_position,
                    plan.element_step, out + c / 2 * plan.channel_pitch() + s * plan.pitch,
                    plan.width);
+    }
   }
 }
 #endif
