@@ -5,6 +5,8 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 WORDS  ?=
+OLD    ?=
+NEW    ?=
 ARGS   ?=
 
 VENV     := .venv
@@ -18,7 +20,7 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help build train test test-models test-triton lint format clean
-.PHONY: asan tsan fuzz bench bench-seed bench-lm bench-generation bench-sweep cuda-resources gpu-check gpu-bench
+.PHONY: asan tsan fuzz bench bench-report bench-compare bench-sweep cuda-resources gpu-check gpu-bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -58,17 +60,14 @@ format: $(VENV)/.dev  ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CPP_CODE)
 
-bench: $(VENV)/.built  ## time our kernels against every peer in torch, 10 minutes; results in benchmarks/results
-	$(BIN)/python benchmarks/bench_conv1d.py --tuned-allocator --threads 1 2 $(ARGS)
+bench: $(VENV)/.built  ## every benchmark within 10 minutes: figures, plots and a page in benchmarks/results
+	$(BIN)/python benchmarks/bench.py --threads 1 2 $(ARGS)
 
-bench-seed: $(VENV)/.built  ## time the seed's layers and models against torch's
-	$(BIN)/python benchmarks/bench_seed.py $(ARGS)
+bench-report: $(VENV)/.built  ## draw the stored figures again, and write them into README.md and docs
+	$(BIN)/python benchmarks/report.py $(ARGS)
 
-bench-lm: $(VENV)/.built  ## time the seed's language models against the same on torch's layers
-	$(BIN)/python benchmarks/bench_lm.py --tuned-allocator $(ARGS)
-
-bench-generation: $(VENV)/.built  ## time steps and generation against torch's layers with queues, and without
-	$(BIN)/python benchmarks/bench_generation.py $(ARGS)
+bench-compare: $(VENV)/.built  ## what has become slower from OLD=file.json to NEW=file.json
+	$(BIN)/python benchmarks/compare.py '$(OLD)' '$(NEW)' $(ARGS)
 
 bench-sweep: $(VENV)/.built  ## time random shapes against torch's and show the worst
 	$(BIN)/python benchmarks/sweep.py --tuned-allocator $(ARGS)

@@ -1,29 +1,33 @@
-"""One position or one character at a time: our steps against the ways to do it with torch's layers.
+"""What does the next position or character cost, against the ways to do it with torch's layers?
 
-    python benchmarks/bench_generation.py --rounds 30 --json results.json
+    python benchmarks/bench_generation.py --only "10 layers"
 
 "window" runs the full forward again over all that the newest output depends on; "queues" keeps each
 layer's inputs in a queue and does two small matrix products a layer, which is the best that torch's
-own operators have. All are checked for equal results before they take turns. Rows are batch 1; the
-loop of a language model draws its characters too.
+own operators have. All are compared before they take turns. Rows are batch 1; the loop of a
+language model draws its characters too.
 """
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from report import machine, print_table, write_json
-from timing import Providers, Quantiles, measure, speedup
+from models import CharModel, DilatedCNN, byte_model, seeded
+from suite import OURS, Case, Contest, Setting, Suite
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convlm_kernels import DilatedStack, StackLayer, step_ops
-from convlm_kernels.lm import DilatedCNN
-from convlm_kernels.lm.models import CharModel
 
 LAYERS = 10
-CHARACTERS = 64  # of one call of the loop
+CHANNELS = 64, 128, 256
+BFLOAT16 = "ours, bf16 weights"
+
+MODELS: dict[str, tuple[Callable[[], DilatedCNN], int]] = {  # and the characters of one loop
+    "seed's dilated model": (DilatedCNN, 64),
+    "10 layers of 128, bytes": (byte_model, 8),
+}
 
 
 class Queues:
@@ -70,59 +74,51 @@ def window_of(layers: list[Any]) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def stack_bench(channels: int) -> Providers:
-    """One step of ten layers of two taps, dilations 1 to 512."""
+def stack_step(channels: int, layers: int) -> Contest:
+    """One step of layers of two taps, dilations 1, 2, 4, ..."""
     torch.manual_seed(0)
+    dilations = [2**i for i in range(layers)]
     stack = DilatedStack(
-        *(
-            StackLayer(channels, channels, 2, dilation=2**i, activation="tanh")
-            for i in range(LAYERS)
-        )
+        *(StackLayer(channels, channels, 2, dilation=d, activation="tanh") for d in dilations)
     ).requires_grad_(False)
-    layers = list(stack)
-    receptive_field = 2**LAYERS
-    x = torch.randn(receptive_field, 1, channels)
+    x = torch.randn(2**layers, 1, channels)
     field = x.movedim(0, 2)
-    queues, window = Queues(layers), window_of(layers)
+    queues, window = Queues(list(stack)), window_of(list(stack))
     state, state_16 = stack.init_state(), stack.init_state()
-    for column in x:
-        results = {
-            "step": stack.step(column, state),
-            "step, bf16 weights": stack.step(column, state_16, weight_dtype=torch.bfloat16),
-            "queues": queues(column),
-        }
-    results["window"] = window(field)
-    assert_equal(results)
-    newest = x[-1]
-    return {
-        "step": lambda: stack.step(newest, state),
-        "step, bf16 weights": lambda: stack.step(newest, state_16, weight_dtype=torch.bfloat16),
-        "queues": lambda: queues(newest),
-        "window": lambda: window(field),
+    calls: dict[str, Callable[[Tensor], Tensor]] = {
+        OURS: lambda column: stack.step(column, state),
+        BFLOAT16: lambda column: stack.step(column, state_16, weight_dtype=torch.bfloat16),
+        "queues": queues,
     }
+    for column in x:
+        results = {name: call(column) for name, call in calls.items()}
+    assert_equal(results, window(field))
+    newest = x[-1]
+    bound: dict[str, Callable[[], object]] = {n: partial(c, newest) for n, c in calls.items()}
+    return Contest(bound | {"window": lambda: window(field)}, shown=[BFLOAT16])
 
 
-def seed_bench() -> Providers:
-    """One character's logits by the seed's dilated model, without drawing from them."""
-    torch.manual_seed(0)
-    model = DilatedCNN().requires_grad_(False)
-    tokens = torch.randint(28, (1, model.context))
-    window, queues = window_of(list(model.layers)), seed_queues(model)
+def model_step(build: Callable[[], DilatedCNN]) -> Contest:
+    """One character's logits, without drawing from them."""
+    model: Any = seeded(build).requires_grad_(False)
+    tokens = torch.randint(model.vocab, (1, model.context))
+    window, queues = window_of(list(model.layers)), queues_of(model)
     state = model.init_state()
     for token in tokens.unbind(1):
-        results = {"step": model.step(token, state), "queues": queues(token)}
-    results["window"] = window(model.embed_as_signal(tokens))
-    assert_equal(results)
+        results = {OURS: model.step(token, state), "queues": queues(token)}
+    assert_equal(results, window(model.embed_as_signal(tokens)))
     newest = tokens[:, -1]
-    return {
-        "step": lambda: model.step(newest, state),
-        "queues": lambda: queues(newest),
-        "window": lambda: window(model.embed_as_signal(tokens)),
-    }
+    return Contest(
+        {
+            OURS: lambda: model.step(newest, state),
+            "queues": lambda: queues(newest),
+            "window": lambda: window(model.embed_as_signal(tokens)),
+        }
+    )
 
 
-def seed_queues(model: DilatedCNN) -> Callable[[Tensor], Tensor]:
-    """The seed's model as layers of two taps: its first one reads two embeddings."""
+def queues_of(model: DilatedCNN) -> Callable[[Tensor], Tensor]:
+    """The model as layers of two taps: its first one reads two embeddings."""
     first, *others = model.layers
     features = model.embedding.embedding_dim
     pairs = nn.Conv1d(features, first.out_channels, 2)
@@ -132,12 +128,11 @@ def seed_queues(model: DilatedCNN) -> Callable[[Tensor], Tensor]:
     return lambda token: queues(model.embedding.weight[token])
 
 
-def loop_bench() -> Providers:
-    """CHARACTERS characters, each drawn and then the input of the next step."""
-    torch.manual_seed(0)
-    model = DilatedCNN().requires_grad_(False)
-    tokens = torch.randint(28, (1, model.context))
-    window, queues = window_of(list(model.layers)), seed_queues(model)
+def loop(build: Callable[[], DilatedCNN], characters: int) -> Contest:
+    """As many characters, each drawn and then the input of the next step."""
+    model: Any = seeded(build).requires_grad_(False)
+    tokens = torch.randint(model.vocab, (1, model.context))
+    window, queues = window_of(list(model.layers)), queues_of(model)
     state = model.init_state()
     model.prefill(tokens[:, :-1], state)
     for token in tokens[:, :-1].unbind(1):
@@ -148,71 +143,59 @@ def loop_bench() -> Providers:
 
     def by_window() -> Tensor:
         drawn = tokens
-        for _ in range(CHARACTERS):
+        for _ in range(characters):
             logits = window(model.embed_as_signal(drawn[:, -model.context :]))
             drawn = torch.cat([drawn, draw(logits)[:, None]], dim=1)
         return drawn
 
     def by_queues() -> list[Tensor]:
         drawn = [tokens[:, -1]]
-        for _ in range(CHARACTERS):
+        for _ in range(characters):
             drawn.append(draw(queues(drawn[-1])))
         return drawn
 
-    return {
-        "loop": lambda: generate_characters(model, tokens[:, -1], state),
-        "queues": by_queues,
-        "window": by_window,
-    }
+    def ours() -> Tensor:
+        return generate(model, tokens[:, -1], state, characters)
+
+    return Contest({OURS: ours, "queues": by_queues, "window": by_window})
 
 
-def generate_characters(model: CharModel, tokens: Tensor, state: Any) -> Tensor:
+def generate(model: CharModel, tokens: Tensor, state: Any, characters: int) -> Tensor:
     embedding, *packed = model.stream_network().packed()
-    uniform = torch.rand(len(tokens), CHARACTERS, dtype=torch.float64)
+    uniform = torch.rand(len(tokens), characters, dtype=torch.float64)
     settings = None, uniform, 1.0, model.vocab, 1.0, -1
     return step_ops.generate(tokens, embedding, *state, *packed, *settings)
 
 
-def assert_equal(results: dict[str, Tensor]) -> None:
+def assert_equal(results: Mapping[str, Tensor], expected: Tensor) -> None:
     for name, value in results.items():
-        tolerance = 0.05 if "bf16" in name else 1e-4
-        torch.testing.assert_close(value, results["window"], rtol=tolerance, atol=tolerance)
+        tolerance = 0.05 if name == BFLOAT16 else 1e-4
+        torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--json", metavar="OUT", help="write the figures there too")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+def cases(setting: Setting) -> Iterator[Case]:
+    layers = 5 if setting.small else LAYERS
+    for channels in CHANNELS:
+        name = f"{layers} layers of {channels}"
+        if setting.wants(name):
+            yield Case(name, "step", partial(stack_step, channels, layers))
+    for name, (build, characters) in MODELS.items():
+        if setting.wants(name) and not (setting.small and build is byte_model):
+            yield Case(name, "step", partial(model_step, build))
+            make = partial(loop, build, characters)
+            yield Case(name, "loop with drawing", make, times=characters)
 
-    benches = {f"{LAYERS} layers, {c} channels": (stack_bench(c), 1) for c in (64, 128, 256)}
-    benches["seed's dilated model"] = (seed_bench(), 1)
-    benches["the same, loop with drawing"] = (loop_bench(), CHARACTERS)
-    rows: list[list[str]] = []
-    results: list[dict[str, Any]] = []
-    for bench, (providers, positions) in benches.items():
-        times = measure(providers, args.rounds)
-        for name in providers:
-            median = Quantiles.of(times[name]).median / positions
-            ratios = [speedup(times, name, peer) for peer in ("queues", "window")]
-            results.append(
-                {
-                    "bench": bench,
-                    "provider": name,
-                    "seconds": median,
-                    "over_queues": ratios[0]._asdict(),
-                    "over_window": ratios[1]._asdict(),
-                }
-            )
-            cells = [f"{ratio.median:.1f}  ({ratio.low:.1f}-{ratio.high:.1f})" for ratio in ratios]
-            rows.append([f"{bench}: {name}", f"{1e6 * median:,.2f}", *cells])
-    header = [f"{args.threads} thread(s), batch 1", "us a position", "over queues", "over window"]
-    print_table(header, rows)
-    if args.json:
-        write_json(args.json, {"machine": machine(), "rounds": args.rounds, "rows": results})
 
+SUITE = Suite(
+    "generation",
+    "Generation",
+    "The next position of a stack or character of a model, at batch 1: one call of ours, a queue "
+    "for each of torch's layers, and running the whole window again.",
+    cases,
+    share=0.06,
+)
 
 if __name__ == "__main__":
-    main()
+    from bench import main_of
+
+    main_of(SUITE.name)

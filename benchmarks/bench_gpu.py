@@ -18,6 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import gpu_suites
 import torch
 from gpu_ceilings import GpuCeilings, measure_ceilings
 from gpu_models import Losses, Step, Work, compare
@@ -25,10 +26,12 @@ from gpu_problems import PROBLEMS, SEED
 from gpu_providers import own_backends, providers_of
 from gpu_timing import measure
 from oracle import Oracle, WrongResult
+from peers import work_of
 from problem import Data, Problem
 from providers import Provider
-from report import machine, print_table, significant, write_json
-from rows import HEADER, Row, cells, judge, row_of
+from results import machine, significant, write_json
+from suite import Row, Setting, figures, limits, suite_named
+from tables import cells, header, print_table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
@@ -36,6 +39,7 @@ from gpu_machine import driver
 
 ROTATED_BYTES = 2**28  # several times the caches of the largest GPUs
 MOST_SETS = 8
+SUITES_SHARE = 0.4  # of the time of a run of everything
 
 
 def set_precision(fp32_precision: str) -> None:
@@ -86,14 +90,15 @@ def rows_of(
         for name, providers in right.items()
     }
     times, failed = measure(calls, device, budget)
-    counted = [name for name in times if name not in own and right[name][0].counts]
+    shown = [name for name in times if not right[name][0].counts]
     peers = {name: took for name, took in times.items() if name not in own}
     rows = []
     for backend in own:
         if backend in times:
-            row = row_of(problem, function, 1, {backend: times[backend], **peers}, counted)
-            row |= {"backend": backend, "error": significant(errors[backend], 2)}
-            rows.append(row)
+            row = {"name": problem.name, "function": function, "threads": 1, "backend": backend}
+            row |= {"family": "layers", "dtype": str(problem.dtype).removeprefix("torch.")}
+            row |= figures({backend: times[backend], **peers}, shown)
+            rows.append(row | {"error": significant(errors[backend], 2)})
     return rows, wrong | failed
 
 
@@ -103,8 +108,7 @@ class Run:
     def __init__(self, device: torch.device, seconds: float, compiled: bool) -> None:
         self.device, self.compiled = device, compiled
         self.end = perf_counter() + seconds
-        self.rows: list[Row] = []
-        self.models: list[dict[str, Any]] = []
+        self.rows: dict[str, list[Row]] = {"layers": [], "lm": []}  # of each suite
         self.skipped: list[str] = []
         self.wrong: list[str] = []  # results of ours
         self.left_out: list[str] = []  # peers
@@ -116,8 +120,9 @@ class Run:
         for function in problem.functions:
             share = budget / len(problem.functions)
             rows, wrong = rows_of(sets, function, self.device, share, self.compiled)
-            yardstick = ceilings.of(problem)
-            self.rows += [judge(row, problem, yardstick) for row in rows]
+            work = work_of(problem, function)
+            yardstick = ceilings.of(problem.dtype, problem.fp32_precision)
+            self.rows["layers"] += [row | limits(row, work, yardstick) for row in rows]
             for name, message in wrong.items():
                 kept = self.wrong if name in own else self.left_out
                 kept.append(f"{problem.name}, {function}: {message}")
@@ -129,12 +134,29 @@ class Run:
         try:
             found = compare(work, own, self.device, seconds, self.compiled)
         except Exception as error:  # the other figures are still worth having
-            self.wrong.append(f"{work.name}: {type(error).__name__}: {str(error)[:200]}")
+            self.wrong.append(f"{work.function}: {type(error).__name__}: {str(error)[:200]}")
         else:
             rows, wrong, left_out = found
-            self.models += rows
+            self.rows["lm"] += rows
             self.wrong += wrong
             self.left_out += left_out
+
+    def suite(self, name: str, ceilings: GpuCeilings, seconds: float) -> None:
+        """One of gpu_suites on each of our backends, in exact float32."""
+        set_precision("ieee")
+        self.rows[name] = []
+        own = own_backends(SEED, self.device)
+        for backend in own:
+            setting = Setting(compiled=self.compiled, device=self.device, backend=backend)
+            for found in gpu_suites.rows_of(name, setting, seconds / len(own)):
+                if isinstance(found, gpu_suites.Skipped):
+                    self.skipped.append(str(found))
+                elif isinstance(found, WrongResult):
+                    self.wrong.append(str(found))
+                else:
+                    row, work = found
+                    of_row = limits(row, work, ceilings.of(work.dtype)) if work else {}
+                    self.rows[name].append(row | of_row)
 
     def all(self, problems: Sequence[Problem], ceilings: GpuCeilings) -> Iterator[None]:
         """Yields after each problem: what there is then is worth keeping."""
@@ -169,19 +191,24 @@ def machine_of(device: torch.device) -> dict[str, Any]:
 
 
 def write(path: str | None, described: dict[str, Any], run: Run) -> None:
-    if path is not None:
-        results = {"rows": run.rows, "models": run.models, "skipped": run.skipped}
-        write_json(path, described | results)
+    """In the shape of a CPU's results; what was skipped is said with the layers."""
+    if path is None:
+        return
+    runs = {
+        name: described | {"unit": suite_named(name).unit, "rows": rows}
+        for name, rows in run.rows.items()
+    }
+    runs["layers"]["skipped"] = run.skipped
+    write_json(path, runs)
 
 
 def say(run: Run, ceilings: GpuCeilings) -> None:
-    header = ["problem", "backend", *HEADER, "targets"]
-    table = [[row["problem"], row["backend"], *cells(row)[1:]] for row in run.rows]
-    if table:
-        print_table(header, table)
-    for model in run.models:
-        ratios = ", ".join(f"{ratio:.2f}x {peer}" for peer, ratio in model["ratios"].items())
-        print(f"{model['model']} on {model['backend']}: {model['us']:,.1f} us, {ratios}")
+    for name, rows in run.rows.items():
+        if rows:
+            title, *others = header(suite_named(name).unit)
+            table = [[row["name"], row["backend"], *cells(row)[1:]] for row in rows]
+            print(f"\n{suite_named(name).title}\n")
+            print_table([title, "backend", *others], table)
     for line in (*run.left_out, *run.skipped):
         print(f"left out: {line}")
     for line in run.wrong:
@@ -193,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--only", nargs="+", default=[], metavar="SUBSTRING", help="of the problems' names")
-    add("--all", action="store_true", help="the problems that are not part of every run as well")
+    add("--all", action="store_true", help="more problems, and the suites of gpu_suites.py")
     add("--compile", action="store_true", help="torch.compile among the peers of forward")
     add("--seconds", type=float, default=500.0, help="to be spent, about")
     add("--output", metavar="FILE.json", help="where the results are written")
@@ -216,10 +243,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     stream = torch.cuda.stream(torch.cuda.Stream()) if device.type == "cuda" else nullcontext()
     with stream:
         ceilings = measure_ceilings(device)
-        described = {"machine": machine_of(device), "ceilings": ceilings.rounded()}
+        described = {"machine": machine_of(device), "ceilings": [ceilings.rounded()]}
         if not args.only:
             run.of_model(Step)
             run.of_model(Losses)
+        if args.all:
+            for name in gpu_suites.NAMES:
+                run.suite(name, ceilings, args.seconds * SUITES_SHARE / len(gpu_suites.NAMES))
+                write(args.output, described, run)
         for _ in run.all(problems, ceilings):
             write(args.output, described, run)
     write(args.output, described, run)

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from gpu_timing import measure
-from problem import Problem
-from report import significant
+from results import significant
 
 KINDS = {
     "bfloat16": (torch.bfloat16, "ieee"),
@@ -31,16 +30,23 @@ class GpuCeilings(NamedTuple):
     matmul: dict[str, float]  # GFLOP/s by kind
     copy: float  # GB/s, read and written
 
-    def of(self, problem: Problem) -> Yardstick:
-        kind = str(problem.dtype).removeprefix("torch.")
-        if kind == "float32" and problem.fp32_precision == "tf32":
+    def of(self, dtype: torch.dtype, fp32_precision: str = "ieee") -> Yardstick:
+        kind = str(dtype).removeprefix("torch.")
+        if kind == "float32" and fp32_precision == "tf32":
             kind = "tf32"
         return Yardstick(self.matmul[kind], self.copy)
 
     def rounded(self) -> dict[str, Any]:
-        """For a file of results."""
-        rates = {kind: significant(rate) for kind, rate in self.matmul.items()}
-        return {"matmul": rates, "copy": significant(self.copy)}
+        """For a file of results, as those of a CPU."""
+        return {
+            "threads": 1,
+            "by": "matrix products",
+            "fma": {kind: significant(rate) for kind, rate in self.matmul.items()},
+            "sgemm": significant(self.matmul["float32"]),
+            "copy": significant(self.copy),
+            "scaling": 1.0,
+            "trusted": True,
+        }
 
     def __str__(self) -> str:
         rates = ", ".join(f"{kind} {rate / 1e3:,.1f}" for kind, rate in self.matmul.items())

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from gpu_timing import measure
-from report import significant
-from timing import Quantiles
+from suite import figures
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,11 +19,11 @@ from convlm_kernels.lm import DilatedCNN
 BATCH, LENGTH, VOCAB = 32, 23, 28
 MANY_ROWS = 1024
 LR = 0.1
-COMPILED = "torch, compiled"
+EAGER, COMPILED = ", eager", "torch, compiled"
 
 
 class Work(Protocol):
-    name: str
+    function: str
 
     def __init__(self, backend: str, device: torch.device, compiled: bool = False) -> None: ...
 
@@ -56,7 +55,7 @@ class OnModel:
 class Step(OnModel):
     """One more step with each call, from the same start for every provider."""
 
-    name = "dilated, batch 32, a training step"
+    function = "training step"
 
     def __init__(self, backend: str, device: torch.device, compiled: bool = False) -> None:
         super().__init__(backend, device, BATCH, compiled)
@@ -74,7 +73,7 @@ class Step(OnModel):
 
 
 class Losses(OnModel):
-    name = f"dilated, the losses of {MANY_ROWS:,} rows"
+    function = f"losses of {MANY_ROWS:,} rows"
 
     def __init__(self, backend: str, device: torch.device, compiled: bool = False) -> None:
         super().__init__(backend, device, MANY_ROWS, compiled)
@@ -95,30 +94,29 @@ def compare(
     """What each backend takes for it, and its ratios to torch's; whose losses are wrong; and what
     could not be timed."""
     wrong = [
-        f"{work.name}: losses on {backend} are not those of torch"
+        f"{work.function}: losses on {backend} are not those of torch"
         for backend in backends
         if not same_losses(work(backend, device), work("torch", device))
     ]
     names = *backends, "torch"
-    captured = {f"{name}, captured": [work(name, device)] for name in names}
-    plain = {f"{name}, eager": [work(name, device)] for name in names}
+    captured = {name: [work(name, device)] for name in names}
+    plain = {f"{name}{EAGER}": [work(name, device)] for name in names}
     if compiled:
         plain[COMPILED] = [work("torch", device, compiled=True)]
     times, failed = measure(captured, device, budget / 2)
     slower, failed_too = measure(plain, device, budget / 2, graphs=False)
-    medians = {name: Quantiles.of(took).median for name, took in (times | slower).items()}
+    peers = {"torch, captured": times["torch"]} if "torch" in times else {}
+    peers |= {name: took for name, took in slower.items() if name.startswith("torch")}
     rows = [
         {
-            "model": work.name,
-            "backend": name,
-            "us": significant(1e6 * medians[name]),
-            "ratios": {
-                peer: significant(medians[peer] / medians[name], 3)
-                for peer in medians
-                if peer.startswith("torch, ")
-            },
+            "name": "dilated",
+            "function": f"{work.function}{called}",
+            "threads": 1,
+            "backend": backend,
+            **figures({backend: took[f"{backend}{how}"], **peers}),
         }
-        for name in medians
-        if not name.startswith("torch, ")
+        for called, how, took in (("", "", times), (", called from Python", EAGER, slower))
+        for backend in backends
+        if f"{backend}{how}" in took
     ]
-    return rows, wrong, [f"{work.name}: {text}" for text in (failed | failed_too).values()]
+    return rows, wrong, [f"{work.function}: {text}" for text in (failed | failed_too).values()]

@@ -1,33 +1,22 @@
-"""The problems that are timed on a GPU, the most telling first, and what each is to reach."""
+"""The problems that are timed on a GPU, the most telling first."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from problem import BACKWARD, FORWARD, FUNCTIONS, GRAD_WEIGHT, Problem, Target, Targets
+from problem import BACKWARD, FORWARD, FUNCTIONS, Problem
 
 TF32, IEEE = "tf32", "ieee"
 
 
-def every(*targets: Target, functions: tuple[str, ...] = FUNCTIONS) -> Targets:
-    return dict.fromkeys(functions, targets)
-
-
 def kernel_bench() -> Iterator[Problem]:
     """Problems 76 and 67 of KernelBench's first level, as large as there."""
-    forward = {FORWARD: (Target(3.0), Target(0.8, "share"))}
-    settings = dict(fp32_precision=TF32, targets=forward)
-    yield Problem("KernelBench 76", 64, 64, 128, 524_280, 3, 3, 4, **settings)
-    settings["targets"] = {FORWARD: (Target(2.5),)}
-    yield Problem("KernelBench 67", 32, 64, 128, 131_072, 3, **settings)
+    yield Problem("KernelBench 76", 64, 64, 128, 524_280, 3, 3, 4, fp32_precision=TF32)
+    yield Problem("KernelBench 67", 32, 64, 128, 131_072, 3, fp32_precision=TF32)
 
 
 def lm_layer(channels: int, kernel_size: int, dilation: int, length: int = 4_096) -> Problem:
     """A causal layer of a language model."""
-    share = 0.75 if channels >= 512 else 0.85 if channels <= 64 else None
-    targets = [Target(1.5), Target(1.1, "best")]
-    if share is not None:
-        targets.append(Target(share, "share"))
     return Problem(
         f"LM C{channels} K{kernel_size} d{dilation} L{length}",
         8,
@@ -38,7 +27,6 @@ def lm_layer(channels: int, kernel_size: int, dilation: int, length: int = 4_096
         dilation=dilation,
         padding="causal",
         dtype=torch.bfloat16,
-        targets=every(*targets),
     )
 
 
@@ -63,7 +51,6 @@ def float32_layers() -> Iterator[Problem]:
             name=f"{layer.name} ieee float32",
             dtype=torch.float32,
             fp32_precision=IEEE,
-            targets=every(Target(1.4)),
         )
 
 
@@ -82,7 +69,6 @@ def depthwise() -> Iterator[Problem]:
             padding=((4 - 1) * dilation, 0),
             dtype=torch.bfloat16,
             functions=(*FUNCTIONS, BACKWARD),
-            targets={FORWARD: (Target(0.9, "share"),)},
             core=dilation == stride == 1,
         )
 
@@ -102,10 +88,10 @@ SEED = Problem(
 
 def others() -> Iterator[Problem]:
     template = Problem("Inductor's template", 3_072, 128, 384, 202, 3, dtype=torch.bfloat16)
-    yield replace(template, functions=(FORWARD,), targets={FORWARD: (Target(1.2, "best"),)})
+    yield replace(template, functions=(FORWARD,))
     yield SEED
     odd = Problem("odd 129->257 K5 s2 d3 L5003", 4, 129, 257, 5_003, 5, 2, 3, padding=(4, 3))
-    yield replace(odd, dtype=torch.bfloat16, targets={GRAD_WEIGHT: (Target(1.0, "best"),)})
+    yield replace(odd, dtype=torch.bfloat16)
 
 
 def in_turn(*several: Iterator[Problem]) -> Iterator[Problem]:

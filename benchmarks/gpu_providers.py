@@ -1,15 +1,13 @@
 """Who computes a problem on a GPU: our backends, whichever can run it, and their peers."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
+from peers import PEERS
 from problem import FORWARD, Data, Problem
-from providers import Compiled, Provider, TorchConv1d
-from rows import PEERS
+from providers import Compiled, OnBackend, Provider, TorchConv1d
 from torch import Tensor
 
-from convlm_kernels import conv1d
 from convlm_kernels.backends import BACKENDS, PREDICATES
 
 
@@ -19,47 +17,6 @@ def own_backends(problem: Problem, device: torch.device) -> list[str]:
         for name in BACKENDS
         if name != "torch" and PREDICATES[name](problem.geometry, problem.dtype, device) is None
     ]
-
-
-class OnBackend(Provider):
-    """Ours, as a user calls it: gradients by autograd, whose forward is not timed."""
-
-    def __init__(self, data: Data, backend: str) -> None:
-        super().__init__(data)
-        self.name = backend
-        self.graphs: dict[str, tuple[Tensor, list[Tensor]]] = {}
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, activation: str | None) -> Tensor:
-        p = self.problem
-        settings: Any = dict(stride=p.stride, padding=p.pads, dilation=p.dilation, groups=p.groups)
-        return conv1d(x, weight, bias, **settings, activation=activation, backend=self.name)
-
-    def forward(self) -> Tensor:
-        with torch.no_grad():
-            return self.convolve(self.x, self.weight, self.bias, self.problem.activation)
-
-    def gradients(self, wanted: str) -> tuple[Tensor, ...]:
-        """Of those of "x", "weight" and "bias" that are wanted; nothing else is computed."""
-        if wanted not in self.graphs:
-            operands = {"x": self.x, "weight": self.weight, "bias": self.bias}
-            leaves = {
-                name: tensor.detach().requires_grad_(name in wanted.split())
-                for name, tensor in operands.items()
-            }
-            with torch.enable_grad():
-                y = self.convolve(*leaves.values(), None)
-            self.graphs[wanted] = y, [leaf for leaf in leaves.values() if leaf.requires_grad]
-        y, wanted_leaves = self.graphs[wanted]
-        return torch.autograd.grad(y, wanted_leaves, self.grad_output, retain_graph=True)
-
-    def grad_input(self) -> Tensor:
-        return self.gradients("x")[0]
-
-    def grad_weight(self) -> tuple[Tensor, ...]:
-        return self.gradients("weight bias")
-
-    def backward(self) -> tuple[Tensor, ...]:
-        return self.gradients("x weight bias")
 
 
 class Deterministic(TorchConv1d):

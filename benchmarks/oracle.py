@@ -5,7 +5,7 @@ the first to the last. What the providers compute is always the whole.
 """
 
 import torch
-from problem import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Data, Problem
+from problem import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, STEP, Data, Problem
 from providers import MASKS, convolution_backward
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,18 +40,18 @@ class Oracle:
             self.limit = TF32_LIMIT
         weight, bias = data.weight.double(), data.bias.double()
         x, grad_output = data.padded, data.grad_output
-        if function == FORWARD:
-            window = problem.stride, 0, problem.dilation, problem.groups
-            y = F.conv1d(x[samples].double(), weight, bias, *window)
-            activation = problem.activation
-            self._add(0, samples, y if activation is None else getattr(torch, activation)(y))
-        if function in (GRAD_INPUT, BACKWARD):
-            operands = grad_output[samples].double(), x[samples].double(), weight
-            grad_x = _gradients(problem, *operands, GRAD_INPUT)[0]
+        through = problem.activation if function == STEP else None
+        if function in (FORWARD, STEP):
+            y = _convolve(problem, x[samples].double(), weight, bias)
+            self._add(0, samples, _activate(problem.activation, y))
+        if function in (GRAD_INPUT, BACKWARD, STEP):
+            operands = x[samples].double(), weight
+            before = _before(through, problem, grad_output[samples].double(), *operands, bias)
+            grad_x = _gradients(problem, before, *operands, GRAD_INPUT)[0]
             self._add(0, samples, grad_x.narrow(2, problem.pads[0], problem.length))
-        if function in (GRAD_WEIGHT, BACKWARD):
-            gradients = _weight_gradients(problem, grad_output[:, channels], x, weight[channels])
-            for gradient in gradients:
+        if function in (GRAD_WEIGHT, BACKWARD, STEP):
+            several = grad_output[:, channels], x, weight[channels], bias[channels]
+            for gradient in _weight_gradients(through, problem, *several):
                 self._add(0, channels, gradient)
 
     def _add(self, dimension: int, indices: Tensor, exact: Tensor) -> None:
@@ -88,17 +88,43 @@ def _spread(count: int, share: float) -> Tensor:
     return torch.linspace(0, count - 1, kept).round().long()
 
 
+def _convolve(problem: Problem, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv1d(x, weight, bias, problem.stride, 0, problem.dilation, problem.groups)
+
+
+def _activate(activation: str | None, y: Tensor) -> Tensor:
+    return y if activation is None else getattr(torch, activation)(y)
+
+
+def _before(
+    activation: str | None, problem: Problem, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """The gradient before the activation that `grad` comes back through."""
+    if activation is None:
+        return grad
+    y = _convolve(problem, x, weight, bias).requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(_activate(activation, y), y, grad)[0]
+
+
 def _weight_gradients(
-    problem: Problem, grad_output: Tensor, x: Tensor, weight: Tensor
+    through: str | None,
+    problem: Problem,
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Of weight and bias, a few samples after the other: in float64 all may be too many."""
     several = max(1, int(MOST_ELEMENTS / max(1, x[:1].numel())))
-    parts = [
-        _gradients(problem, g.double(), part.double(), weight, GRAD_WEIGHT)[1:]
-        for g, part in zip(grad_output.split(several), x.split(several), strict=True)
-    ]
-    grad_weights, grad_biases = zip(*parts, strict=True)
-    return sum(grad_weights), sum(grad_biases)
+    grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+    for grad, part in zip(grad_output.split(several), x.split(several), strict=True):
+        operands = part.double(), weight
+        before = _before(through, problem, grad.double(), *operands, bias)
+        _, more_weight, more_bias = _gradients(problem, before, *operands, GRAD_WEIGHT)
+        grad_weight += more_weight
+        grad_bias += more_bias
+    return grad_weight, grad_bias
 
 
 def _gradients(

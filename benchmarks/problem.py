@@ -1,6 +1,6 @@
-"""What a problem is: its geometry, what it costs, its operands and what it is to reach."""
+"""What a problem is: its geometry, what it costs, and its operands."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,25 +9,8 @@ from convlm_kernels.geometry import Conv1dGeometry, Padding, resolve_padding
 
 FORWARD, GRAD_INPUT, GRAD_WEIGHT = "forward", "grad_input", "grad_weight"
 BACKWARD = "backward"  # of input, weight and bias together, where a peer may share work
+STEP = "step"  # forward and then backward, through autograd and the activation
 FUNCTIONS = (FORWARD, GRAD_INPUT, GRAD_WEIGHT)
-
-
-@dataclass(frozen=True)
-class Target:
-    """At least `value`, and with two threads at least `two_threads`, of what `of` names.
-
-    `of` is "share" (of the ceiling), "best" (ratio to the best peer) or a peer (ratio to it).
-    """
-
-    value: float
-    of: str = "conv1d"
-    two_threads: float | None = None
-
-    def at(self, threads: int) -> float:
-        return self.two_threads if threads == 2 and self.two_threads else self.value
-
-
-Targets = dict[str, tuple[Target, ...]]
 
 
 @dataclass(frozen=True)
@@ -42,11 +25,11 @@ class Problem:
     dilation: int = 1
     groups: int = 1
     padding: Padding = 0
-    activation: str | None = None  # of forward only; gradients are those of the convolution
+    activation: str | None = None  # of forward and step; the other gradients are without it
     dtype: torch.dtype = torch.float32
     fp32_precision: str = "ieee"
     functions: tuple[str, ...] = FUNCTIONS
-    targets: Targets = field(default_factory=dict)
+    family: str = ""
     core: bool = True  # part of every run; the others run with --all or when named
 
     @property
@@ -84,14 +67,16 @@ class Problem:
         """
         weights = self.out_channels * self.in_channels // self.groups * self.kernel_size
         one = 2 * self.batch * self.geometry.out_length * weights
-        return 2 * one if function == BACKWARD else one
+        return one * {BACKWARD: 2, STEP: 3}.get(function, 1)
 
     def bytes(self, function: str) -> int:
-        """Of every operand and every result, moved once."""
+        """Of every operand and every result, moved once by forward and once by backward."""
         x = self.batch * self.in_channels * self.length
         y = self.batch * self.out_channels * self.geometry.out_length
         weight = self.out_channels * self.in_channels // self.groups * self.kernel_size
-        return (x + y + weight + (x + weight) * (function == BACKWARD)) * self.dtype.itemsize
+        one = x + weight + y
+        backward = one + x + weight
+        return {BACKWARD: backward, STEP: one + backward}.get(function, one) * self.dtype.itemsize
 
     def expression(self) -> str:
         """A call that makes this problem, to be pasted."""
@@ -113,6 +98,12 @@ class Data:
     bias: Tensor
     grad_output: Tensor
     padded: Tensor
+
+    def first_sample(self) -> "Data":
+        """The same problem with a batch of one."""
+        problem = replace(self.problem, batch=1)
+        operands = self.x[:1], self.weight, self.bias, self.grad_output[:1], self.padded[:1]
+        return Data(problem, *operands)
 
     @classmethod
     def random(cls, problem: Problem, seed: int = 0, device: str = "cpu") -> "Data":

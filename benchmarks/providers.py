@@ -1,9 +1,12 @@
 """What computes a problem: a class for each way, with one method for each function.
 
 Operands are prepared in `__init__`, before any timing: that is where a peer gets its best form.
-The input with its padding zeros around it is one of them, for every peer that wants it.
+The input with its padding zeros around it is one of them, for every peer that wants it. All run
+without gradients, except a step.
 """
 
+from copy import copy
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,9 +14,11 @@ from problem import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Data, Problem
 from torch import Tensor
 from torch.nn import functional as F
 
-from convlm_kernels import ops
+from convlm_kernels import conv1d, ops
 
 convolution_backward = torch.ops.aten.convolution_backward.default
+
+LEAVES = "x", "padded", "weight", "bias"  # of which a provider reads either x or padded
 
 MASKS = {
     GRAD_INPUT: [True, False, False],
@@ -38,6 +43,29 @@ class Provider:
     def can_run(cls, problem: Problem) -> bool:
         return True
 
+    @cached_property
+    def taped(self) -> "Provider":
+        """The same on operands that gradients are asked of."""
+        other = copy(self)
+        for name in LEAVES:
+            setattr(other, name, getattr(self, name).detach().requires_grad_())
+        return other
+
+    def step(self) -> tuple[Tensor, ...]:
+        """Forward, and the gradients of input, weight and bias by autograd."""
+        taped = self.taped
+        with torch.enable_grad():
+            y = taped.differentiable()
+        leaves = [getattr(taped, name) for name in LEAVES]
+        grad_x, grad_padded, *grads = torch.autograd.grad(
+            y, leaves, self.grad_output, allow_unused=True
+        )
+        return y.detach(), self.unpadded(grad_padded) if grad_x is None else grad_x, *grads
+
+    def differentiable(self) -> Tensor:
+        """`forward`, as autograd can follow it."""
+        return self.forward()  # type: ignore[attr-defined]
+
     def activate(self, y: Tensor) -> Tensor:
         name = self.problem.activation
         return y if name is None else getattr(torch, f"{name}_")(y)
@@ -54,6 +82,11 @@ class Ours(Provider):
         activation = self.problem.activation or "none"
         return ops.forward(self.x, self.weight, self.bias, *self.problem.window, activation)
 
+    def differentiable(self) -> Tensor:
+        p = self.problem
+        settings: Any = dict(stride=p.stride, padding=p.pads, dilation=p.dilation, groups=p.groups)
+        return conv1d(self.x, self.weight, self.bias, **settings, activation=p.activation)
+
     def grad_input(self) -> Tensor:
         return ops.grad_input(
             self.grad_output, self.weight, self.problem.length, *self.problem.window
@@ -65,6 +98,50 @@ class Ours(Provider):
 
     def backward(self) -> tuple[Tensor, ...]:
         return self.grad_input(), *self.grad_weight()
+
+
+class OnBackend(Provider):
+    """Ours, as a user calls it: gradients by autograd, whose forward is not timed."""
+
+    def __init__(self, data: Data, backend: str) -> None:
+        super().__init__(data)
+        self.name = backend
+        self.graphs: dict[str, tuple[Tensor, list[Tensor]]] = {}
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, activation: str | None) -> Tensor:
+        p = self.problem
+        settings: Any = dict(stride=p.stride, padding=p.pads, dilation=p.dilation, groups=p.groups)
+        return conv1d(x, weight, bias, **settings, activation=activation, backend=self.name)
+
+    def forward(self) -> Tensor:
+        with torch.no_grad():
+            return self.differentiable()
+
+    def differentiable(self) -> Tensor:
+        return self.convolve(self.x, self.weight, self.bias, self.problem.activation)
+
+    def gradients(self, wanted: str) -> tuple[Tensor, ...]:
+        """Of those of "x", "weight" and "bias" that are wanted; nothing else is computed."""
+        if wanted not in self.graphs:
+            operands = {"x": self.x, "weight": self.weight, "bias": self.bias}
+            leaves = {
+                name: tensor.detach().requires_grad_(name in wanted.split())
+                for name, tensor in operands.items()
+            }
+            with torch.enable_grad():
+                y = self.convolve(*leaves.values(), None)
+            self.graphs[wanted] = y, [leaf for leaf in leaves.values() if leaf.requires_grad]
+        y, wanted_leaves = self.graphs[wanted]
+        return torch.autograd.grad(y, wanted_leaves, self.grad_output, retain_graph=True)
+
+    def grad_input(self) -> Tensor:
+        return self.gradients("x")[0]
+
+    def grad_weight(self) -> tuple[Tensor, ...]:
+        return self.gradients("weight bias")
+
+    def backward(self) -> tuple[Tensor, ...]:
+        return self.gradients("x weight bias")
 
 
 class WithGradients(Provider):
@@ -126,6 +203,7 @@ class FlippedConv1d(Provider):
     """grad_input as the convolution that it is: no gradients of padding zeros are computed."""
 
     name = "flipped conv1d"
+    step = None  # type: ignore[assignment]
 
     @classmethod
     def can_run(cls, problem: Problem) -> bool:
@@ -181,6 +259,7 @@ class ChannelsLastThroughout(ChannelsLast):
 
     name = "channels-last throughout"
     counts = False
+    step = None  # type: ignore[assignment]  # its operands were converted before
 
     def __init__(self, data: Data) -> None:
         super().__init__(data)
@@ -204,3 +283,5 @@ class Compiled(Provider):
         for function in (FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD):
             if method := getattr(provider, function, None):
                 setattr(self, function, torch.compile(method, dynamic=False))
+        self.taped = provider.taped  # type: ignore[misc]
+        self.taped.differentiable = torch.compile(self.taped.differentiable, dynamic=False)  # type: ignore[method-assign]

@@ -1,94 +1,120 @@
-"""What a benchmark says: a table for the eye, and one small JSON file for each machine."""
+"""Draws the stored figures, puts them on a page, and writes them into README.md and docs.
 
-import json
+    make bench-report
+    python benchmarks/report.py benchmarks/results/cpu-....json    # plots and page of this one
+
+Beside a file of results come its page, `<name>.html`, and a folder of plots, `<name>/*.png` and
+`*.svg`; none of them is kept in git. In README.md and docs/benchmarks.md, the text between
+
+    <!-- benchmarks: FILE WHAT -->
+    <!-- end -->
+
+is replaced: by the table named WHAT (one of tables.TABLES) or, for "plot NAME", by that plot, which
+is written to docs/plots.
+"""
+
+import argparse
 import os
-import platform
 import re
-import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from environment import allocator
+from page import page
+from plots import Drawing, drawings, svg_of
+from results import HERE, load
+from suite import SUITES, suite_named
+from tables import TABLES
 
-import convlm_kernels
-from convlm_kernels import _host
+ROOT = HERE.parent
+DOCUMENTS = ROOT / "README.md", ROOT / "docs/benchmarks.md"
+PLOTS = ROOT / "docs/plots"
 
-HERE = Path(__file__).resolve().parent
+BLOCK = re.compile(r"(<!-- benchmarks: (\S+) ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """First column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        first, *others = row
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        print("  ".join(cells).rstrip())
-
-
-def machine() -> dict[str, Any]:
-    """Where the figures come from, and from which version of what."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": len(models) or torch.get_num_threads(),
-        "isa": _host.cpu_isa(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "convlm_kernels": convlm_kernels.__version__,
-        "commit": commit(),
-        "allocator": allocator(),
-    }
+# An image has no text around it: its ink follows the reader's choice of dark or light.
+STANDALONE = (
+    "<style>svg { color: #1f2a37 } "
+    "@media (prefers-color-scheme: dark) { svg { color: #d7dde5 } }</style>"
+)
 
 
-def commit() -> str:
-    """The short hash of the checkout, with "+" where it was changed; "" outside one.
+def write_report(results: Path) -> list[Path]:
+    """The page and the plots of one file of results, beside it; returns the page and the folder."""
+    runs = load(results)
+    suites = [suite_named(name) for name in SUITES if name in runs]
+    folder = results.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    drawn: dict[str, list[Drawing]] = {}
+    for suite in suites:
+        drawn[suite.name] = list(drawings({suite.name: runs[suite.name]}))
+        for drawing in drawn[suite.name]:
+            write_svg(folder / f"{drawing.name}.svg", drawing)
+            drawing.figure.savefig(folder / f"{drawing.name}.png", dpi=160)
+    html = results.with_suffix(".html")
+    html.write_text(page(runs, suites, drawn))
+    return [html, folder]
 
-    Outside one it may be said by $CONVLM_COMMIT.
+
+def write_svg(path: Path, drawing: Drawing) -> None:
+    svg = svg_of(drawing)
+    end_of_tag = svg.index(">") + 1
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(svg[:end_of_tag] + STANDALONE + svg[end_of_tag:])
+
+
+def updated(document: Path, draw: Callable[[Path, Drawing], None] | None = None) -> str:
+    """The text of `document` with its blocks written anew; `draw` writes the plots that it shows.
+
+    Raises:
+        SystemExit: a block names a file, a table or a plot that does not exist.
     """
-    if said := os.environ.get("CONVLM_COMMIT"):
-        return said
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+
+    def block(match: re.Match[str]) -> str:
+        begin, file, what, end = match.groups()
+        runs = load(HERE / "results" / file)
+        if what.startswith("plot "):
+            return begin + plot_of(document, file, runs, what.removeprefix("plot "), draw) + end
+        if what not in TABLES:
+            raise SystemExit(f"{document.name}: no table {what!r}: there are {', '.join(TABLES)}")
+        return f"{begin}{TABLES[what](runs)}\n{end}"
+
+    return BLOCK.sub(block, document.read_text())
 
 
-def results_path(cpu: str) -> Path:
-    """The file of this model of processor, beside the benchmarks."""
-    slug = re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-")
-    return HERE / "results" / f"cpu-{slug}.json"
+def plot_of(
+    document: Path,
+    file: str,
+    runs: dict[str, object],
+    name: str,
+    draw: Callable[[Path, Drawing], None] | None,
+) -> str:
+    """The image in Markdown, and its caption."""
+    for drawing in drawings(runs):  # type: ignore[arg-type]
+        if drawing.name == name:
+            path = PLOTS / f"{Path(file).stem}-{name}.svg"
+            if draw is not None:
+                draw(path, drawing)
+            image = Path(os.path.relpath(path, document.parent)).as_posix()
+            return f"![{drawing.caption}]({image})\n\n*{drawing.caption}*\n"
+    raise SystemExit(f"{document.name}: {file} has no plot {name!r}")
 
 
-def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(_layout(results, 3) + "\n")
+def update_documents() -> None:
+    for document in DOCUMENTS:
+        document.write_text(updated(document, write_svg))
+        print(document)
 
 
-def add_run(path: str | Path, run: Mapping[str, Any]) -> None:
-    """Writes `run` in the place of an earlier one with the same allocator."""
-    path = Path(path)
-    runs = json.loads(path.read_text()) if path.is_file() else {}
-    write_json(path, runs | {run["machine"]["allocator"]: run})
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("results", type=Path, nargs="*", metavar="FILE.json", help="(default all)")
+    args = parser.parse_args(argv)
+    for results in args.results or sorted((HERE / "results").glob("*.json")):
+        print(*write_report(results), sep="\n")
+    if not args.results:
+        update_documents()
 
 
-def _layout(value: Any, levels: int, indent: str = "") -> str:
-    """JSON with one line for what lies `levels` deep: it diffs well, at a third of the size."""
-    if not value or not levels or not isinstance(value, (dict, list)):
-        return json.dumps(value)
-    inner = indent + " "
-    if isinstance(value, list):
-        items, (left, right) = [_layout(item, levels - 1, inner) for item in value], "[]"
-    else:
-        items = [f"{json.dumps(k)}: {_layout(v, levels - 1, inner)}" for k, v in value.items()]
-        left, right = "{}"
-    return f"{left}\n{inner}" + f",\n{inner}".join(items) + f"\n{indent}{right}"
-
-
-def significant(value: float, digits: int = 4) -> float:
-    """`value` rounded to `digits` significant digits: more would be noise in every diff."""
-    return float(f"{value:.{digits}g}")
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,7 +17,7 @@ from environment import allocator, enter
 from oracle import Oracle
 from problem import FUNCTIONS, Data, Problem
 from providers import Ours, PaddedConv1d, Provider, TorchConv1d
-from report import print_table
+from tables import print_table
 from timing import Quantiles, measure
 from tqdm import tqdm
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from . import _library  # noqa: F401  (importing it loads the operators)
 
 sgd_ = torch.ops.convlm.sgd_.default
+
+PLAIN = (nn.Parameter, Tensor)  # and no subclass, such as DTensor
 
 
 @torch.library.register_fake("convlm::sgd_")
@@ -30,7 +32,8 @@ def sgd_step(parameters: Iterable[Tensor], lr: float) -> None:
 
     What ``torch.optim.SGD`` without momentum does, at a fraction of its overhead: a plain loop over
     a small model spends more time in an optimizer than in the model. 16-bit parameters are computed
-    in float32 and rounded once. Any device; the kernel is for the CPU.
+    in float32 and rounded once. Any device, and sharded (``DTensor``) parameters; the kernel is for
+    plain tensors on the CPU.
 
     Raises:
         RuntimeError: a gradient whose shape, dtype or device is not its parameter's; on the CPU, a
@@ -39,16 +42,16 @@ def sgd_step(parameters: Iterable[Tensor], lr: float) -> None:
     if torch.is_grad_enabled():
         with torch.no_grad():
             return sgd_step(parameters, lr)
-    updated, gradients, on_cpu = [], [], True
+    updated, gradients, native = [], [], True
     for parameter in parameters:
         gradient = parameter.grad
         if gradient is not None:
             updated.append(parameter)
             gradients.append(gradient)
-            on_cpu &= parameter.is_cpu
+            native &= parameter.is_cpu and type(parameter) in PLAIN
     if not updated:
         return
-    if on_cpu:
+    if native:
         sgd_(updated, gradients, lr)
         mark_changed(updated)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,13 +13,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench_gpu  # noqa: E402
+import bench_overhead  # noqa: E402
 import gpu_models  # noqa: E402
 import gpu_providers  # noqa: E402
+import gpu_suites  # noqa: E402
 import gpu_timing  # noqa: E402
 import oracle  # noqa: E402
+import report  # noqa: E402
+import results  # noqa: E402
 from gpu_ceilings import GpuCeilings  # noqa: E402
 from gpu_problems import PROBLEMS  # noqa: E402
 from problem import BACKWARD, FUNCTIONS, Data, Problem  # noqa: E402
+from suite import QUICK, Setting  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = Problem(
@@ -51,19 +55,58 @@ def switches() -> object:
 
 
 def test_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = tmp_path / "bench.json"
-    assert bench_gpu.main(["--device", "cpu", "--seconds", "5", "--output", str(results)]) == 0
-    run = json.loads(results.read_text())
+    path = tmp_path / "bench.json"
+    assert bench_gpu.main(["--device", "cpu", "--seconds", "5", "--output", str(path)]) == 0
+    runs = results.load(path)
+    assert runs["lm"]["rows"][0]["function"] == "training step"
+    run = runs["layers"]
     assert run["machine"].keys() >= {"cpu", "torch", "commit"}
     assert run["skipped"] == []
-    described = [(row["problem"], row["backend"], row["function"]) for row in run["rows"]]
+    described = [(row["name"], row["backend"], row["function"]) for row in run["rows"]]
     assert described == [("tiny", "cpp", function) for function in (*FUNCTIONS, BACKWARD)]
     for row in run["rows"]:
-        assert row["us"] == sorted(row["us"])
+        assert row["took"] == sorted(row["took"])
         assert {"conv1d", "conv1d deterministic"} <= set(row["ratios"])
         assert row["best"] not in ("conv1d deterministic", "channels-last throughout")
         assert row["error"] < 1e-5
     assert "left out" not in capsys.readouterr().out
+
+
+def test_everything_has_the_other_suites_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows_of = gpu_suites.rows_of
+
+    def small_rows(name: str, setting: Setting, seconds: float) -> object:
+        return rows_of(name, setting._replace(small=True, compiled=False), seconds, QUICK)
+
+    monkeypatch.setattr(gpu_suites, "rows_of", small_rows)
+    monkeypatch.setattr(gpu_suites, "NAMES", ("overhead", "memory", "determinism"))  # one a way
+    path = tmp_path / "bench.json"
+    assert (
+        bench_gpu.main(["--device", "cpu", "--all", "--seconds", "60", "--output", str(path)]) == 0
+    )
+    runs = results.load(path)
+    assert set(runs) == {"layers", "lm", *gpu_suites.NAMES}
+    for name in gpu_suites.NAMES:
+        assert runs[name]["rows"], name
+        assert {row["backend"] for row in runs[name]["rows"]} == {"cpp"}
+    assert "Overhead" in capsys.readouterr().out
+    report.write_report(path)
+    assert '<section id="determinism">' in path.with_suffix(".html").read_text()
+
+
+def test_a_case_that_cannot_be_had_is_skipped_and_a_wrong_one_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setting = Setting(small=True, compiled=False)
+    late = list(gpu_suites.rows_of("overhead", setting, 0.0))
+    assert {type(found) for found in late} == {gpu_suites.Skipped}
+    assert "out of time" in str(late[0])
+    monkeypatch.setattr(bench_overhead, "copied", lambda ours, peer: peer)
+    wrong = list(gpu_suites.rows_of("overhead", setting, 10.0, QUICK))
+    assert {type(found) for found in wrong} == {oracle.WrongResult}
+    assert "not close" in str(wrong[0])
 
 
 def test_without_a_gpu_it_says_so(
@@ -79,12 +122,15 @@ def test_a_model_is_compared_with_that_of_torch(
     work: type[gpu_models.Work], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, wrong, left_out = gpu_models.compare(work, ["cpp"], CPU, 0.1, compiled=False)
-    assert [row["backend"] for row in rows] == ["cpp, captured", "cpp, eager"]
-    assert all(row["ratios"].keys() == {"torch, captured", "torch, eager"} for row in rows)
+    ways = [work.function, f"{work.function}, called from Python"]
+    assert [(row["backend"], row["function"]) for row in rows] == [("cpp", way) for way in ways]
+    for row in rows:
+        assert row["took"] == sorted(row["took"])
+        assert row["ratios"].keys() == {"torch, captured", "torch, eager"}
     assert wrong == left_out == []
     monkeypatch.setattr(gpu_models, "same_losses", lambda one, other: False)
     _, wrong, _ = gpu_models.compare(work, ["cpp"], CPU, 0.1, compiled=False)
-    assert wrong == [f"{work.name}: losses on cpp are not those of torch"]
+    assert wrong == [f"{work.function}: losses on cpp are not those of torch"]
 
 
 def test_what_there_was_no_time_for_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,19 +181,14 @@ def test_sums_over_samples_may_be_taken_in_parts(monkeypatch: pytest.MonkeyPatch
 
 def test_ceilings_are_of_the_same_kind_of_numbers() -> None:
     ceilings = GpuCeilings({"tf32": 3.0, "float32": 2.0, "bfloat16": 9.0}, 50.0)
-    by_name = {problem.name: problem for problem in PROBLEMS}
-    assert ceilings.of(by_name["KernelBench 76"]).peak(torch.float32) == 3.0
-    assert ceilings.of(by_name["LM C64 K3 d4 L4096 ieee float32"]).rate == 2.0
-    assert ceilings.of(by_name["LM C512 K3 d4 L4096"]) == (9.0, 50.0)
+    assert ceilings.of(torch.float32, "tf32").peak(torch.float32) == 3.0
+    assert ceilings.of(torch.float32).rate == 2.0
+    assert ceilings.of(torch.bfloat16, "tf32") == (9.0, 50.0)
 
 
-def test_problems_have_names_of_their_own_and_known_targets() -> None:
+def test_problems_have_names_of_their_own() -> None:
     names = [problem.name for problem in PROBLEMS]
     assert len(set(names)) == len(names)
     core = [problem.core for problem in PROBLEMS]
     assert core == sorted(core, reverse=True)
-    for problem in PROBLEMS:
-        assert problem.geometry.out_length >= 1
-        assert set(problem.targets) <= set(problem.functions), problem.name
-        for targets in problem.targets.values():
-            assert {target.of for target in targets} <= {"share", "best", "conv1d"}
+    assert all(problem.geometry.out_length >= 1 for problem in PROBLEMS)

@@ -45,3 +45,18 @@ def test_tutorial(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "distinct contexts for" in told
     assert told.count("data:image/svg+xml") == 1
     assert len(re.findall(r"^loss \(nats\)", told, re.MULTILINE)) == 2
+
+
+def test_train_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example, out = EXAMPLES / "train_loop.py", tmp_path / "out"
+    options = ["--epochs=3", f"--out={out}", "--tensorboard", "--bfloat16"]
+    monkeypatch.setattr(sys, "argv", [str(example), *options])
+    runpy.run_path(str(example), run_name="__main__")
+    *epochs, last = capsys.readouterr().out.splitlines()
+    losses = [float(line.split()[-1]) for line in epochs]
+    assert len(losses) == 3
+    assert losses[2] < losses[0]
+    assert last.startswith(f"wrote {out}; from it:")
+    assert {path.name.partition(".")[0] for path in out.iterdir()} >= {"config", "model", "events"}

@@ -131,7 +131,8 @@ def test_a_benchmark_counts_its_rows(tmp_path: Path) -> None:
     results = tmp_path / "bench.json"
     ended = process(tmp_path, "exit 0")
     assert gpu_reports.bench_outcome("bench", results, ended)[1:4] == (0, 1, 0)
-    results.write_text(json.dumps({"rows": [{}, {}], "skipped": ["another"]}))
+    layers, lm = {"rows": [{}], "skipped": ["another"]}, {"rows": [{}]}
+    results.write_text(json.dumps({"layers": layers, "lm": lm}))
     assert gpu_reports.bench_outcome("bench", results, ended)[1:4] == (2, 0, 1)
     wrong = process(tmp_path, "exit 1")
     assert gpu_reports.bench_outcome("bench", results, wrong)[1:4] == (2, 1, 1)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from cases import random
+from ranks import run
 
 from convlm_kernels import Conv1d
 from convlm_kernels.parallel import SequenceParallelConv1d
@@ -31,21 +29,6 @@ SPLITS: dict[str, tuple[dict[str, Any], list[int]]] = {
     ),
 }
 CHANNELS = 4, 6
-
-
-def run(target: Callable[..., None], processes: int, folder: Path, *arguments: Any) -> None:
-    address = f"file://{folder / 'meeting'}"
-    mp.spawn(_start, (target, processes, address, arguments), processes, join=True)
-
-
-def _start(rank: int, target: Callable[..., None], processes: int, address: str, rest: Any) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes)
-    try:
-        target(rank, *rest)
-    finally:
-        dist.destroy_process_group()
 
 
 def equals_unsplit(rank: int, processes: int, names: list[str]) -> None:

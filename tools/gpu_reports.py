@@ -61,9 +61,11 @@ def sanitizer_outcome(process: Process) -> Outcome:
 
 def bench_outcome(stage: str, results: Path, process: Process) -> Outcome:
     """A row of the results is a problem that was computed right and timed."""
-    run = json.loads(results.read_text()) if results.is_file() else {"rows": [], "skipped": []}
-    failed = int(process.code != 0 or not run["rows"])
-    return Outcome(stage, len(run["rows"]), failed, len(run["skipped"]), process.note())
+    runs = json.loads(results.read_text()).values() if results.is_file() else []
+    rows = sum(len(run["rows"]) for run in runs)
+    skipped = sum(len(run.get("skipped", [])) for run in runs)
+    failed = int(process.code != 0 or not rows)
+    return Outcome(stage, rows, failed, skipped, process.note())
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[str]:

@@ -2,11 +2,13 @@
 
 Weights are under their own names, the generator and the losses under "training/...", and all
 settings as JSON in the header. One file, since weights and generator must be of the same step.
-Nothing is ever unpickled.
+Several processes write their parts of the same together, as `sharded` says; either form can be
+read by any number of processes. Nothing is ever unpickled.
 """
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from .models import CharModel, build_model
 from .training import Progress
 
 FILE = "checkpoint.safetensors"
+INDEX = "checkpoint.json"  # of the shards that several processes wrote
+SHARDS = "shards-"  # how the name of their folder begins
 FORMAT = "convlm checkpoint 1"
 HEADER = "convlm"
 TRAINING = "training/"
@@ -39,7 +43,10 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Writes the file at `path`, or leaves what is there as it is."""
-        header = {
+        write_whole(path, save(self.tensors(), {HEADER: json.dumps(self.header())}))
+
+    def header(self) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "kind": self.kind,
             "sizes": self.model.sizes(),
@@ -47,10 +54,12 @@ class Checkpoint:
             "settings": self.settings,
             "evaluations": self.progress.evaluations,
         }
+
+    def tensors(self) -> dict[str, Tensor]:
         tensors = dict(self.model.state_dict())
         tensors[TRAINING + "generator"] = self.progress.generator.get_state()
         tensors[TRAINING + "losses"] = torch.tensor(self.progress.losses, dtype=torch.float64)
-        write_whole(path, save(tensors, {HEADER: json.dumps(header)}))
+        return tensors
 
 
 def load_checkpoint(path: str | os.PathLike[str], backend: str = "auto") -> Checkpoint:
@@ -60,7 +69,26 @@ def load_checkpoint(path: str | os.PathLike[str], backend: str = "auto") -> Chec
     """
     path = Path(path)
     if path.is_dir():
-        path = path / FILE
+        path /= INDEX if (path / INDEX).exists() else FILE
+    read = _read
+    if path.name == INDEX:
+        from .sharded import read_sharded as read  # takes as long to import as half of torch
+    header, tensors = read(path)
+    try:
+        return _restore(header, tensors, backend)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold what its header says: {error}") from error
+
+
+def remove_shards(folder: Path, keep: str | None = None) -> None:
+    """Removes all shards in `folder` but those of the name to `keep`."""
+    for shards in folder.glob(SHARDS + "*"):
+        if shards.name != keep:
+            shutil.rmtree(shards, ignore_errors=True)
+
+
+def _read(path: Path) -> tuple[Any, dict[str, Tensor]]:
+    """The header and the tensors of the file at `path`."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -72,9 +100,9 @@ def load_checkpoint(path: str | os.PathLike[str], backend: str = "auto") -> Chec
     if HEADER not in metadata:
         raise ValueError(f"{path} is a safetensors file, but not a {FORMAT}")
     try:
-        return _restore(json.loads(metadata[HEADER]), tensors, backend)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold what its header says: {error}") from error
+        return json.loads(metadata[HEADER]), tensors
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold what its header says: {error}") from None
 
 
 def _restore(header: dict[str, Any], tensors: dict[str, Tensor], backend: str) -> Checkpoint:

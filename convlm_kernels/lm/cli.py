@@ -1,4 +1,4 @@
-"""The command line: `convlm train | sample | eval | info`, also `python -m convlm_kernels`."""
+"""`convlm train | sample | eval | info | bench`, also `python -m convlm_kernels`."""
 
 import argparse
 import os
@@ -11,12 +11,15 @@ import torch
 
 from ..backends import BACKENDS
 from .batch import Sampling
+from .bench_command import run_benchmarks
 from .checkpoint import load_checkpoint
-from .data import make_data
+from .data import Alphabet, make_data
 from .generation import Piece, sample_pieces
 from .info import print_info
-from .models import MODELS
+from .models import MODELS, CharModel
 from .options import DTYPES, device, number, probability, rate, step_or_fraction, whole
+from .pretrained import is_pretrained
+from .processes import STRATEGIES
 from .runs import (
     DEFAULTS,
     PACKAGED_STEPS,
@@ -39,8 +42,11 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 2 for bad usage or input, 130 when interrupted."""
-    args = make_parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
     try:
+        if arguments[:1] == ["bench"]:  # whose options are its own
+            run_benchmarks(arguments[1:])
+        args = make_parser().parse_args(arguments)
         return args.run(args)
     except (ValueError, OSError, TrainingError) as error:
         if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has had enough
@@ -59,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_machine_options(add(commands))
     info = commands.add_parser("info", help="versions, and which backends run here")
     info.set_defaults(run=lambda args: print_info())
+    commands.add_parser("bench", help="time everything on this machine, from a checkout")
     return parser
 
 
@@ -122,6 +129,17 @@ def add_train(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples", type=whole(0), default=10, help="words to invent at the end (default 10)"
     )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write curves for TensorBoard, too; needs the package tensorboard",
+    )
+    parser.add_argument(
+        "--distributed",
+        choices=STRATEGIES,
+        help="how the processes of torchrun share the work: ddp, each the whole model (their "
+        "default), or fsdp, each a part of it; --batch-size is that of all together",
+    )
     parser.set_defaults(run=run_training)
     return parser
 
@@ -169,7 +187,8 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         nargs="?",
         default="runs/dilated",
-        help="folder of a training, or the file in it (default runs/dilated)",
+        help="folder of a training, or the checkpoint in it, or a folder of save_pretrained "
+        "(default runs/dilated)",
     )
 
 
@@ -182,7 +201,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_sample(args: argparse.Namespace) -> int:
-    run = load_checkpoint(args.checkpoint, args.backend)
+    model, alphabet = load_model(args.checkpoint, args.backend)
     generator = torch.Generator()
     if args.seed is None:
         generator.seed()
@@ -190,12 +209,12 @@ def run_sample(args: argparse.Namespace) -> int:
         generator.manual_seed(args.seed)
     begin = time.perf_counter()
     pieces = sample_pieces(
-        prepare(run.model, args),
-        run.alphabet,
+        prepare(model, args),
+        alphabet,
         args.count,
         prefix=args.prefix,
         sampling=Sampling(
-            args.temperature, args.top_k, args.top_p, run.alphabet.stop, (run.alphabet.start,)
+            args.temperature, args.top_k, args.top_p, alphabet.stop, (alphabet.start,)
         ),
         max_length=args.max_length,
         batch=1 if args.stream else args.batch,
@@ -221,9 +240,25 @@ def print_pieces(pieces: Iterable[Piece], count: int, as_they_come: bool) -> int
 
 
 def run_eval(args: argparse.Namespace) -> int:
-    run = load_checkpoint(args.checkpoint, args.backend)
-    words = load_words(args.words or run.settings["words"])
-    data = make_data(words, run.model.context, alphabet=run.alphabet)
-    print(f"{run.kind} model at step {run.progress.step:,}, {len(words):,} words")
-    print_losses(evaluate_all(prepare(run.model, args), to_device(data, args.device)))
+    if is_pretrained(args.checkpoint):
+        if args.words is None:
+            raise ValueError(f"{args.checkpoint} does not say which words it is for; give --words")
+        model, alphabet = load_model(args.checkpoint, args.backend)
+        words, title = load_words(args.words), type(model).__name__
+    else:
+        run = load_checkpoint(args.checkpoint, args.backend)
+        model, alphabet = run.model, run.alphabet
+        words = load_words(args.words or run.settings["words"])
+        title = f"{run.kind} model at step {run.progress.step:,}"
+    data = make_data(words, model.context, alphabet=alphabet)
+    print(f"{title}, {len(words):,} words")
+    print_losses(evaluate_all(prepare(model, args), to_device(data, args.device)))
     return 0
+
+
+def load_model(path: str, backend: str) -> tuple[CharModel, Alphabet]:
+    """The model of a checkpoint, or of a folder of `save_pretrained`, and its alphabet."""
+    if is_pretrained(path):
+        return CharModel.from_pretrained(path, backend), Alphabet.from_pretrained(path)
+    run = load_checkpoint(path, backend)
+    return run.model, run.alphabet

@@ -1,5 +1,6 @@
 """Words as tensors: an alphabet, padded rows of inputs and targets, and three splits."""
 
+import os
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .pretrained import read_config
+
 START, STOP = ".", ";"
+MAX_TOKENS = 2**28  # of all rows of x: 2 GiB, and as much for y
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,14 @@ class Alphabet:
                     f"the word {word!r} contains {reserved!r}, which is the {meaning} symbol"
                 )
         return cls(START + "".join(sorted(characters)) + STOP)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> "Alphabet":
+        """The alphabet of the model in `folder`; ValueError where it has none."""
+        config = read_config(folder)
+        if not isinstance(config.get("alphabet"), str):
+            raise ValueError(f"{folder} has no alphabet: it was saved without one")
+        return cls(config["alphabet"])
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -105,6 +117,12 @@ def make_data(
     train, val = int(0.8 * len(words)), int(0.9 * len(words))
     parts = shuffled[:train], shuffled[train:val], shuffled[val:]
     longest = max(map(len, words))
+    tokens = len(words) * (context + longest)
+    if tokens > MAX_TOKENS:
+        raise ValueError(
+            f"{len(words):,} words as wide as the longest, which has {longest:,} characters, are "
+            f"{tokens:,} tokens; at most {MAX_TOKENS:,} are allowed"
+        )
     splits = [encode_rows(part, alphabet, context, longest) for part in parts]
     return Data(alphabet, context, *splits)
 

@@ -7,7 +7,7 @@ the logits at position i belong to the character after tokens[:, i : i + context
 import math
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from ..optim import mark_changed, sgd_step
 from ..stack import has_hooks, parameters_of, reason_not_a_plain_layer, reason_not_fusable
 from ..stack_autograd import Settings
 from ..streaming import Streamed, StreamState, prefill
+from .pretrained import Pretrained
 
 
 def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
@@ -43,7 +44,7 @@ def batch_of(x: Tensor, y: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]
     return x.index_select(0, rows), y.index_select(0, rows)
 
 
-class CharModel(Streamed):
+class CharModel(Streamed, Pretrained):
     """What the models share: the embedding, the check of the tokens, their sizes, loss and steps.
 
     A step takes the next token of each sample. The first logits need a whole context, and are NaN
@@ -69,6 +70,11 @@ class CharModel(Streamed):
             "context": self.context,
             "embedding": self.embedding.embedding_dim,
         }
+
+    @classmethod
+    def build(cls, sizes: dict[str, int], backend: str = "auto") -> Self:
+        options: dict[str, Any] = {**sizes, "backend": backend}
+        return cls(**options)
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy of the predictions from `x` (batch, length) and what follows, `y`."""
@@ -264,6 +270,11 @@ class MLP(CharModel):
         )
         return mlp
 
+    @classmethod
+    def build(cls, sizes: dict[str, int], backend: str = "auto") -> Self:
+        """There is no convolution to give a backend."""
+        return cls(**sizes)
+
     def stream_layers(self) -> list[NetworkLayer]:
         features = self.embedding.embedding_dim
         return [
@@ -433,13 +444,10 @@ MODELS: dict[str, type[CharModel]] = {"dilated": DilatedCNN, "cnn": CNN, "mlp": 
 
 
 def build_model(kind: str, sizes: dict[str, int], backend: str = "auto") -> CharModel:
-    """The model of that `kind` and those sizes; the MLP has no convolution to give a backend."""
+    """The model of that `kind` and those sizes."""
     if kind not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}; got {kind!r}")
-    options: dict[str, Any] = dict(sizes)
-    if kind != "mlp":
-        options["backend"] = backend
-    return MODELS[kind](**options)
+    return MODELS[kind].build(sizes, backend)
 
 
 def _all_require_grad(*parameters: Tensor | None) -> bool:

@@ -5,24 +5,29 @@ import json
 import math
 import signal
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .checkpoint import FILE, Checkpoint, load_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint
 from .data import Alphabet, Data, Split, contexts, make_data
 from .files import write_whole
 from .generation import sample
 from .models import MLP, CharModel, build_model
 from .options import DTYPES
 from .plots import plot_losses
+from .processes import OneProcess, join
+from .scalars import Scalars
 from .steps import READ_EVERY, CapturedSteps, reason_not_captured
 from .training import Losses, Progress, Schedule, evaluate, train
 from .words import load_words
+
+if TYPE_CHECKING:
+    from .distributed import ManyProcesses
 
 # What a training is made of. It is kept in the checkpoint, and a resumed training keeps to it.
 DEFAULTS: dict[str, Any] = {
@@ -50,33 +55,69 @@ SMALL_MODEL = 1_000_000
 
 def run_training(args: Namespace) -> int:
     """`convlm train`: trains or resumes, writes the folder, returns the exit code."""
+    with join(args.distributed, args.device) as processes:
+        args.device = processes.device
+        opened = processes.together(lambda: open_training(args))
+        return train_and_report(args, processes, *opened)
+
+
+def open_training(args: Namespace) -> tuple[Checkpoint, list[str], Data, Path]:
+    """A training with its words, its data on the device, and its folder."""
     given = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
     folder = Path(args.out or f"runs/{given.get('model', DEFAULTS['model'])}")
     run, words = resume(folder, given, args.backend) if args.resume else start(given, args.backend)
     data = to_device(make_data(words, run.model.context, alphabet=run.alphabet), args.device)
     prepare(run.model, args)
     folder.mkdir(parents=True, exist_ok=True)
-    run.save(folder / FILE)  # before any work, to see that it can be written
-    print(f"{run.kind} model, {count_parameters(run.model):,} parameters, {len(words):,} words")
+    return run, words, data, folder
+
+
+def train_and_report(
+    args: Namespace,
+    processes: "OneProcess | ManyProcesses",
+    run: Checkpoint,
+    words: Sequence[str],
+    data: Data,
+    folder: Path,
+) -> int:
+    parameters, schedule = count_parameters(run.model), schedule_of(run.settings)
+    model = processes.trainable(run)
+    processes.save(run, folder)  # before any work, to see that it can be written
+    print(f"{run.kind} model, {parameters:,} parameters, {len(words):,} words")
+    scalars = processes.together(
+        lambda: (
+            Scalars(folder / "tensorboard", run.progress.step)
+            if args.tensorboard and processes.first
+            else None
+        )
+    )
 
     def after_step(progress: Progress) -> None:
+        progress.stop = processes.stopping
         if args.eval_every and progress.step % args.eval_every == 0:
-            loss = evaluate(run.model, data.val, run.alphabet.stop).all_positions
+            loss = evaluate(model, data.val, run.alphabet.stop).all_positions
             progress.evaluations.append((progress.step, loss))
+        if scalars:
+            scalars.after_step(progress, schedule)
         if progress.step % args.save_every == 0:
-            run.save(folder / FILE)
+            processes.save(run, folder)
 
     examples = data.train
     if isinstance(run.model, MLP):
         examples = contexts(data.train, data.context)
-    with stop_on_interrupt(run.progress):
-        steps = captured_steps(run, examples, args) if args.capture else None
-        train(run.model, examples, schedule_of(run.settings), run.progress, after_step, steps)
-    run.save(folder / FILE)
+    steps = None
+    if args.capture and model is run.model:  # in one process
+        steps = captured_steps(run, examples, args)
+    with stop_when_told(processes.ask_to_stop):
+        train(model, examples, schedule, run.progress, after_step, steps)
+    processes.save(run, folder)
     if run.progress.stop:
         print(f"stopped at step {run.progress.step:,}; --resume goes on from there")
         return 130
-    report(run, data, words, folder, args.samples)
+    run.model = processes.whole_model(run, args.backend)
+    processes.together(
+        lambda: report(run, data, words, folder, args.samples) if processes.first else None
+    )
     return 0
 
 
@@ -156,7 +197,8 @@ def report(run: Checkpoint, data: Data, words: Sequence[str], folder: Path, samp
         "samples": invented,
     }
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
-    print(f"\nwrote {FILE}, loss.png and metrics.json in {folder}")
+    run.model.save_pretrained(folder / "model", run.alphabet)
+    print(f"\nwrote the checkpoint, loss.png, metrics.json and model/ in {folder}")
 
 
 def evaluate_all(model: CharModel, data: Data) -> dict[str, Losses]:
@@ -200,15 +242,20 @@ def fingerprint(words: Sequence[str]) -> str:
 
 
 @contextmanager
-def stop_on_interrupt(progress: Progress) -> Iterator[None]:
-    """The first Ctrl-C ends the training after its current step, a second one at once."""
+def stop_when_told(ask_to_stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C ends the training after its current step, a second one at once.
+
+    So does SIGTERM, by which job schedulers and torchrun announce that the time is up.
+    """
 
     def stop(signum: int, frame: object) -> None:
-        progress.stop = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        ask_to_stop()
+        signal.signal(signum, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, stop)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, stop) for number in signals]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

@@ -1,16 +1,29 @@
 """Steps of a training: one call after the other, or a CUDA graph that is replayed."""
 
 import copy
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..optim import mark_changed
 from .data import Split
 from .models import CharModel
 
 READ_EVERY = 20  # steps; each time Python waits for the GPU
+
+
+class Trainable(Protocol):
+    """What the loop needs of a model: that of `CharModel` and of `distributed.DataParallel`."""
+
+    training: bool
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def eval(self) -> Any: ...
+    def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor: ...
+    def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor) -> Tensor: ...
 
 
 class Steps(Protocol):
@@ -32,7 +45,7 @@ class PlainSteps:
 
     ahead = 1
 
-    def __init__(self, model: CharModel, split: Split) -> None:
+    def __init__(self, model: Trainable, split: Split) -> None:
         self.model, self.split = model, split
         self._losses: list[float] = []
 

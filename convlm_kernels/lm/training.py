@@ -9,8 +9,7 @@ import torch
 from tqdm import tqdm
 
 from .data import Split, real_predictions
-from .models import CharModel
-from .steps import PlainSteps, Steps
+from .steps import PlainSteps, Steps, Trainable
 
 PRINT_EVERY = 1_000  # steps
 BAR_EVERY = 20  # steps; formatting the loss costs more than some models' step does
@@ -53,7 +52,7 @@ class Progress:
 
 
 def train(
-    model: CharModel,
+    model: Trainable,
     split: Split,
     schedule: Schedule,
     progress: Progress,
@@ -110,7 +109,7 @@ class Losses:
 
 
 @torch.no_grad()
-def evaluate(model: CharModel, split: Split, stop: int, chunk: int = 1024) -> Losses:
+def evaluate(model: Trainable, split: Split, stop: int, chunk: int = 1024) -> Losses:
     """The losses over all rows of `split`, `chunk` rows at a time; `stop` is the stop token."""
     was_training = model.training
     model.eval()

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+MAX_CHARACTERS = 50_000_000  # a list of words, not a corpus; and what is read may have no end
 PACKAGED = Path(__file__).with_name("words.txt")
 
 # The public list of the makemore project (MIT licence): 32,033 first names, one a line.
@@ -25,11 +26,14 @@ def read_words(path: str | os.PathLike[str]) -> list[str]:
     Raises ValueError, naming the file and the line, for anything else.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except UnicodeDecodeError as error:
         raise ValueError(f"words file {path} is not UTF-8 text: {error}") from None
     except OSError as error:
         raise ValueError(f"words file {path} cannot be read: {error.strerror}") from None
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"words file {path} has more than {MAX_CHARACTERS:,} characters")
     if not text.strip():
         raise ValueError(f"words file {path} is empty; expected one word a line")
     lines = text.removesuffix("\n").split("\n")

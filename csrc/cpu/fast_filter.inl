@@ -117,7 +117,10 @@ struct Stretches {
                ? width
                : divide_up(divide_up(width, divide_up(width, wanted_tiles)), lanes) * lanes;
     parts = divide_up(width, part);
-    count = divide_up(all_blocks, blocks) * parts;
+    // The last block may be so short that some of its parts would be empty.
+    const int64_t last = t.tiles - (all_blocks - 1) * t.dilation;
+    count = whole_blocks ? divide_up(all_blocks, blocks)
+                         : (all_blocks - 1) * parts + divide_up(last, part);
     max_tiles = smaller(whole_blocks ? blocks * t.dilation : part, t.tiles);
   }
 
@@ -133,8 +136,8 @@ struct Stretches {
     } else {
       const int64_t first_tile = index / parts * t.dilation + index % parts * part;
       const int64_t block_end = smaller(t.tiles, (index / parts + 1) * t.dilation);
-      s.tiles = larger(0, smaller(part, block_end - first_tile));
-      s.period = larger(1, s.tiles);  // the last block may have too few tiles for all parts
+      s.tiles = smaller(part, block_end - first_tile);
+      s.period = s.tiles;
       s.runs = m;
       s.first_output = index / parts * m * t.dilation + index % parts * part;
       s.run_output = t.dilation;

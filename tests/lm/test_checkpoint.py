@@ -1,6 +1,10 @@
 """Checkpoints: exact, whole or refused, and never in the way of the last good one."""
 
 import json
+import os
+import random
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -142,3 +146,25 @@ def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
         new_run().save(saved)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [FILE]
+
+
+def test_killed_at_any_moment(tmp_path):
+    """A process that does nothing but save is killed: the last whole checkpoint is there."""
+    new_run().save(tmp_path / FILE)
+    rng, seen = random.Random(0), []
+    for _ in range(30):
+        run = load_checkpoint(tmp_path)
+        seen.append(run.progress.step)
+        child = os.fork()
+        if child == 0:
+            while True:
+                run.progress.losses += [1.0] * 100
+                run.save(tmp_path / FILE)
+        time.sleep(rng.uniform(0.001, 0.02))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert seen == sorted(seen)
+    assert seen[-1] > 0
+    assert {path.name for path in tmp_path.iterdir()} <= {FILE, f".{FILE}.partial"}
+    run.save(tmp_path / FILE)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]

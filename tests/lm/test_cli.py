@@ -38,7 +38,7 @@ def test_train_then_eval_and_sample(convlm, words_file, tmp_path):
     assert code == 0
     folder = tmp_path / "runs" / "dilated"
     files = {path.name for path in folder.iterdir()}
-    assert files == {"checkpoint.safetensors", "loss.png", "metrics.json"}
+    assert files == {"checkpoint.safetensors", "loss.png", "metrics.json", "model"}
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["step"] == 40
     assert [step for step, _ in metrics["evaluations"]] == [20, 40]
@@ -62,12 +62,19 @@ def test_train_then_eval_and_sample(convlm, words_file, tmp_path):
         assert convlm(*sample, *options)[1] == words
     assert convlm(*sample, "--top-p=0.01")[1] == convlm(*sample, "--temperature=0")[1]
 
+    sample = "sample", folder / "model", "--count=5", "--seed=1", "--prefix=ab"
+    assert convlm(*sample)[1] == words
+    assert "does not say which words it is for" in convlm("eval", folder / "model")[2]
+    code, evaluated, _ = convlm("eval", folder / "model", "--words", words_file)
+    assert code == 0
+    assert all(line in evaluated for line in losses)
+
 
 @pytest.mark.parametrize("model", ["cnn", "mlp"])
 def test_other_models(convlm, words_file, tmp_path, model):
     code, out, _ = convlm("train", "--model", model, "--words", words_file, "--steps=5")
     assert code == 0
-    assert f"wrote checkpoint.safetensors, loss.png and metrics.json in runs/{model}" in out
+    assert f"wrote the checkpoint, loss.png, metrics.json and model/ in runs/{model}" in out
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
@@ -209,6 +216,39 @@ def test_usage(convlm):
     assert "--lr-drop" in convlm("train", "--help")[1]
 
 
+def test_a_full_disk_leaves_the_last_checkpoint(convlm, words_file, full_disk):
+    """The losses make it longer at each step, until it no longer fits."""
+    train = ["train", "--out=run", "--words", words_file, "--save-every=5", *SMALL]
+    with full_disk(9_000):
+        code, _, error = convlm(*train, "--steps=900")
+    assert code == 2
+    assert error.startswith("convlm: error: [Errno 27] File too large: 'run/checkpoint.safetensors")
+    step = load_checkpoint("run").progress.step
+    assert step > 0
+    assert step % 5 == 0
+    assert [path.name for path in Path("run").iterdir()] == ["checkpoint.safetensors"]
+    assert convlm("train", "--out=run", "--resume", f"--steps={step + 1}")[0] == 0
+
+
+def test_tensorboard(convlm, words_file, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train = ["train", "--out=run", "--tensorboard", "--eval-every=20"]
+    assert convlm(*train, "--steps=30", "--words", words_file, *SMALL)[0] == 0
+    assert convlm(*train, "--steps=50", "--resume")[0] == 0
+    events = EventAccumulator("run/tensorboard").Reload()
+    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert steps["loss/train"] == steps["learning rate"] == [10, 20, 30, 40, 50]
+    assert steps["loss/val"] == [20, 40]
+    losses = load_checkpoint("run").progress.losses
+    assert events.Scalars("loss/train")[3].value == pytest.approx(sum(losses[30:40]) / 10)
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    code, _, error = convlm(*train, "--steps=1", "--words", words_file)
+    assert code == 2
+    assert "--tensorboard needs another package: pip install tensorboard" in error
+
+
 @pytest.fixture
 def endless(words_file, tmp_path):
     """A training in another process, in mid-course, and its folder."""
@@ -249,9 +289,10 @@ def test_killed_training_resumes(endless, convlm, words_file):
     assert load_checkpoint(folder).progress.losses == losses
 
 
-def test_interrupted_training_saves(endless):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_saves(endless, number):
     process, folder = endless
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert "--resume goes on from there" in out

@@ -97,3 +97,11 @@ def test_contexts_are_the_windows():
     x, y = contexts(split, 2)
     assert x.tolist() == [[0, 0], [0, 1], [1, 2]]
     assert y.tolist() == [[1], [2], [3]]
+
+
+def test_a_table_that_no_memory_holds_is_refused():
+    """One endless word would make every row as long."""
+    with pytest.raises(
+        ValueError, match=r"4,000 words .* 99,992 characters, are 400,000,000 tokens"
+    ):
+        make_data(["ann", "bob", "eve", "dan"] * 999 + ["ann"] * 3 + ["a" * 99_992])

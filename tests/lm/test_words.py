@@ -39,6 +39,13 @@ def test_bad_files(tmp_path, content, message):
         words.read_words(path)
 
 
+def test_no_end_of_it(tmp_path, monkeypatch):
+    """As /dev/zero has none; what is read before the limit is noticed is not much more."""
+    monkeypatch.setattr(words, "MAX_CHARACTERS", 1_000)
+    with pytest.raises(ValueError, match="/dev/zero has more than 1,000 characters"):
+        words.read_words("/dev/zero")
+
+
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         words.read_words(tmp_path / "absent")

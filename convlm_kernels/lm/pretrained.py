@@ -1,0 +1,102 @@
+"""Weights as others keep them: a folder with config.json and model.safetensors.
+
+These are the names and the habits of Hugging Face's `save_pretrained`. Nothing is ever unpickled.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from .files import write_whole
+from .options import DTYPES
+
+if TYPE_CHECKING:
+    from .data import Alphabet
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class Pretrained(nn.Module):
+    """A model that can be kept in a folder. A subclass says its `sizes` and how to `build` it."""
+
+    def sizes(self) -> dict[str, int]:
+        """The arguments that build a model of the same shape."""
+        raise NotImplementedError
+
+    @classmethod
+    def build(cls, sizes: dict[str, int], backend: str = "auto") -> Self:
+        """A new model of those sizes whose convolutions run on `backend`."""
+        raise NotImplementedError
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], alphabet: "Alphabet | None" = None
+    ) -> None:
+        """Writes `folder`: the weights, and a config.json that says how to build the model again.
+
+        `alphabet` is what its tokens mean; `Alphabet.from_pretrained` reads it back. The config is
+        written last, so a folder that has one has weights.
+
+        Raises OSError, naming the file, where it cannot be written.
+        """
+        folder = Path(folder)
+        config: dict[str, Any] = {"architectures": [type(self).__name__], **self.sizes()}
+        config["dtype"] = str(next(self.parameters()).dtype).removeprefix("torch.")
+        if alphabet is not None:
+            config["alphabet"] = alphabet.symbols
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        write_whole(folder / WEIGHTS, save(weights, {"format": "pt"}))
+        write_whole(folder / CONFIG, json.dumps(config, indent=2).encode())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], backend: str = "auto") -> Self:
+        """The model in `folder`, on the CPU, in the dtype that it was saved in.
+
+        A class gives its own models and those of its subclasses.
+
+        Raises ValueError where there is none, or where its files are truncated, foreign or do not
+        belong together.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        config.pop("alphabet", None)
+        kinds = {kind.__name__: kind for kind in (cls, *cls.__subclasses__())}
+        try:
+            (name,), dtype = config.pop("architectures"), config.pop("dtype")
+            if name not in kinds:
+                raise ValueError(f"it is a {name!r}, and one of {', '.join(kinds)} is expected")
+            model = kinds[name].build(config, backend).to(DTYPES[dtype])
+            model.load_state_dict(load((folder / WEIGHTS).read_bytes()))
+        except OSError as error:
+            raise ValueError(f"{folder / WEIGHTS} cannot be read: {error.strerror}") from None
+        except SafetensorError as error:
+            raise ValueError(
+                f"{folder / WEIGHTS} is not a whole safetensors file: {error}"
+            ) from None
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{folder} does not hold a model of ours: {error}") from error
+        return model
+
+
+def is_pretrained(folder: str | os.PathLike[str]) -> bool:
+    """Whether `folder` is one of `save_pretrained`."""
+    return (Path(folder) / CONFIG).is_file()
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What config.json in `folder` says; ValueError where there is none that can be read."""
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must be a JSON object, got {type(config).__name__}")
+    return config

@@ -1,0 +1,102 @@
+"""Folders of weights and config: exact, readable by others, and refused where they are not ours."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from convlm_kernels.lm import CNN, MLP, Alphabet, DilatedCNN
+from convlm_kernels.lm.models import CharModel
+
+MODELS = {
+    "CNN": lambda: CNN(7, context=4, embedding=3),
+    "MLP": lambda: MLP(7, context=4, embedding=3),
+    "DilatedCNN": lambda: DilatedCNN(7, context=4, embedding=3, hidden=5),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_round_trip(tmp_path, name, dtype):
+    model, alphabet = MODELS[name]().to(dtype), Alphabet(".abcde;")
+    model.save_pretrained(tmp_path / "new" / "folder", alphabet)
+    for kind in (CharModel, type(model)):
+        loaded = kind.from_pretrained(tmp_path / "new" / "folder", backend="torch")
+        assert type(loaded) is type(model)
+        assert loaded.sizes() == model.sizes()
+        for key, tensor in model.state_dict().items():
+            assert loaded.state_dict()[key].dtype == dtype
+            assert torch.equal(loaded.state_dict()[key], tensor)
+    assert Alphabet.from_pretrained(tmp_path / "new" / "folder") == alphabet
+
+
+def test_the_files_are_those_of_others(tmp_path):
+    model = MODELS["CNN"]()
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        "architectures": ["CNN"],
+        "vocab": 7,
+        "context": 4,
+        "embedding": 3,
+        "dtype": "float32",
+    }
+    assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
+    with pytest.raises(ValueError, match="has no alphabet: it was saved without one"):
+        Alphabet.from_pretrained(tmp_path)
+
+
+def test_another_kind_is_refused(tmp_path):
+    MODELS["CNN"]().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="it is a 'CNN', and one of DilatedCNN is expected"):
+        DilatedCNN.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "config.json cannot be read: No such file"),
+        ("no json", "config.json is not JSON"),
+        ("[]", "config.json must be a JSON object, got list"),
+        ("{}", "does not hold a model of ours: 'architectures'"),
+        ('{"architectures": ["BertModel"], "dtype": "float32"}', "it is a 'BertModel'"),
+        ('{"architectures": ["CNN"], "dtype": "int8", "vocab": 7}', "'int8'"),
+        ('{"architectures": ["CNN"], "dtype": "float32", "rows": 7}', "'rows'"),
+        ('{"architectures": ["CNN"], "dtype": "float32", "vocab": 8}', "size mismatch"),
+    ],
+)
+def test_bad_configs(tmp_path, config, message):
+    MODELS["CNN"]().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.unlink() if config is None else path.write_text(config)
+    with pytest.raises(ValueError, match=message):
+        CharModel.from_pretrained(tmp_path)
+
+
+def test_bad_weights(tmp_path):
+    MODELS["CNN"]().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    content = weights.read_bytes()
+    for keep in (0, 7, len(content) // 2, len(content) - 1):
+        weights.write_bytes(content[:keep])
+        with pytest.raises(ValueError, match="model.safetensors is not a whole safetensors file"):
+            CNN.from_pretrained(tmp_path)
+    torch.save({"weight": torch.zeros(3)}, weights)
+    with pytest.raises(ValueError, match="model.safetensors is not a whole safetensors file"):
+        CNN.from_pretrained(tmp_path)
+    save_file({"weight": torch.zeros(3)}, weights)
+    with pytest.raises(ValueError, match="Unexpected key"):
+        CNN.from_pretrained(tmp_path)
+    weights.unlink()
+    with pytest.raises(ValueError, match="model.safetensors cannot be read: No such file"):
+        CNN.from_pretrained(tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_folder(tmp_path, full_disk):
+    model = MODELS["CNN"]()
+    model.save_pretrained(tmp_path)
+    with full_disk(500), pytest.raises(OSError, match="File too large"):
+        MODELS["CNN"]().save_pretrained(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert torch.equal(CNN.from_pretrained(tmp_path).conv.weight, model.conv.weight)
