@@ -22,7 +22,7 @@ import gpu_suites
 import torch
 from gpu_ceilings import GpuCeilings, measure_ceilings
 from gpu_generation import generation
-from gpu_models import training_step
+from gpu_models import Losses, Step, Work, compare
 from gpu_problems import PROBLEMS, SEED
 from gpu_providers import own_backends, providers_of
 from gpu_timing import measure
@@ -141,16 +141,13 @@ class Run:
             self.wrong.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
         else:
             rows, wrong, left_out = found
-            if rows:
-                self.rows[suite] = rows
+            self.rows.setdefault(suite, []).extend(rows)
             self.wrong += wrong
             self.left_out += left_out
 
-    def training_step(self) -> None:
+    def work(self, work: type[Work]) -> None:
         own = own_backends(SEED, self.device)
-        self.model(
-            "lm", "training step", lambda s: training_step(own, self.device, s, self.compiled)
-        )
+        self.model("lm", work.function, lambda s: compare(work, own, self.device, s, self.compiled))
 
     def generation(self) -> None:
         self.model("generation", "generation", lambda s: generation(self.device, s))
@@ -259,7 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ceilings = measure_ceilings(device)
         described = {"machine": machine_of(device), "ceilings": [ceilings.rounded()]}
         if not args.only:
-            run.training_step()
+            run.work(Step)
+            run.work(Losses)
             run.generation()
         if args.all:
             for name in gpu_suites.NAMES:

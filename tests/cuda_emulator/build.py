@@ -15,7 +15,7 @@ from types import ModuleType
 
 import torch
 
-from convlm_kernels import ops, step_ops
+from convlm_kernels import lookup_ops, ops, stack_ops, step_ops
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -93,6 +93,9 @@ def operators() -> tuple[object, object, object]:
     native = (
         *(ops.forward, ops.grad_input, ops.grad_weight, ops.forward_with_state),
         *(step_ops.step, step_ops.generate),
+        *(stack_ops.stack_forward, stack_ops.stack_backward, stack_ops.stack_losses),
+        *(stack_ops.stack_cross_entropy, stack_ops.stack_sgd_),
+        *(lookup_ops.lookup, lookup_ops.grad_table),
     )
     definitions = torch.library.Library("convlm_emulated", "DEF")
     for operator in native:
