@@ -60,6 +60,15 @@ def reason_no_cuda_kernels(dtype: torch.dtype, device: torch.device) -> str | No
     return _gpu_reason(device) or _dtype_reason(dtype)
 
 
+def can_run_steps(device: torch.device) -> str | None:
+    """The kernels of a step: on the CPU, and on GPUs from compute capability 8.0 on."""
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"the kernels of a step run on the CPU and on CUDA devices, not on {device.type}"
+    return reason_no_cuda_kernels(torch.float32, device)  # or any other that a step may have
+
+
 def _triton() -> tuple[str | None, bool]:
     """Imports the Triton kernels: why that cannot be, and whether the interpreter runs them."""
     try:

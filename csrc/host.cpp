@@ -114,7 +114,8 @@ std::optional<std::string> cuda_reason_stack_not_fused(
 
 }  // namespace
 
-PYBIND11_MODULE(_host, m) {
+// No function here touches what another could change, so free-threaded Python may keep its GIL off.
+PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
   m.def("build_info", &build_info);
   m.def("cpu_isa", &convlm::cpu::isa_name);
   m.def("cpu_isas", &convlm::cpu::supported_isas);

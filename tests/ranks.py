@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from convlm_kernels.lm.together import settle
+from convlm_kernels.lm.together import leave
 
 
 def run(target: Callable[..., None], processes: int, folder: Path, *arguments: Any) -> None:
@@ -25,5 +25,4 @@ def _start(rank: int, target: Callable[..., None], processes: int, address: str,
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes)
     target(rank, *rest)
-    settle()
-    dist.destroy_process_group()
+    leave()

@@ -23,7 +23,7 @@ from .checkpoint import FILE, Checkpoint
 from .models import CharModel, build_model
 from .processes import STRATEGIES
 from .sharded import write_sharded
-from .together import settle, together
+from .together import leave, together
 from .training import TrainingError
 
 Result = TypeVar("Result")
@@ -51,8 +51,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
                     yield device
                 except TrainingError:  # that of all processes, since the loss is
                     raise SystemExit(2) from None
-    settle()
-    dist.destroy_process_group()
+    leave()
 
 
 class DataParallel(nn.Module):

@@ -62,7 +62,9 @@ def join(strategy: str | None, device: torch.device) -> Iterator["OneProcess | M
         from . import distributed  # takes as long to import as half of torch
 
         with distributed.process_group(device) as own:
-            yield distributed.ManyProcesses(strategy or "ddp", own)
+            processes = distributed.ManyProcesses(strategy or "ddp", own)
+            yield processes
+            processes.model = None  # before the group goes, as `leave` says
     elif strategy:
         raise ValueError(
             f"--distributed {strategy} needs processes: start with torchrun "

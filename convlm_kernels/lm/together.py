@@ -1,5 +1,6 @@
-"""Failures that all processes of a training share."""
+"""How the processes of a training end: all or none, and without waiting for each other."""
 
+import gc
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -8,14 +9,14 @@ import torch.distributed as dist
 Result = TypeVar("Result")
 
 
-def settle() -> None:
-    """Waits for all processes; to be called before a group goes, be it at the end of the program.
+def leave() -> None:
+    """Takes the group down. To be called once nothing refers to a DistributedDataParallel.
 
-    Without it gloo's threads may still wait for Python's lock, to drop the tensors of the last
-    collective call, when the group goes; it holds that lock, waits for the threads, and never ends.
-    A barrier lets go of the lock and has no tensors.
+    Such a module refers to the group, and if it is the last to do so, torch waits for gloo's
+    threads and keeps Python's lock, while they may be waiting for that lock: a deadlock.
     """
-    dist.barrier()
+    gc.collect()  # the module is part of cycles
+    dist.destroy_process_group()
 
 
 def together(action: Callable[[], Result]) -> Result:
@@ -32,7 +33,6 @@ def together(action: Callable[[], Result]) -> Result:
     dist.all_gather_object(failed, mine is not None)
     if not any(failed):
         return result
-    settle()
     if mine is not None and failed.index(True) == dist.get_rank():
         raise mine
     raise SystemExit(2)

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import torch
 
-from convlm_kernels import lookup_ops, ops, stack_ops
+from convlm_kernels import lookup_ops, ops, stack_ops, step_ops
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -92,6 +92,7 @@ def operators() -> tuple[object, object, object]:
     """forward, grad_input and grad_weight on the emulator, called like those of ``ops``."""
     native = (
         *(ops.forward, ops.grad_input, ops.grad_weight, ops.forward_with_state),
+        *(step_ops.step, step_ops.generate),
         *(stack_ops.stack_forward, stack_ops.stack_backward, stack_ops.stack_losses),
         *(stack_ops.stack_cross_entropy, stack_ops.stack_sgd_),
         *(lookup_ops.lookup, lookup_ops.grad_table),
