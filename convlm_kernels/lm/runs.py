@@ -21,6 +21,7 @@ from .models import MLP, CharModel, build_model
 from .options import DTYPES
 from .plots import plot_losses
 from .processes import OneProcess, join
+from .scalars import EVERY as POINT_EVERY
 from .scalars import Scalars
 from .steps import READ_EVERY, CapturedSteps, reason_not_captured
 from .training import Losses, Progress, Schedule, evaluate, train
@@ -125,7 +126,8 @@ def captured_steps(run: Checkpoint, split: Split, args: Namespace) -> CapturedSt
     """The steps as CUDA graphs, where they can be; read whenever something is to be done."""
     if reason_not_captured(run.model, split) is not None:
         return None
-    ahead = math.gcd(READ_EVERY, args.save_every, args.eval_every)
+    points = POINT_EVERY if args.tensorboard else 0
+    ahead = math.gcd(READ_EVERY, args.save_every, args.eval_every, points)
     return CapturedSteps(run.model, split, run.settings["batch_size"], ahead)
 
 
