@@ -8,6 +8,12 @@ WORDS  ?=
 OLD    ?=
 NEW    ?=
 ARGS   ?=
+# How many random problems `make fuzz` draws for each of its tests.
+FUZZ   ?= 5000
+# Anything: `make asan` and `make tsan` with portable code alone and a few tests.
+QUICK  ?=
+# The columns of docs/compatibility.md, each an interpreter and a torch for it.
+COMPAT ?= $(foreach torch,2.10.0 2.11.0 2.13.0 2.15.0,$(PYTHON):torch==$(torch))
 
 VENV     := .venv
 BIN      := $(VENV)/bin
@@ -20,7 +26,7 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help build train test test-models test-triton lint format clean
-.PHONY: asan tsan fuzz bench bench-report bench-compare bench-sweep cuda-resources gpu-check gpu-bench
+.PHONY: wheel dist test-dist compat asan tsan fuzz bench bench-report bench-compare bench-sweep cuda-resources gpu-check gpu-bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -41,19 +47,34 @@ test-models: $(VENV)/.built $(VENV)/.test $(VENV)/.models  ## swap the layers of
 	$(BIN)/python -m pytest tests/models $(ARGS)
 
 fuzz: $(VENV)/.built $(VENV)/.test  ## thousands of random calls, legal and not, against float64
-	CONVLM_FUZZ=5000 $(BIN)/python -m pytest -q tests/test_fuzz.py $(ARGS)
+	CONVLM_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q tests/test_fuzz.py $(ARGS)
 
 asan: $(VENV)/.built $(VENV)/.test  ## the CPU kernels' tests under AddressSanitizer, on a build of their own
-	$(BIN)/python tests/sanitized.py address $(ARGS)
+	$(BIN)/python tests/sanitized.py $(if $(QUICK),--quick) address $(ARGS)
 
 tsan: $(VENV)/.built $(VENV)/.test  ## and those of threads under ThreadSanitizer
-	$(BIN)/python tests/sanitized.py thread $(ARGS)
+	$(BIN)/python tests/sanitized.py $(if $(QUICK),--quick) thread $(ARGS)
 
-lint: $(VENV)/.built $(VENV)/.dev  ## ruff, clang-format and mypy, changing nothing
+wheel: $(VENV)/.built $(VENV)/.dev  ## dist/*.whl from what `make build` compiled
+	rm -rf build/lib* build/bdist*
+	$(BIN)/python -m build --wheel --no-isolation
+
+dist: $(VENV)/.built $(VENV)/.dev  ## dist/: the sources, and from them alone a wheel
+	rm -rf dist
+	$(BIN)/python -m build
+
+test-dist: $(VENV)/.built  ## install the wheel in dist/ in a clean environment and test it there
+	$(BIN)/python tests/compatibility.py '$(PYTHON):$(TORCH)' $(ARGS)
+
+compat: dist  ## run one wheel with each torch of COMPAT and write docs/compatibility.md, 10 GB of downloads
+	$(BIN)/python tests/compatibility.py $(COMPAT) --write docs/compatibility.md
+
+lint: $(VENV)/.built $(VENV)/.dev  ## ruff, clang-format, mypy and actionlint, changing nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run -Werror $(CPP_CODE)
 	$(BIN)/mypy
+	$(BIN)/actionlint -shellcheck= $(wildcard .github/workflows/*.yml)
 
 format: $(VENV)/.dev  ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff check --fix
@@ -96,7 +117,7 @@ gpu-bench:  ## the same, but only to time, with more problems and peers
 	@$(PYTHON) tools/gpu_check.py --stage build --stage bench --full $(ARGS)
 
 clean:  ## remove everything that was built, .venv included
-	rm -rf $(VENV) build dist *.egg-info convlm_kernels/*.so
+	rm -rf $(VENV) .venv-compat build dist *.egg-info convlm_kernels/*.so
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

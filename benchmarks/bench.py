@@ -76,6 +76,7 @@ def run_all(args: argparse.Namespace) -> dict[str, Any]:
             "rows": [held_to(ceilings, *one) for one in found[suite.name]],
         }
         for suite in suites
+        if found[suite.name]
     }
 
 
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bench.py") -> None:
         return
     with torch.no_grad():
         runs = run_all(args)
-    if not any(found["rows"] for found in runs.values()):
+    if not runs:
         raise SystemExit("no case of that name: --list --all shows them")
     say(runs)
     stored = results_path(machine())

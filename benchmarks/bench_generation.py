@@ -33,13 +33,13 @@ MODELS: dict[str, tuple[Callable[[], DilatedCNN], int]] = {  # and the character
 class Queues:
     """Layers of two taps on torch's operators, each with a queue of its past inputs."""
 
-    def __init__(self, layers: list[Any]) -> None:
+    def __init__(self, layers: list[Any], batch: int = 1) -> None:
         self.weights = [
             (layer.weight[:, :, 0].T.contiguous(), layer.weight[:, :, 1].T.contiguous(), layer.bias)
             for layer in layers
         ]
         self.queues = [
-            [torch.zeros(1, layer.in_channels) for _ in range(layer.dilation[0])]
+            [layer.weight.new_zeros(batch, layer.in_channels) for _ in range(layer.dilation[0])]
             for layer in layers
         ]
         self.activations = [layer.activation for layer in layers]

@@ -12,7 +12,7 @@ wrong.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -21,7 +21,8 @@ from typing import Any
 import gpu_suites
 import torch
 from gpu_ceilings import GpuCeilings, measure_ceilings
-from gpu_models import training_step
+from gpu_generation import generation
+from gpu_models import Losses, Step, Work, compare
 from gpu_problems import PROBLEMS, SEED
 from gpu_providers import own_backends, providers_of
 from gpu_timing import measure
@@ -102,6 +103,9 @@ def rows_of(
     return rows, wrong | failed
 
 
+Measured = tuple[list[Row], list[str], list[str]]  # rows, what is wrong, left out
+
+
 class Run:
     """Rows as long as there is time."""
 
@@ -127,18 +131,26 @@ class Run:
                 kept = self.wrong if name in own else self.left_out
                 kept.append(f"{problem.name}, {function}: {message}")
 
-    def training_step(self) -> None:
+    def model(self, suite: str, name: str, measured: Callable[[float], Measured]) -> None:
+        """The rows of a suite of whole models, from a function of the seconds it may spend."""
         set_precision("ieee")
         seconds = min(10.0, (self.end - perf_counter()) / 4)
-        own = own_backends(SEED, self.device)
         try:
-            found = training_step(own, self.device, seconds, self.compiled)
+            found = measured(seconds)
         except Exception as error:  # the other figures are still worth having
-            self.wrong.append(f"training step: {type(error).__name__}: {str(error)[:200]}")
+            self.wrong.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
         else:
-            self.rows["lm"], wrong, left_out = found
+            rows, wrong, left_out = found
+            self.rows.setdefault(suite, []).extend(rows)
             self.wrong += wrong
             self.left_out += left_out
+
+    def work(self, work: type[Work]) -> None:
+        own = own_backends(SEED, self.device)
+        self.model("lm", work.function, lambda s: compare(work, own, self.device, s, self.compiled))
+
+    def generation(self) -> None:
+        self.model("generation", "generation", lambda s: generation(self.device, s))
 
     def suite(self, name: str, ceilings: GpuCeilings, seconds: float) -> None:
         """One of gpu_suites on each of our backends, in exact float32."""
@@ -244,7 +256,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ceilings = measure_ceilings(device)
         described = {"machine": machine_of(device), "ceilings": [ceilings.rounded()]}
         if not args.only:
-            run.training_step()
+            run.work(Step)
+            run.work(Losses)
+            run.generation()
         if args.all:
             for name in gpu_suites.NAMES:
                 run.suite(name, ceilings, args.seconds * SUITES_SHARE / len(gpu_suites.NAMES))

@@ -29,7 +29,7 @@ def enter(tuned_allocator: bool, threads: int) -> None:
         wanted["OMP_PROC_BIND"] = "true"
     if tuned_allocator:
         if platform.libc_ver()[0] != "glibc":
-            sys.exit("--tuned-allocator needs glibc: its tunables are what is set")
+            sys.exit("only glibc can be told to keep freed memory: bench.py --default-allocator")
         wanted["GLIBC_TUNABLES"] = TUNABLES
     if all(os.environ.get(name) == value for name, value in wanted.items()):
         return

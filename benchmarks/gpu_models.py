@@ -1,10 +1,11 @@
-"""A training step of the seed's dilated model: on our backends, captured in one graph, and torch's.
+"""The seed's dilated model: a training step, and the losses of many rows.
 
-The whole step is what is timed: forward, loss, backward and the update of the parameters.
+The whole step is what is timed: forward, loss, backward and the update of the parameters. Ours and
+torch's are timed twice, called from Python and captured in a graph.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from gpu_timing import measure
@@ -16,13 +17,23 @@ from convlm_kernels import Conv1d
 from convlm_kernels.lm import DilatedCNN
 
 BATCH, LENGTH, VOCAB = 32, 23, 28
-EAGER, COMPILED = "torch, eager", "torch, compiled"
+MANY_ROWS = 1024
+LR = 0.1
+EAGER, COMPILED = ", eager", "torch, compiled"
 
 
-class Step:
-    """One more step with each call, from the same start for every provider."""
+class Work(Protocol):
+    function: str
 
-    def __init__(self, backend: str, device: torch.device, compiled: bool = False) -> None:
+    def __init__(self, backend: str, device: torch.device, compiled: bool = False) -> None: ...
+
+    def __call__(self) -> Tensor: ...
+
+
+class OnModel:
+    """A model and rows that are the same for every provider."""
+
+    def __init__(self, backend: str, device: torch.device, rows: int, compiled: bool) -> None:
         torch.manual_seed(0)
         self.model = DilatedCNN()
         for module in self.model.modules():
@@ -31,54 +42,81 @@ class Step:
         self.model.to(device)
         self.parameters = list(self.model.parameters())
         context = self.model.context
-        self.x = torch.randint(VOCAB, (BATCH, LENGTH), device=device)
-        self.y = torch.randint(VOCAB, (BATCH, LENGTH - context + 1), device=device)
-        self.loss: Callable[[], Tensor] = self.plain_loss
+        self.x = torch.randint(VOCAB, (rows, LENGTH), device=device)
+        self.y = torch.randint(VOCAB, (rows, LENGTH - context + 1), device=device)
+        self.loss: Callable[[str], Tensor] = self.plain_loss
         if compiled:
             self.loss = torch.compile(self.plain_loss, mode="reduce-overhead", fullgraph=True)
 
-    def plain_loss(self) -> Tensor:
-        return F.cross_entropy(self.model(self.x), self.y)
+    def plain_loss(self, reduction: str) -> Tensor:
+        return F.cross_entropy(self.model(self.x), self.y, reduction=reduction)
+
+
+class Step(OnModel):
+    """One more step with each call, from the same start for every provider."""
+
+    function = "training step"
+
+    def __init__(self, backend: str, device: torch.device, compiled: bool = False) -> None:
+        super().__init__(backend, device, BATCH, compiled)
+        self.in_one_call = self.model.steps_on_gpu(self.x)
 
     def __call__(self) -> Tensor:
+        if self.in_one_call:
+            return self.model.sgd_step(self.x, self.y, LR)
         with torch.enable_grad():
-            loss = self.loss()
+            loss = self.loss("mean")
             gradients = torch.autograd.grad(loss, self.parameters)
         with torch.no_grad():
-            torch._foreach_add_(self.parameters, list(gradients), alpha=-0.1)
+            torch._foreach_add_(self.parameters, list(gradients), alpha=-LR)
         return loss.detach()
 
 
-def same_losses(one: Step, other: Step, steps: int = 3) -> bool:
+class Losses(OnModel):
+    function = f"losses of {MANY_ROWS:,} rows"
+
+    def __init__(self, backend: str, device: torch.device, compiled: bool = False) -> None:
+        super().__init__(backend, device, MANY_ROWS, compiled)
+        self.fused = backend != "torch"
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        return self.model.loss(self.x, self.y, "none") if self.fused else self.loss("none")
+
+
+def same_losses(one: Work, other: Work, steps: int = 3) -> bool:
     return all(torch.allclose(one().double(), other().double(), rtol=1e-4) for _ in range(steps))
 
 
-def training_step(
-    backends: list[str], device: torch.device, budget: float, compiled: bool
+def compare(
+    work: type[Work], backends: list[str], device: torch.device, budget: float, compiled: bool
 ) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """What each backend's step takes, and its ratios to torch's; whose losses are wrong; and what
+    """What each backend takes for it, and its ratios to torch's; whose losses are wrong; and what
     could not be timed."""
     wrong = [
-        f"training step: losses on {backend} are not those of torch"
+        f"{work.function}: losses on {backend} are not those of torch"
         for backend in backends
-        if not same_losses(Step(backend, device), Step("torch", device))
+        if not same_losses(work(backend, device), work("torch", device))
     ]
-    captured = {name: [Step(name, device)] for name in (*backends, "torch")}
-    plain = {EAGER: [Step("torch", device)]}
+    names = *backends, "torch"
+    captured = {name: [work(name, device)] for name in names}
+    plain = {f"{name}{EAGER}": [work(name, device)] for name in names}
     if compiled:
-        plain[COMPILED] = [Step("torch", device, compiled=True)]
+        plain[COMPILED] = [work("torch", device, compiled=True)]
     times, failed = measure(captured, device, budget / 2)
     slower, failed_too = measure(plain, device, budget / 2, graphs=False)
     peers = {"torch, captured": times["torch"]} if "torch" in times else {}
+    peers |= {name: took for name, took in slower.items() if name.startswith("torch")}
     rows = [
         {
-            "name": "dilated, batch 32",
-            "function": "training step",
+            "name": "dilated",
+            "function": f"{work.function}{called}",
             "threads": 1,
             "backend": backend,
-            **figures({backend: times[backend], **peers, **slower}),
+            **figures({backend: took[f"{backend}{how}"], **peers}),
         }
+        for called, how, took in (("", "", times), (", called from Python", EAGER, slower))
         for backend in backends
-        if backend in times
+        if f"{backend}{how}" in took
     ]
-    return rows, wrong, [f"training step: {text}" for text in (failed | failed_too).values()]
+    return rows, wrong, [f"{work.function}: {text}" for text in (failed | failed_too).values()]

@@ -202,9 +202,14 @@ def curves(rows: Sequence[Row]) -> Any:
         axes.plot(at, conv1d, "-", marker=".", color=ORANGE, label="F.conv1d")
         axes.plot(at, best, ":", marker=".", color=GREY, label="best other way in torch")
         axes.plot(at, ours, "-", marker="o", markersize=3.5, color=BLUE, label="ours")
-        axes.plot(at, [row["limit"] for row in some], "--", color=INK, linewidth=1, label="limit")
+        limit = [row["limit"] for row in some]
+        low, high = min(limit + ours) / 1.5, max(conv1d + best + ours) * 1.5
         axes.set(xscale="log", yscale="log", title=size.replace("_", " "))
+        axes.plot(at, limit, "--", color=INK, linewidth=1, label="limit")
+        axes.set_ylim(low, max(high, 20 * low))  # with at least one number on the axis
         plain(axes.xaxis, axes.yaxis)
+        axes.minorticks_off()
+        axes.set_xticks(at[::2])
         axes.grid()
     panels[0].set_ylabel("µs")
     for axes in panels[len(sizes) :]:

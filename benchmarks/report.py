@@ -30,6 +30,7 @@ ROOT = HERE.parent
 DOCUMENTS = ROOT / "README.md", ROOT / "docs/benchmarks.md"
 PLOTS = ROOT / "docs/plots"
 
+MISSING = "*Not measured yet.*"
 BLOCK = re.compile(r"(<!-- benchmarks: (\S+) ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # An image has no text around it: its ink follows the reader's choice of dark or light.
@@ -67,17 +68,20 @@ def updated(document: Path, draw: Callable[[Path, Drawing], None] | None = None)
     """The text of `document` with its blocks written anew; `draw` writes the plots that it shows.
 
     Raises:
-        SystemExit: a block names a file, a table or a plot that does not exist.
+        SystemExit: a block names a table that does not exist.
     """
 
     def block(match: re.Match[str]) -> str:
         begin, file, what, end = match.groups()
-        runs = load(HERE / "results" / file)
+        path = HERE / "results" / file
+        runs = load(path) if path.is_file() else {}
         if what.startswith("plot "):
-            return begin + plot_of(document, file, runs, what.removeprefix("plot "), draw) + end
-        if what not in TABLES:
+            text = plot_of(document, file, runs, what.removeprefix("plot "), draw)
+        elif what in TABLES:
+            text = TABLES[what](runs)
+        else:
             raise SystemExit(f"{document.name}: no table {what!r}: there are {', '.join(TABLES)}")
-        return f"{begin}{TABLES[what](runs)}\n{end}"
+        return f"{begin}{text or MISSING}\n{end}"
 
     return BLOCK.sub(block, document.read_text())
 
@@ -89,15 +93,15 @@ def plot_of(
     name: str,
     draw: Callable[[Path, Drawing], None] | None,
 ) -> str:
-    """The image in Markdown, and its caption."""
+    """The image in Markdown, and its caption; nothing where that was not measured."""
     for drawing in drawings(runs):  # type: ignore[arg-type]
         if drawing.name == name:
             path = PLOTS / f"{Path(file).stem}-{name}.svg"
             if draw is not None:
                 draw(path, drawing)
             image = Path(os.path.relpath(path, document.parent)).as_posix()
-            return f"![{drawing.caption}]({image})\n\n*{drawing.caption}*\n"
-    raise SystemExit(f"{document.name}: {file} has no plot {name!r}")
+            return f"![{drawing.caption}]({image})\n\n*{drawing.caption}*"
+    return ""
 
 
 def update_documents() -> None:

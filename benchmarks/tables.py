@@ -92,6 +92,8 @@ def ceilings_in_words(ceiling: Mapping[str, Any]) -> str:
 
 def summary(runs: Mapping[str, Run]) -> str:
     """Of each family of layers: the median ratio to the best peer, the lowest and the highest."""
+    if "layers" not in runs:
+        return ""
     run = runs["layers"]
     first = run["rows"][0]["threads"]
     rows = [row for row in run["rows"] if row["threads"] == first and row["ratio"]]
@@ -109,6 +111,8 @@ def summary(runs: Mapping[str, Run]) -> str:
 
 
 def every_layer(runs: Mapping[str, Run]) -> str:
+    if "layers" not in runs:
+        return ""
     run = runs["layers"]
     return markdown(
         [title or "layer" for title in header(run["unit"])], list(map(cells, run["rows"]))
@@ -117,6 +121,8 @@ def every_layer(runs: Mapping[str, Run]) -> str:
 
 def contestants(runs: Mapping[str, Run], suite: str) -> str:
     """What ours took, and how many times as much each of the others."""
+    if suite not in runs:
+        return ""
     run = runs[suite]
     peers = list(dict.fromkeys(peer for row in run["rows"] for peer in row["ratios"]))
     lines = [
@@ -130,6 +136,8 @@ def contestants(runs: Mapping[str, Run], suite: str) -> str:
 
 def where(runs: Mapping[str, Run]) -> str:
     """The machine in a sentence."""
+    if not runs:
+        return ""
     run = next(iter(runs.values()))
     machine, ceiling = run["machine"], run["ceilings"][0]
     name = machine.get("gpu") or f"{machine['cpu']}, {machine['isa'].replace('_', ' ')}"
@@ -137,6 +145,7 @@ def where(runs: Mapping[str, Run]) -> str:
     return f"{name}, torch {machine['torch']}, {threads}: {ceilings_in_words(ceiling)}."
 
 
+# Each is "" where its suite was not run.
 TABLES: dict[str, Callable[[Mapping[str, Run]], str]] = {
     "where": where,
     "summary": summary,

@@ -44,3 +44,14 @@ def output_length(
     length: int, kernel_size: int, stride: int, dilation: int, pad_left: int, pad_right: int
 ) -> int: ...
 def input_position(out: int, tap: int, stride: int, dilation: int, pad_left: int) -> int: ...
+def cuda_reason_stack_not_fused(
+    dtype: str,
+    channels: int,
+    length: int,
+    vocab: int,
+    weights: list[tuple[int, int]],
+    dilations: list[int],
+    pads: list[int],
+    gated: list[bool],
+    capability: int,
+) -> str | None: ...

@@ -49,11 +49,24 @@ def can_run_cpp(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.devi
 
 def can_run_cuda(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.device) -> str | None:
     """CUDA kernels: every geometry, on GPUs from compute capability 8.0 on."""
+    return reason_no_cuda_kernels(dtype, device)
+
+
+def reason_no_cuda_kernels(dtype: torch.dtype, device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"the CUDA kernels run on CUDA devices, not on {device.type}"
     if not _BUILT_WITH_CUDA:
         return "this build has no CUDA kernels"
     return _gpu_reason(device) or _dtype_reason(dtype)
+
+
+def can_run_steps(device: torch.device) -> str | None:
+    """The kernels of a step: on the CPU, and on GPUs from compute capability 8.0 on."""
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"the kernels of a step run on the CPU and on CUDA devices, not on {device.type}"
+    return reason_no_cuda_kernels(torch.float32, device)  # or any other that a step may have
 
 
 def _triton() -> tuple[str | None, bool]:

@@ -63,9 +63,10 @@ def embedding_conv1d(
         stride, padding, dilation: in tokens, otherwise as for :func:`convlm_kernels.conv1d`. A
             padded position contributes zero.
         padding_idx: a word whose embedding gets no gradient, as in ``torch.nn.Embedding``.
-        activation, backend: as for :func:`convlm_kernels.conv1d`. The C++ backend chooses between
-            a table of all words and a convolution of gathered embeddings by their cost, which
-            may show in the last bits (:func:`prefers_table`); every other one convolves.
+        activation, backend: as for :func:`convlm_kernels.conv1d`. The C++ and CUDA backends choose
+            between a table of all words and a convolution of gathered embeddings by their cost,
+            which may show in the last bits (:func:`prefers_table`); every other one convolves. A
+            token outside the vocabulary gives NaN with "cuda".
 
     Returns:
         (batch, out_channels, out_length), or without batch as ``tokens``; of the dtype of
@@ -131,6 +132,9 @@ def _by_table(
 
 
 def _has_kernels(tokens: Tensor, embedding: Tensor, backend: str) -> bool:
+    if tokens.is_cuda:
+        no_kernels = backends.reason_no_cuda_kernels(embedding.dtype, tokens.device)
+        return backend == "cuda" and no_kernels is None
     return (
         backend in ("auto", "cpp")
         and (tokens.is_cpu or tokens.is_meta)

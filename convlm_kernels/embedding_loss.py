@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import backends, lookup, lookup_ops
+from . import backends, lookup, lookup_ops, stack_autograd, stack_ops
 from .embedding import (
     _autocast_enabled,
     _by_tap,
@@ -24,6 +24,8 @@ from .embedding import (
 from .geometry import Padding
 from .lookup import Window
 from .optim import mark_changed
+from .stack import reason_not_fusable
+from .stack_autograd import Settings
 
 
 def embedding_conv1d_cross_entropy(
@@ -42,7 +44,8 @@ def embedding_conv1d_cross_entropy(
     """cross_entropy(embedding_conv1d(tokens, ...), target), differentiable to any order.
 
     On the CPU in float32 and float64, the logits stay in the cache: one pass over the tokens makes
-    the mean loss and its gradients, or the losses where no gradient is wanted.
+    the mean loss and its gradients, or the losses where no gradient is wanted. So does
+    ``backend="cuda"`` at stride 1 without padding on the right, as a stack of one layer.
 
     Args:
         tokens: (batch, length), int64 or int32, in [0, vocab).
@@ -65,6 +68,11 @@ def embedding_conv1d_cross_entropy(
     backends.check_name(backend)
     _check_tokens(tokens)
     window = _window(_by_tap(embedding, weight), stride, padding, dilation)
+    if _is_gpu_stack(tokens, embedding, weight, window, backend):
+        (weights, biases), settings = _as_stack(embedding, weight, bias, window)
+        return stack_autograd.cross_entropy(
+            embedding, tokens, target, weights, biases, settings, reduction
+        )
     if _is_fused(tokens, embedding, weight, window, backend, tokens.shape[0]):
         if reduction == "mean":
             return lookup.cross_entropy(tokens, target, embedding, weight, bias, window)
@@ -96,6 +104,15 @@ def loss_with_gradients(
     None all of them; the other arguments and errors are those of
     :func:`embedding_conv1d_cross_entropy`. None where the loss does not come with its gradients.
     """
+    if _is_gpu_stack(tokens, embedding, weight, _STEP_WINDOW, backend):
+        if rows is not None:
+            tokens, target = tokens.index_select(0, rows), target.index_select(0, rows)
+        stack, settings = _as_stack(embedding, weight, bias, _STEP_WINDOW)
+        with torch.no_grad():
+            loss, (grad_e, grad_w, grad_b) = stack_ops.stack_cross_entropy(
+                embedding, tokens, target, *stack, *settings, False
+            )
+        return loss, grad_e, _like(weight, grad_w), grad_b
     if not _steps_fused(tokens, rows, embedding, weight, backend):
         return None
     operands = tokens, target, rows, embedding, weight, bias
@@ -121,14 +138,55 @@ def sgd_step_of_loss(
     In place, unless the loss is not finite; to be called without gradients. The arguments, the
     errors and None are as of :func:`loss_with_gradients`.
     """
+    changed = [embedding, weight] if bias is None else [embedding, weight, bias]
+    if _is_gpu_stack(tokens, embedding, weight, _STEP_WINDOW, backend):
+        stack, settings = _as_stack(embedding, weight, bias, _STEP_WINDOW)
+        loss = stack_ops.stack_sgd_(embedding, tokens, target, rows, *stack, *settings, False, lr)
+        mark_changed(changed)
+        return loss
     if not _steps_fused(tokens, rows, embedding, weight, backend):
         return None
     loss = lookup_ops.sgd_(tokens, target, rows, embedding, weight, bias, *_STEP_WINDOW, lr)
-    mark_changed([embedding, weight] if bias is None else [embedding, weight, bias])
+    mark_changed(changed)
     return loss
 
 
 _STEP_WINDOW = (1, 0, 0, 1)
+
+
+def steps_on_gpu(tokens: Tensor, embedding: Tensor, weight: Tensor, backend: str) -> bool:
+    """Whether :func:`sgd_step_of_loss` is work for a GPU alone, which nobody waits for."""
+    return _is_gpu_stack(tokens, embedding, weight, _STEP_WINDOW, backend)
+
+
+def _is_gpu_stack(
+    tokens: Tensor, embedding: Tensor, weight: Tensor, window: Window, backend: str
+) -> bool:
+    """Whether a GPU takes the loss as that of a stack of one layer."""
+    stride, _, pad_right, _ = window
+    if backend != "cuda" or not tokens.is_cuda or (stride, pad_right) != (1, 0):
+        return False
+    if embedding.dtype not in (torch.float32, torch.float64):
+        return False
+    if reason_not_fusable(embedding) is not None:
+        return False
+    (weights, _), settings = _as_stack(embedding, weight, None, window)
+    length = tokens.shape[-1]
+    return stack_ops.reason_does_not_fit(embedding, length, True, weights, settings) is None
+
+
+def _as_stack(
+    embedding: Tensor, weight: Tensor, bias: Tensor | None, window: Window
+) -> tuple[tuple[list[Tensor], list[Tensor]], Settings]:
+    _, pad_left, _, dilation = window
+    biases = [embedding.new_empty(0) if bias is None else bias]
+    settings = Settings([dilation], [pad_left], ["none"], [0])
+    return ([_by_tap(embedding, weight)], biases), settings
+
+
+def _like(weight: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of ``_by_tap(embedding, weight)`` in the shape of ``weight``."""
+    return gradient if gradient.shape == weight.shape else gradient.mT.reshape(weight.shape)
 
 
 def _steps_fused(
@@ -144,6 +202,7 @@ def _is_fused(
     kernel_size = weight.shape[1] * weight.shape[2] // embedding.shape[1]
     return (
         embedding.dtype in (torch.float32, torch.float64)
+        and not tokens.is_cuda
         and _has_kernels(tokens, embedding, backend)
         and not _autocast_enabled(tokens)
         and _prefers_table(embedding, batch, tokens.shape[1], kernel_size, window)

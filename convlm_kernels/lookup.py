@@ -190,6 +190,9 @@ def composed_cross_entropy(
     window: Any,
 ) -> Tensor:
     """:func:`cross_entropy` step by step, differentiable to any order."""
+    embedding_dim = embedding.shape[1]
+    if weight.shape[1] != embedding_dim:  # embeddings laid end to end
+        weight = weight.reshape(weight.shape[0], -1, embedding_dim).mT
     logits = lookup(tokens, make_table(embedding, weight), bias, window)
     return F.cross_entropy(logits, target.long())
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from . import step_ops
 from .autograd import ACTIVATIONS
-from .backends import KERNEL_DTYPES
+from .backends import KERNEL_DTYPES, can_run_steps
 from .geometry import as_int, resolve_padding
 
 # As in csrc/step.h.
@@ -55,7 +55,7 @@ class NetworkLayer(NamedTuple):
     def results(self) -> int:
         return self.out_channels // 2 if self.gated else self.out_channels
 
-    @property
+    # Not a property: the compiler of torch 2.10 knows none of a tuple.
     def weight(self) -> Tensor:
         """(out_channels, in_channels / groups, kernel_size)."""
         weight: Tensor = self.module.weight
@@ -70,7 +70,7 @@ class NetworkLayer(NamedTuple):
 
     def packed_weight(self, dtype: torch.dtype) -> Tensor:
         """The weight in the order in which a step reads it (``StepLayer::weight_size``)."""
-        weight = self.weight.to(dtype)
+        weight = self.weight().to(dtype)
         if self.groups == self.in_channels == self.out_channels:
             return _filled(weight[:, 0].T).flatten()
         grouped = weight.unflatten(0, (self.groups, -1))
@@ -194,21 +194,24 @@ class Network:
 
     The weights are packed when they are first asked for, and again when any of them has changed:
     its version counter tells of updates in place, its address of other storage. (Writing through
-    ``parameter.data`` in place changes neither; torch itself cannot see that.)
+    ``parameter.data`` in place changes neither; torch itself cannot see that.) They are always
+    packed into the same memory, so what a CUDA graph captured reads them too, once a step outside
+    of it, or :meth:`refresh`, has seen the change.
 
     With an ``embedding``, steps take tokens, numbers of its rows.
     """
 
     def __init__(self, layers: list[NetworkLayer], embedding: nn.Embedding | None = None) -> None:
-        weight = layers[0].weight
+        weight = layers[0].weight()
         self.layers = layers
         self.dtype, self.device = weight.dtype, weight.device
         self.in_channels, self.out_channels = layers[0].in_channels, layers[-1].results
         self.ring_size = sum(layer.slots * layer.in_channels for layer in layers)
-        self.plan = torch.tensor([layer.row() for layer in layers], device=self.device)
+        # On the CPU, wherever the rest is: it is checked there without waiting for a device.
+        self.plan = torch.tensor([layer.row() for layer in layers], device="cpu")
         self._embedding = embedding
         self._tensors = _tensors_of(layers, embedding)
-        self._seen: list[int] = []
+        self._seen: dict[torch.dtype | None, list[int]] = {}
         self._packed: dict[torch.dtype | None, PackedNetwork] = {}
 
     def __reduce__(self) -> Any:
@@ -216,7 +219,7 @@ class Network:
 
     def has(self, layers: list[NetworkLayer], embedding: nn.Embedding | None) -> bool:
         """Whether it was made of these, with the parameters that they have now."""
-        tensors, weight = _tensors_of(layers, embedding), layers[0].weight
+        tensors, weight = _tensors_of(layers, embedding), layers[0].weight()
         return (
             layers == self.layers
             and (weight.dtype, weight.device) == (self.dtype, self.device)
@@ -227,7 +230,9 @@ class Network:
         """The tensors of a step, the weights among them in ``dtype`` (by default their own).
 
         Raises:
-            RuntimeError: not on the CPU, where the kernels of a step run.
+            RuntimeError: on a device for which there are no kernels. Weights that changed since
+                they were last packed, or never were, while a CUDA graph is captured: every replay
+                would pack them.
         """
         if torch.compiler.is_compiling():
             return self._pack(dtype)  # in the graph, where no version can be read
@@ -235,22 +240,34 @@ class Network:
             seen = [*map(_version_of, self._tensors), *map(_address_of, self._tensors)]
         except RuntimeError:  # tensors made in inference mode have no version
             return self._pack(dtype)
-        if seen != self._seen:
-            self._packed, self._seen = {}, seen
-        if dtype not in self._packed:
-            self._packed[dtype] = self._pack(dtype)
+        if seen != self._seen.get(dtype):
+            if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "the weights are to be packed before a graph is captured: take a step first"
+                )
+            with torch.inference_mode(False):  # so that they can be packed again outside of it
+                self._packed[dtype] = self._pack(dtype, self._packed.get(dtype))
+            self._seen[dtype] = seen
         return self._packed[dtype]
 
+    def refresh(self) -> None:
+        """Packs what has changed since it was last packed."""
+        for dtype in list(self._packed):
+            self.packed(dtype)
+
     @torch.no_grad()
-    def _pack(self, dtype: torch.dtype | None) -> PackedNetwork:
-        own = self.layers[0].weight
-        if own.device.type != "cpu":
-            raise RuntimeError(f"the kernels of a step run on the CPU, not on {own.device}")
+    def _pack(self, dtype: torch.dtype | None, into: PackedNetwork | None = None) -> PackedNetwork:
+        own = self.layers[0].weight()
+        reason = can_run_steps(own.device)
+        if reason is not None:
+            raise RuntimeError(reason)
         sums = torch.float64 if own.dtype == torch.float64 else torch.float32
-        weights = [layer.packed_weight(dtype or own.dtype) for layer in self.layers]
-        biases = [layer.packed_bias(sums) for layer in self.layers]
+        weights = torch.cat([layer.packed_weight(dtype or own.dtype) for layer in self.layers])
+        biases = torch.cat([layer.packed_bias(sums) for layer in self.layers])
+        if into is not None:
+            weights, biases = into.weights.copy_(weights), into.biases.copy_(biases)
         embedding = None if self._embedding is None else self._embedding.weight.detach()
-        return PackedNetwork(embedding, torch.cat(weights), torch.cat(biases), self.plan)
+        return PackedNetwork(embedding, weights, biases, self.plan)
 
     def step(self, x: Tensor, state: tuple[Tensor, Tensor], dtype: torch.dtype | None) -> Tensor:
         """The outputs (batch, out_channels) for features (batch, in_channels) or tokens (batch)."""

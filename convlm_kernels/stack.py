@@ -119,15 +119,17 @@ class StackPlan:
 class DilatedStack(Streaming, nn.Sequential):
     """Layers one after the other, as in ``torch.nn.Sequential``, whose ``state_dict`` it has.
 
-    On the CPU a chain of :class:`StackLayer`, :class:`Conv1d` or :class:`CausalConv1d` of stride 1,
-    without groups and with padding on the left only, runs as one operator: activations stay in
-    cache, and one call gives all gradients. Anything else, or hooks on a layer, and it runs layer
-    by layer; :meth:`plan` says why.
+    A chain of :class:`StackLayer`, :class:`Conv1d` or :class:`CausalConv1d` of stride 1, without
+    groups and with padding on the left only, runs as one operator: activations stay in cache, and
+    one call gives all gradients. Anything else, or hooks on a layer, and it runs layer by layer;
+    :meth:`plan` says why. So it does on a GPU, unless all layers ask for ``backend="cuda"`` and a
+    sample fits the shared memory of a block: then forward is one launch, and backward two.
 
     The first layer may be an :class:`EmbeddingConv1d` of the same kind: a stack over tokens. A unit
     sees only its receptive field, and in a batch of padded words most of these repeat. A layer in
     which no more than half are distinct is computed once for each of those, which changes no bit
-    of the result; :meth:`plan` counts them, and ``share_contexts = False`` switches that off.
+    of the result; :meth:`plan` counts them, and ``share_contexts = False`` switches that off. On a
+    GPU nothing is shared, and a token that is no word gives NaN.
 
     Shape:
         (batch, in_channels, length) or (in_channels, length), or tokens (batch, length) or
@@ -154,7 +156,7 @@ class DilatedStack(Streaming, nn.Sequential):
         if reason is not None:
             return StackPlan(False, reason)
         x, tokens, layers = self._operands(input)
-        if tokens is None:
+        if tokens is None or tokens.is_cuda:
             return StackPlan(True, "")
         operands = x, tokens, *parameters_of(layers, x), *settings_of(layers)
         rows, positions = (
@@ -200,7 +202,12 @@ class DilatedStack(Streaming, nn.Sequential):
             reason = _reason_layer_not_fusable(layer, x)
             if reason is not None:
                 return f"layer {name} {reason}"
-        return None
+        if not x.is_cuda:
+            return None
+        x, tokens, convolutions = self._operands(input)
+        weights, settings = [layer.weight for layer in convolutions], settings_of(convolutions)
+        has_tokens = tokens is not None
+        return stack_ops.reason_does_not_fit(x, input.shape[-1], has_tokens, weights, settings)
 
 
 def settings_of(layers: list[Any]) -> stack_autograd.Settings:
@@ -225,11 +232,14 @@ def parameters_of(layers: list[Any], x: Tensor) -> tuple[list[Tensor], list[Tens
 
 def reason_not_fusable(x: Tensor) -> str | None:
     """Why no stack runs fused on ``x``, a signal or an embedding, or None."""
-    if x.device.type != "cpu":
-        return f"the fused kernel runs on the CPU, not on {x.device.type}"
+    if x.device.type not in ("cpu", "cuda"):
+        return f"the fused kernels run on CPUs and CUDA devices, not on {x.device.type}"
     if x.dtype not in backends.KERNEL_DTYPES:
         return f"there is no kernel for {x.dtype}"
-    if _autocast_enabled("cpu"):
+    reason = backends.reason_no_cuda_kernels(x.dtype, x.device) if x.is_cuda else None
+    if reason is not None:
+        return reason
+    if _autocast_enabled(x.device.type):
         return "autocast is on"
     if autograd._transformed():
         return "a torch.func transform or forward-mode differentiation is active"
@@ -273,7 +283,7 @@ def reason_not_a_plain_layer(layer: Any, x: Tensor) -> str | None:
         return f"is a {type(layer).__name__}"
     if has_hooks(layer):
         return "has hooks"
-    if layer.backend not in ("auto", "cpp"):
+    if layer.backend not in (("cuda",) if x.is_cuda else ("auto", "cpp")):
         return f"asks for backend={layer.backend!r}"
     if layer.weight.dtype != x.dtype or layer.weight.device != x.device:
         return "has another dtype or device than the input"

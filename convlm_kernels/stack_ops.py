@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _library  # noqa: F401  (importing it loads the operators)
+from . import _library
 from .geometry import output_length
 
 stack_forward = torch.ops.convlm.stack_forward.default
@@ -20,6 +20,32 @@ stack_cross_entropy = torch.ops.convlm.stack_cross_entropy.default
 stack_losses = torch.ops.convlm.stack_losses.default
 stack_sgd_ = torch.ops.convlm.stack_sgd_.default
 stack_rows = torch.ops.convlm.stack_rows.default
+
+
+def reason_does_not_fit(
+    x: Tensor, length: int, has_tokens: bool, weights: list[Tensor], settings: Any
+) -> str | None:
+    """Why no GPU kernel takes a stack on ``x`` with inputs of this length, or None.
+
+    A sample's activations must fit the shared memory of a block; ``csrc/cuda/stack_fits.h`` counts.
+    """
+    if torch.compiler.is_compiling():
+        return "torch.compile traces one graph for any length"
+    major, minor = torch.cuda.get_device_capability(x.device)
+    dilations, pads, activations, _ = settings
+    reason: str | None = _library.host.cuda_reason_stack_not_fused(
+        dtype=str(x.dtype).removeprefix("torch."),
+        channels=x.shape[1],
+        length=length,
+        vocab=x.shape[0] if has_tokens else 0,
+        weights=[(weight.shape[0], weight.shape[2]) for weight in weights],
+        dilations=dilations,
+        pads=pads,
+        gated=[activation == "gate" for activation in activations],
+        capability=10 * major + minor,
+    )
+    return reason
+
 
 _LINE = 64  # bytes: where rows begin
 

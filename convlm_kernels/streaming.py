@@ -80,7 +80,8 @@ class Streamed(nn.Module):
     def init_state(self, batch: int = 1) -> StreamState:
         """The state of ``batch`` samples before their first position.
 
-        Settings of the layers that were changed since the last call take effect for later steps.
+        Settings of the layers that were changed since the last call take effect for later steps,
+        changed weights also where a CUDA graph that captured steps is replayed.
 
         Raises:
             ValueError: a layer that cannot stream; names it and says why. A negative ``batch``.
@@ -91,6 +92,7 @@ class Streamed(nn.Module):
         if self._network is None or not self._network.has(*made_of):
             self._network = Network(*made_of)
         network = self._network
+        network.refresh()
         return StreamState(
             torch.zeros(batch, network.ring_size, dtype=network.dtype, device=network.device),
             torch.zeros(batch, dtype=torch.int64, device=network.device),
@@ -118,14 +120,18 @@ class Streaming(Streamed):
         """The outputs (batch, out_channels) at the next position, from inputs (batch, in_channels).
 
         Updates ``state``. Equal to that column of the full forward: the same bits, but for fast
-        filtering, gates and 16-bit types, which round in other places. Without gradients. The
-        weights are packed at the first step, and again when they have changed.
+        filtering, gates and 16-bit types, which round in other places; on a GPU within rounding.
+        Without gradients. The weights are packed at the first step, and again when they have
+        changed. A CUDA graph reads them as they were packed last: a step outside of it, or
+        :meth:`init_state`, sees a change.
 
         weight_dtype: bfloat16 reads float32 weights rounded to it; the time of a step is that of
         reading its weights.
 
         Raises:
-            RuntimeError: sizes or dtypes that do not fit; a device other than the CPU.
+            RuntimeError: sizes or dtypes that do not fit; a device without kernels for it, or, on a
+                GPU, more than 56 layers; on a GPU while a graph is captured, weights that have yet
+                to be packed.
             ValueError: as for :meth:`init_state`.
         """
         return self.stream_network().step(x, state, weight_dtype)
@@ -209,7 +215,7 @@ def _prefill_layer(
         ring.scatter_(2, index(((position + taken)[:, None] + slots) % layer.slots), kept)
     y = conv1d(
         padded,
-        layer.weight,
+        layer.weight(),
         layer.module.bias,
         dilation=layer.dilation,
         groups=layer.groups,

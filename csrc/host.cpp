@@ -2,10 +2,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "cpu/dispatch.h"
 #include "cuda/select.h"
+#include "cuda/stack_fits.h"
 #include "geometry.h"
 #include "names.h"
 
@@ -78,9 +82,40 @@ std::string cuda_kernel(const std::string& function, const std::string& dtype, i
                           cuda::grad_weight_kernel(geometry, type, precision, capability)));
 }
 
+// Why a chain of layers, each (columns, kernel_size), does not fit a GPU of that capability; the
+// columns of a gated one are twice its channels. `vocab` is 0 without tokens.
+std::optional<std::string> cuda_reason_stack_not_fused(
+    const std::string& dtype, int64_t channels, int64_t length, int64_t vocab,
+    const std::vector<std::pair<int64_t, int64_t>>& weights, const std::vector<int64_t>& dilations,
+    const std::vector<int64_t>& pads, const std::vector<bool>& gated, int capability) {
+  std::vector<convlm::StackLayer> layers;
+  std::vector<convlm::LayerTaps> taps;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    convlm::StackLayer layer{};
+    layer.in_channels = channels;
+    layer.columns = weights[i].first;
+    layer.kernel_size = weights[i].second;
+    layer.gated = gated.at(i);
+    const int64_t pad = pads.at(i), dilation = dilations.at(i);
+    const int64_t out = convlm::output_length(length, layer.kernel_size, 1, dilation, pad, 0);
+    if (layer.in_channels < 1 || layer.out_channels() < 1 || layer.kernel_size < 1)
+      throw py::value_error("all sizes must be at least 1");
+    if (out < 1) return "layer " + std::to_string(i) + " has no outputs";
+    layers.push_back(layer);
+    taps.push_back({layer.kernel_size, dilation, pad, length, out});
+    channels = layer.out_channels();
+    length = out;
+  }
+  const std::string reason = convlm::cuda::reason_stack_does_not_fit(
+      layers, taps, vocab, convlm::asked_dtype(dtype), capability);
+  if (reason.empty()) return std::nullopt;
+  return reason;
+}
+
 }  // namespace
 
-PYBIND11_MODULE(_host, m) {
+// No function here touches what another could change, so free-threaded Python may keep its GIL off.
+PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
   m.def("build_info", &build_info);
   m.def("cpu_isa", &convlm::cpu::isa_name);
   m.def("cpu_isas", &convlm::cpu::supported_isas);
@@ -91,6 +126,8 @@ PYBIND11_MODULE(_host, m) {
         "out_channels"_a, "length"_a, "kernel_size"_a, "stride"_a = 1, "pad_left"_a = 0,
         "pad_right"_a = 0, "dilation"_a = 1, "groups"_a = 1, "fp32_precision"_a = "ieee",
         "capability"_a = 90);
+  m.def("cuda_reason_stack_not_fused", &cuda_reason_stack_not_fused, "dtype"_a, "channels"_a,
+        "length"_a, "vocab"_a, "weights"_a, "dilations"_a, "pads"_a, "gated"_a, "capability"_a);
   m.def("output_length", &output_length, "length"_a, "kernel_size"_a, "stride"_a, "dilation"_a,
         "pad_left"_a, "pad_right"_a);
   m.def("input_position", &convlm::input_position, "out"_a, "tap"_a, "stride"_a, "dilation"_a,

@@ -10,6 +10,11 @@ struct MutableTensor {
   int64_t stride[3];
 };
 
+// The positions of a layer: stride 1.
+struct LayerTaps {
+  int64_t kernel_size, dilation, pad_left, in_length, out_length;
+};
+
 // A layer works on rows: a row holds the channels of one position, or of all positions that see the
 // same tokens. Row r of the result is made of the rows links[tap][r] of the input; none stands for
 // a zero, where a tap reads padding.

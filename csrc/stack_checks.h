@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "checks.h"
-#include "cpu/links.h"
 #include "operators.h"
 #include "stack.h"
 
@@ -52,7 +51,7 @@ class StackChecks {
   }
 
   std::vector<StackLayer> layers_;
-  std::vector<cpu::Taps> taps_;
+  std::vector<LayerTaps> taps_;
 
  private:
   void same_depth(const char* argument, size_t size) const {

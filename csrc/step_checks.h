@@ -10,7 +10,9 @@ class StepChecks {
  public:
   using Dtype = torch::headeronly::ScalarType;
 
-  explicit StepChecks(const char* function) : function_(function) {}
+  // Of tensors on a GPU the values cannot be looked at without waiting for it: there the kernels
+  // themselves see to what does not fit.
+  StepChecks(const char* function, bool values) : function_(function), values_(values) {}
 
   // Words that take time to make belong in STD_TORCH_CHECK, which makes them only where it fails.
   template <class... Words>
@@ -43,6 +45,7 @@ class StepChecks {
 
   void plan(const Tensor& plan, StepArguments& a) const {
     constexpr int64_t kFields = sizeof(StepLayer) / sizeof(int64_t);
+    require(values_ || plan.is_cpu(), "plan must be on the CPU");
     integers("plan", plan, 2);
     size("plan", plan, 1, kFields);
     require(plan.size(0) >= 1, "plan must have at least one layer");
@@ -103,13 +106,16 @@ class StepChecks {
     dtype("biases", biases, a.dtype == ScalarType::float64 ? Dtype::Double : Dtype::Float);
     dense("biases", biases, 1);
     size("biases", biases, 0, bias_size);
+    device("position", position, rings);
+    device("weights", weights, rings);
+    device("biases", biases, rings);
     a.batch = rings.size(0);
     a.rings = rings.mutable_data_ptr();
     a.ring_row = ring_row;
     a.position = static_cast<int64_t*>(position.mutable_data_ptr());
     a.weights = weights.const_data_ptr();
     a.biases = biases.const_data_ptr();
-    for (int64_t n = 0; n < a.batch; ++n)
+    for (int64_t n = 0; values_ && n < a.batch; ++n)
       require(a.position[n] >= 0, "position must not be negative, got ", a.position[n]);
   }
 
@@ -119,6 +125,7 @@ class StepChecks {
     dtype("x", x, rings.scalar_type());
     size("x", x, 0, a.batch);
     size("x", x, 1, a.layers[0].in_channels);
+    device("x", x, rings);
     a.x = operand(x);
   }
 
@@ -132,21 +139,30 @@ class StepChecks {
                     ": embedding must be (vocab, in_channels), got shape ", shape_of(embedding));
     dtype("embedding", embedding, rings.scalar_type());
     size("embedding", embedding, 1, a.layers[0].in_channels);
+    device("tokens", tokens, rings);
+    device("embedding", embedding, rings);
     a.embedding = operand(embedding);
     a.tokens = operand(tokens);
-    for (int64_t n = 0; n < a.batch; ++n)
+    for (int64_t n = 0; values_ && n < a.batch; ++n)
       require(token_of(a, n) >= 0 && token_of(a, n) < embedding.size(0),
               "tokens must be from 0 to ", embedding.size(0) - 1, ", got ", token_of(a, n));
   }
 
+  // A call on the CPU has no tensor elsewhere, or it would not be there.
+  void device(const char* argument, const Tensor& t, const Tensor& rings) const {
+    require(values_ || t.device() == rings.device(), argument, " and rings must be on one device");
+  }
+
  private:
   const char* function_;
+  bool values_;
 };
 
 inline StepArguments step_call(const Tensor& x, const std::optional<Tensor>& embedding,
                                const Tensor& rings, const Tensor& position, const Tensor& weights,
-                               const Tensor& biases, const Tensor& plan, int64_t out_channels) {
-  const StepChecks checks("step");
+                               const Tensor& biases, const Tensor& plan, int64_t out_channels,
+                               bool values = true) {
+  const StepChecks checks("step", values);
   StepArguments a{};
   checks.plan(plan, a);
   checks.network(rings, position, weights, biases, a);
@@ -171,8 +187,9 @@ inline GenerateArguments generate_call(const Tensor& tokens, const Tensor& embed
                                        const Tensor& rings, const Tensor& position,
                                        const Tensor& weights, const Tensor& biases,
                                        const Tensor& plan, const std::optional<Tensor>& logit_bias,
-                                       const Tensor& uniform, const Sampling& sampling) {
-  const StepChecks checks("generate");
+                                       const Tensor& uniform, const Sampling& sampling,
+                                       bool values = true) {
+  const StepChecks checks("generate", values);
   GenerateArguments a{};
   checks.plan(plan, a.step);
   checks.network(rings, position, weights, biases, a.step);
@@ -184,18 +201,20 @@ inline GenerateArguments generate_call(const Tensor& tokens, const Tensor& embed
     checks.dtype("logit_bias", *logit_bias, biases.scalar_type());
     checks.dense("logit_bias", *logit_bias, 1);
     checks.size("logit_bias", *logit_bias, 0, a.vocab);
+    checks.device("logit_bias", *logit_bias, rings);
     a.logit_bias = logit_bias->const_data_ptr();
   }
   checks.dtype("uniform", uniform, StepChecks::Dtype::Double);
   checks.dense("uniform", uniform, 2);
   checks.size("uniform", uniform, 0, a.step.batch);
+  checks.device("uniform", uniform, rings);
   checks.require(sampling.temperature >= 0 && sampling.temperature < 1e300,
                  "temperature must be 0 or more, and finite, got ", sampling.temperature);
   checks.require(sampling.top_k >= 1, "top_k must be at least 1, got ", sampling.top_k);
   checks.require(sampling.top_p > 0 && sampling.top_p <= 1,
                  "top_p must be above 0 and at most 1, got ", sampling.top_p);
   const int64_t lag = lag_of(a.step);
-  for (int64_t n = 0; n < a.step.batch; ++n)
+  for (int64_t n = 0; values && n < a.step.batch; ++n)
     checks.require(a.step.position[n] >= lag, "position must be at least ", lag,
                    ", the steps before the first output, got ", a.step.position[n]);
   a.steps = uniform.size(1);

@@ -2,6 +2,7 @@
 
 python tests/sanitized.py address,undefined
 python tests/sanitized.py thread tests/test_ops.py -k threads
+python tests/sanitized.py --quick address      # portable code alone and a few tests, half a minute
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ TESTS = {
     "address": ["tests/test_ops.py", "tests/test_fuzz.py", "-k", "not isa and not opcheck"],
     "thread": ["tests/test_ops.py", "-k", "number_of_threads"],
 }
+QUICK_TESTS = {
+    "address": ["tests/test_ops.py", "-k", "b4_i100_o28 or b3_i3_o4 or b2_i3_o5_l1_"],
+    "thread": ["tests/test_ops.py", "-k", "number_of_threads and b4_i24_o40 and float32"],
+}
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:halt_on_error=1",
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
@@ -30,9 +35,10 @@ OPTIONS = {
 }
 
 
-def build(sanitizer: str) -> Path:
+def build(sanitizer: str, quick: bool) -> Path:
     """A copy of the sources in build/, where only what has changed is compiled again."""
-    copy = ROOT / "build" / f"sanitized-{sanitizer.replace(',', '-')}"
+    folder = f"sanitized-{sanitizer.replace(',', '-')}" + ("-quick" if quick else "")
+    copy = ROOT / "build" / folder
     for name in COPIED:
         source, target = ROOT / name, copy / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +48,7 @@ def build(sanitizer: str) -> Path:
         else:
             shutil.copy2(source, target)
     environment = os.environ | {"CONVLM_SANITIZE": sanitizer, "CONVLM_CUDA": "0"}
+    environment["CONVLM_PORTABLE"] = str(int(quick))
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     subprocess.run(command, cwd=copy, env=environment, check=True, stdout=subprocess.DEVNULL)
     return copy
@@ -53,16 +60,18 @@ def library(name: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def main(sanitizer: str, *arguments: str) -> int:
+def main(*arguments: str) -> int:
+    quick = arguments[0] == "--quick"
+    sanitizer, *tests = arguments[quick:]
     kind = sanitizer.partition(",")[0]
     if kind not in RUNTIME:
         raise SystemExit(f"the sanitizer must be one of {', '.join(RUNTIME)}, got {sanitizer!r}")
-    copy = build(sanitizer)
+    copy = build(sanitizer, quick)
     # The C++ library too, or the sanitizer would not find the function that throws.
     preload = " ".join(map(library, (RUNTIME[kind], "libstdc++.so.6")))
     # The package in this copy, not the one that is installed.
     environment = os.environ | OPTIONS | {"LD_PRELOAD": preload, "PYTHONPATH": str(copy)}
-    tests = list(arguments) or TESTS[kind]
+    tests = tests or (QUICK_TESTS if quick else TESTS)[kind]
     # -s, or a report would end with the process in pytest's hands
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *tests]
     return subprocess.run(command, cwd=copy, env=environment).returncode

@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench_gpu  # noqa: E402
 import bench_overhead  # noqa: E402
+import gpu_generation  # noqa: E402
 import gpu_models  # noqa: E402
 import gpu_providers  # noqa: E402
 import gpu_suites  # noqa: E402
@@ -37,7 +38,9 @@ CEILINGS = GpuCeilings(dict.fromkeys(["bfloat16", "float32", "tf32"], 100.0), 50
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_gpu, "PROBLEMS", [TINY])
     monkeypatch.setattr(bench_gpu, "MOST_SETS", 2)
+    monkeypatch.setattr(gpu_models, "MANY_ROWS", 8)
     monkeypatch.setattr(bench_gpu, "measure_ceilings", lambda device: CEILINGS)
+    monkeypatch.setattr(bench_gpu, "generation", lambda device, seconds: ([], [], []))
     monkeypatch.setattr(bench_gpu, "own_backends", lambda problem, device: ["cpp"])
     monkeypatch.setattr(gpu_providers, "own_backends", lambda problem, device: ["cpp"])
 
@@ -116,15 +119,34 @@ def test_without_a_gpu_it_says_so(
     assert "no CUDA device" in capsys.readouterr().err
 
 
-def test_a_training_step_is_compared_with_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    (row,), wrong, left_out = gpu_models.training_step(["cpp"], CPU, 0.1, compiled=False)
-    assert row["backend"] == "cpp"
-    assert row["took"] == sorted(row["took"])
-    assert row["ratios"].keys() == {"torch, captured", "torch, eager"}
+@pytest.mark.parametrize("work", [gpu_models.Step, gpu_models.Losses])
+def test_a_model_is_compared_with_that_of_torch(
+    work: type[gpu_models.Work], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, wrong, left_out = gpu_models.compare(work, ["cpp"], CPU, 0.1, compiled=False)
+    ways = [work.function, f"{work.function}, called from Python"]
+    assert [(row["backend"], row["function"]) for row in rows] == [("cpp", way) for way in ways]
+    for row in rows:
+        assert row["took"] == sorted(row["took"])
+        assert row["ratios"].keys() == {"torch, captured", "torch, eager"}
     assert wrong == left_out == []
     monkeypatch.setattr(gpu_models, "same_losses", lambda one, other: False)
-    _, wrong, _ = gpu_models.training_step(["cpp"], CPU, 0.1, compiled=False)
-    assert wrong == ["training step: losses on cpp are not those of torch"]
+    _, wrong, _ = gpu_models.compare(work, ["cpp"], CPU, 0.1, compiled=False)
+    assert wrong == [f"{work.function}: losses on cpp are not those of torch"]
+
+
+def test_a_step_is_compared_with_layers_and_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [gpu_generation.Size(5, 2)]
+    rows, wrong, left_out = gpu_generation.generation(CPU, 0.1, sizes)
+    assert [row["backend"] for row in rows] == ["one launch", "one launch, bf16 weights"]
+    assert all(row["ratios"].keys() == {"queues, captured", "queues, eager"} for row in rows)
+    assert wrong == left_out == []
+    monkeypatch.setattr(torch, "allclose", lambda *tensors, **bounds: False)
+    _, wrong, _ = gpu_generation.generation(CPU, 0.1, sizes)
+    assert len(wrong) == 2
+    assert "one launch is not what torch's layers give" in wrong[0]
+    _, _, left_out = gpu_generation.generation(torch.device("meta"), 0.1, sizes)
+    assert left_out == ["generation: " + gpu_generation.can_run_steps(torch.device("meta"))]
 
 
 def test_what_there_was_no_time_for_is_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -398,9 +398,10 @@ def test_tables_are_written_between_their_marks(some_results: Path, tmp_path: Pa
     document.write_text(f"{begin}nothing -->\n<!-- end -->")
     with pytest.raises(SystemExit, match="no table 'nothing': there are where, summary"):
         report.updated(document)
-    document.write_text(f"{begin}plot nothing -->\n<!-- end -->")
-    with pytest.raises(SystemExit, match="has no plot 'nothing'"):
-        report.updated(document)
+    begin = "<!-- benchmarks: no-such-file.json "
+    for what in (*report.TABLES, "plot lm"):
+        document.write_text(f"{begin}{what} -->\n<!-- end -->")
+        assert report.updated(document) == f"{begin}{what} -->\n*Not measured yet.*\n<!-- end -->"
 
 
 @pytest.mark.parametrize("document", report.DOCUMENTS, ids=lambda path: path.name)

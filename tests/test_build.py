@@ -20,6 +20,7 @@ from convlm_kernels import _library, ops
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(convlm_kernels.__file__).parent
 SETTINGS = [
+    "CONVLM_PORTABLE",
     "CONVLM_CUDA",
     "CONVLM_CUDA_ARCHS",
     "CONVLM_SANITIZE",
@@ -345,6 +346,28 @@ def test_the_build_file_has_every_source_once_in_its_library(
     assert inputs("cuda/operators.cpp.o") == ["cxx", str(tmp_path / "csrc/cuda/operators.cpp")]
 
 
+def test_portable_code_alone(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To run the sanitizers soon: a quarter of the CPU code, and not optimised."""
+    torch = torch_with(build, False)
+    assert "avx2.cpp" in build.build_file(torch, None, "_host.so")
+    monkeypatch.setenv("CONVLM_PORTABLE", "1")
+    monkeypatch.setenv("CONVLM_SANITIZE", "address")
+    text = build.build_file(torch, None, "_host.so")
+    assert "generic.cpp" in text
+    assert "avx" not in text
+    assert "-DCONVLM_PORTABLE" in text
+    assert "-O0" in text
+    monkeypatch.setenv("CONVLM_PORTABLE", "yes")
+    with pytest.raises(SystemExit, match="CONVLM_PORTABLE is 'yes'; it must be 0 or 1"):
+        build.build_file(torch, None, "_host.so")
+
+
+def test_a_check_names_its_source_without_the_path_of_this_machine() -> None:
+    library = (PACKAGE / "libconvlm_ops.so").read_bytes()
+    assert b"csrc/checks.h" in library
+    assert f"{ROOT}/csrc/checks.h".encode() not in library
+
+
 def test_the_build_file_quotes_paths_for_ninja_and_for_the_shell(build: ModuleType) -> None:
     assert build.NinjaFile.path("/a b/c:$d") == "/a$ b/c$:$$d"
     assert build.NinjaFile.words(["-I/a b", "-rpath,$ORIGIN"]) == "'-I/a b' '-rpath,$$ORIGIN'"
@@ -362,19 +385,45 @@ def test_cuda_operators_are_there_where_the_build_has_them() -> None:
         assert has_kernel == convlm_kernels.build_info()["cuda"]
 
 
+def run_setup(*command: object) -> None:
+    run = [sys.executable, "setup.py", "--quiet", *map(str, command)]
+    subprocess.run(run, cwd=ROOT, capture_output=True, check=True)
+
+
 def test_packages_are_where_they_are_imported_from(tmp_path: Path) -> None:
     """triton_kernels/ lies beside convlm_kernels/ in the source, and inside it once installed."""
-    for command in (["build_py", "--build-lib"], ["sdist", "--dist-dir"]):
-        target = tmp_path / command[0]
-        run = [sys.executable, "setup.py", "--quiet", *command, str(target)]
-        subprocess.run(run, cwd=ROOT, capture_output=True, check=True)
-    built = tmp_path / "build_py/convlm_kernels/triton_kernels"
+    run_setup("build_py", "--build-lib", tmp_path)
     names = {path.name for path in (ROOT / "triton_kernels").glob("*.py")}
     assert "correlation_kernels.py" in names
-    assert {path.name for path in built.iterdir()} == names
-    (archive,) = (tmp_path / "sdist").iterdir()
-    with tarfile.open(archive) as sources:
-        paths = {name.partition("/")[2] for name in sources.getnames()}
-    assert {f"triton_kernels/{name}" for name in names} <= paths
+    assert {path.name for path in tmp_path.glob("convlm_kernels/triton_kernels/*")} == names
     spec = importlib.util.find_spec("convlm_kernels.triton_kernels")
     assert spec is not None, "as installed here, in place or not"
+
+
+SOURCE_FOLDERS = {
+    *("benchmarks", "convlm_kernels", "csrc", "docs", "examples", "tests", "tools"),
+    "triton_kernels",
+}
+SOURCE_FILES = {
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md"),
+    *("mkdocs.yml", "pyproject.toml", "setup.py"),
+}
+WRITTEN_BY_SETUPTOOLS = {"PKG-INFO", "setup.cfg", "convlm_kernels.egg-info"}
+
+
+def test_the_sources_are_whole_and_there_is_nothing_else(tmp_path: Path) -> None:
+    """What a wheel is built from, and what its tests are run from; no binary, nothing hidden."""
+    run_setup("sdist", "--dist-dir", tmp_path)
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as sources:
+        names = {m.name.partition("/")[2] for m in sources.getmembers() if m.isfile()}
+    tops = {name.partition("/")[0] for name in names}
+    assert tops == SOURCE_FOLDERS | SOURCE_FILES | WRITTEN_BY_SETUPTOOLS
+    here = (path for folder in SOURCE_FOLDERS for path in (ROOT / folder).rglob("*"))
+    ours = {
+        str(path.relative_to(ROOT))
+        for path in here
+        if path.is_file() and path.suffix not in (".so", ".pyc")
+    }
+    assert {name for name in names if name.partition("/")[0] in SOURCE_FOLDERS} == ours
+    assert not [name for name in names if "/." in name]

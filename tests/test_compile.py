@@ -123,7 +123,8 @@ def test_the_graph_is_one_operator(activation: str) -> None:
 
 def test_export() -> None:
     model = Model().eval()
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=4)
+    # Up to some length: without, torch 2.10 refuses its own Conv1d, too.
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=4, max=1 << 20)
     exported = torch.export.export(
         model, (random(2, 4, 9),), dynamic_shapes=({0: batch, 2: length},)
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import subprocess
 import sys
+import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,6 +70,28 @@ def test_checkpointing_of_one_layer_saves_nothing_else(x: Tensor) -> None:
     with hooks:
         checkpoint(CausalConv1d(4, 8, 3, activation="tanh"), x, use_reentrant=False)
     assert all(t is x for t in packed)
+
+
+def test_checkpointing_under_autocast(x: Tensor) -> None:
+    """What is computed again for the backward pass is computed in the same dtype."""
+    layers = model()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layers(x).dtype == torch.bfloat16
+        expected = loss_and_gradients(layers, x)
+        actual = loss_and_gradients(
+            layers, x, lambda x: checkpoint_sequential(layers, 2, x, use_reentrant=False)
+        )
+    assert same_bits(actual, expected)
+
+
+def test_compiled_autograd(x: Tensor) -> None:
+    layers = model()
+    expected = loss_and_gradients(layers, x)[1:]
+    compiler = torch.compile(backend="aot_eager", fullgraph=True)
+    torch._dynamo.reset()
+    with torch._dynamo.compiled_autograd._enable(compiler):
+        layers(x).square().sum().backward()
+    torch.testing.assert_close([x.grad, *(p.grad for p in layers.parameters())], expected)
 
 
 def test_saved_tensors_on_their_way(x: Tensor, tmp_path: Path) -> None:
@@ -141,6 +165,25 @@ def test_jacrev_and_hessian() -> None:
         torch.testing.assert_close(transform(loss)(weight), transform(composed)(weight))
 
 
+def test_an_ensemble_of_models() -> None:
+    """Many sets of parameters for one input, as one call."""
+    torch.manual_seed(0)
+    layers = [Conv1d(4, 6, 3, dilation=2, activation="tanh") for _ in range(3)]
+    parameters, _ = torch.func.stack_module_state(layers)
+    base = copy.deepcopy(layers[0]).to("meta")
+    x = random(2, 4, 9)
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(base, parameters, (x,)).square().sum()
+
+    gradients, losses = torch.func.vmap(torch.func.grad_and_value(loss))(parameters)
+    for i, layer in enumerate(layers):
+        value, *expected = loss_and_gradients(layer, x.clone().requires_grad_())
+        torch.testing.assert_close(losses[i], value)
+        own = [gradients[name][i] for name, _ in layer.named_parameters()]
+        torch.testing.assert_close(own, expected[1:])
+
+
 def test_aot_inductor(x: Tensor, tmp_path: Path) -> None:
     layers = nn.Sequential(nn.Conv1d(4, 8, 3), nn.Tanh(), nn.Conv1d(8, 2, 2, dilation=2)).eval()
     assert swap_conv1d(layers) == ["0", "2"]
@@ -153,6 +196,19 @@ def test_aot_inductor(x: Tensor, tmp_path: Path) -> None:
         loaded = torch._inductor.aoti_load_package(package)
         for sample in (x.detach(), random(5, 4, 33)):
             torch.testing.assert_close(loaded(sample), layers(sample))
+
+
+def test_made_on_the_meta_device(x: Tensor) -> None:
+    """As large models are: first their shapes, then memory, then weights from elsewhere."""
+    weights = model().state_dict()
+    with torch.device("meta"):
+        layers = model()
+    assert layers(x.to("meta")).shape == (3, 2, 8)
+    filled = copy.deepcopy(layers).to_empty(device="cpu")
+    filled.load_state_dict(weights)
+    layers.load_state_dict(weights, assign=True)
+    for loaded in (filled, layers):
+        assert same_bits(loss_and_gradients(loaded, x), loss_and_gradients(model(), x))
 
 
 class Convolved(Dataset):
@@ -197,6 +253,19 @@ threads = [threading.Thread(target=lambda: results.append(layer(x))) for _ in ra
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 assert len(results) == 8 and all(torch.equal(y, results[0]) for y in results)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.skipif(
+    not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has no free threads"
+)
+def test_importing_leaves_the_gil_as_it_is() -> None:
+    script = """
+import sys, numpy, torch
+before = sys._is_gil_enabled()
+import convlm_kernels
+assert sys._is_gil_enabled() == before
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 

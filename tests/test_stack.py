@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from convlm_kernels import CausalConv1d, Conv1d, EmbeddingConv1d
-from convlm_kernels.stack import DilatedStack, StackLayer
+from convlm_kernels import CausalConv1d, Conv1d, EmbeddingConv1d, stack_ops
+from convlm_kernels.stack import DilatedStack, StackLayer, reason_not_fusable, settings_of
 
 
 @pytest.mark.parametrize("padding", ["causal", 0])
@@ -181,6 +182,36 @@ def test_inputs_that_no_fused_kernel_takes() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert stack.plan(x).reason == "autocast is on"
         assert stack(x).dtype == torch.bfloat16
+
+
+class OnGpu(NamedTuple):
+    """What is asked of a CUDA tensor before a kernel is."""
+
+    shape: tuple[int, ...]
+    is_cuda: bool = True
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cuda")
+
+
+def test_what_fits_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    stack: Any = wavenet(torch.float32)
+    operands = [layer.weight for layer in stack], settings_of(list(stack))
+    x: Any = OnGpu((2, 4, 9))
+    assert stack_ops.reason_does_not_fit(x, 9, False, *operands) is None
+    reason = stack_ops.reason_does_not_fit(x, 10_000, False, *operands)
+    assert str(reason).endswith("and a block has 101376")
+    words: Any = OnGpu((2000, 4))
+    reason = stack_ops.reason_does_not_fit(words, 9, True, *operands)
+    assert reason == "its vocabulary has 2000 words, and the kernel takes 1024"
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert "torch.compile" in str(stack_ops.reason_does_not_fit(x, 9, False, *operands))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_gpu_that_is_not_there() -> None:
+    x: Any = OnGpu((2, 4, 9))
+    assert reason_not_fusable(x) in ("this build has no CUDA kernels", "torch finds no CUDA device")
 
 
 def words(dtype: torch.dtype = torch.float64, padding: str | int = 0) -> DilatedStack:

@@ -5,16 +5,29 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import NamedTuple
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, parametrize, random
+from cases import DTYPES, LAYOUTS, parametrize
+from stacks import (
+    SEED,
+    SIGNALS,
+    STACKS,
+    TOKENS,
+    Inputs,
+    Stack,
+    bits,
+    check,
+    check_loss,
+    inputs_of,
+    run,
+    run_loss,
+    strange,
+    target_of,
+)
 from torch import Tensor
-from torch.nn import functional as F
 
 from convlm_kernels import _host
-from convlm_kernels.autograd import ACTIVATIONS
 from convlm_kernels.stack_ops import (
     stack_backward,
     stack_cross_entropy,
@@ -27,193 +40,19 @@ from convlm_kernels.stack_ops import (
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 
 
-class Stack(NamedTuple):
-    why: str
-    batch: int
-    length: int
-    channels: tuple[int, ...]  # before, between and after the layers
-    kernel_size: int
-    dilations: tuple[int, ...]
-    activations: tuple[str, ...]
-    causal: bool = False
-    residuals: tuple[int, ...] = ()
-    vocab: int = 0  # of tokens; 0: the input is a signal
-
-    def __str__(self) -> str:
-        shape = f"b{self.batch}_l{self.length}_c{'-'.join(map(str, self.channels))}"
-        kind = f"k{self.kernel_size}_{'causal' if self.causal else 'valid'}"
-        return f"{shape}_{kind}_{'-'.join(self.activations)}_v{self.vocab}"
-
-    @property
-    def depth(self) -> int:
-        return len(self.dilations)
-
-    @property
-    def settings(self) -> tuple[list[int], list[int], list[str], list[int]]:
-        pads = [d * (self.kernel_size - 1) if self.causal else 0 for d in self.dilations]
-        residuals = self.residuals or (0,) * self.depth
-        return list(self.dilations), pads, list(self.activations), list(residuals)
-
-
-SEED = ("tanh", "tanh", "none")
-SIGNALS = [
-    Stack("the seed's last two layers", 5, 22, (100, 100, 28), 2, (2, 4), ("tanh", "none")),
-    Stack("several groups of samples, the last one smaller", 45, 40, (9, 33, 17), 3, (1, 3),
-          ("tanh", "relu")),
-    Stack("WaveNet: gates and residuals", 3, 29, (12,) * 4, 2, (1, 2, 4), ("gate",) * 3, True,
-          (1, 1, 1)),
-    Stack("a residual without padding takes the last positions", 2, 31, (7, 7, 7), 3, (2, 5),
-          ("silu", "gelu"), False, (1, 1)),
-    Stack("activated last layer, padding longer than the input", 2, 5, (3, 6, 4), 4, (3, 9),
-          ("sigmoid", "tanh"), True),
-    Stack("a chain longer than one register adds up", 2, 9, (300, 5), 2, (1,), ("none",)),
-    Stack("one layer, one channel, one position", 1, 1, (1, 1), 1, (1,), ("relu",)),
-    Stack("one tap", 3, 11, (5, 8, 5), 1, (1, 1), ("gelu", "silu")),
-]  # fmt: skip
-TOKENS = [
-    Stack("the seed's model", 33, 23, (10, 100, 100, 28), 2, (1, 2, 4), SEED, vocab=28),
-    Stack("contexts repeat in each layer", 40, 23, (10, 20, 20, 28), 2, (1, 2, 4), SEED, vocab=3),
-    Stack("three taps, padding is a context too, residuals and gates", 9, 17, (8,) * 4, 3,
-          (1, 2, 4), ("gate",) * 3, True, (1, 1, 1), vocab=2),
-    Stack("no context repeats often enough", 2, 19, (6, 9, 5), 2, (1, 2), ("tanh", "none"),
-          vocab=50),
-    Stack("one tap, many tokens to a word", 20, 6, (4, 5, 3), 1, (1, 1), ("relu", "none"), vocab=2),
-]  # fmt: skip
-STACKS = SIGNALS + TOKENS
-
-
-class Inputs(NamedTuple):
-    x: Tensor
-    tokens: Tensor | None
-    weights: list[Tensor]
-    biases: list[Tensor]
-
-    def with_x(self, x: Tensor) -> Inputs:
-        return self._replace(x=x)
-
-
-def inputs_of(stack: Stack, dtype: torch.dtype) -> Inputs:
-    """Every second layer has a bias."""
-    weights, biases = [], []
-    for i, activation in enumerate(stack.activations):
-        fan_in, columns = stack.channels[i], stack.channels[i + 1]
-        columns *= 2 if activation == "gate" else 1
-        scale = (fan_in * stack.kernel_size) ** -0.5
-        weight = random(columns, fan_in, stack.kernel_size, dtype=torch.float64, seed=i) * scale
-        weights.append(weight.to(dtype))
-        biases.append(random(columns if i % 2 == 0 else 0, dtype=dtype, seed=7))
-    if not stack.vocab:
-        x = random(stack.batch, stack.channels[0], stack.length, dtype=dtype)
-        return Inputs(x, None, weights, biases)
-    generator = torch.Generator().manual_seed(5)
-    tokens = torch.randint(stack.vocab, (stack.batch, stack.length), generator=generator)
-    return Inputs(random(stack.vocab, stack.channels[0], dtype=dtype), tokens, weights, biases)
-
-
-def reference(stack: Stack, inputs: Inputs) -> Tensor:
-    x, tokens, weights, biases = inputs
-    if tokens is not None:
-        x = F.embedding(tokens, x).transpose(1, 2)
-    for weight, bias, dilation, pad, activation, residual in zip(
-        weights, biases, *stack.settings, strict=True
-    ):
-        z = F.conv1d(F.pad(x, (pad, 0)), weight, bias if bias.numel() else None, dilation=dilation)
-        if activation == "gate":
-            a, b = z.chunk(2, 1)
-            y = a.tanh() * b.sigmoid()
-        else:
-            y = z if activation == "none" else ACTIVATIONS[activation](z)
-        x = y + x[..., x.shape[2] - y.shape[2] :] if residual else y
-    return x
-
-
-def reference_gradients(stack: Stack, inputs: Inputs, seed: Tensor) -> list[Tensor]:
-    x, tokens, weights, biases = inputs
-    leaves = [t.clone().requires_grad_() for t in (x, *weights, *biases)]
-    depth = stack.depth
-    y = reference(stack, Inputs(leaves[0], tokens, leaves[1 : depth + 1], leaves[depth + 1 :]))
-    used = [t for t in leaves if t.numel()]
-    found = iter(torch.autograd.grad(y, used, seed))
-    return [next(found) if t.numel() else t.detach() for t in leaves]
-
-
-def double(inputs: Inputs) -> Inputs:
-    x, tokens, weights, biases = inputs
-    return Inputs(x.double(), tokens, [t.double() for t in weights], [t.double() for t in biases])
-
-
-def assert_as_near_as_torch(actual: Tensor, exact: Tensor, torchs: Tensor) -> None:
-    """In float32 no further from ``exact`` than twice torch's own layers. The others are compared
-    with roundoff: torch rounds 16-bit types after each layer, and float64 is the oracle's own."""
-    assert actual.shape == exact.shape
-    if not exact.numel():
-        return
-    allowed = torch.finfo(actual.dtype).eps * exact.abs().max()
-    if actual.dtype == torch.float32:
-        allowed = 2 * (torchs.double() - exact).abs().max() + 8 * allowed
-    if actual.dtype == torch.float64:
-        allowed = 64 * allowed
-    assert (actual.double() - exact).abs().max() <= allowed
-
-
-def run(stack: Stack, inputs: Inputs, share: bool = False) -> list[Tensor]:
-    """The result, and the gradients of everything."""
-    y, saved = stack_forward(*inputs, *stack.settings, share, True)
-    seed = random(*y.shape, dtype=y.dtype, seed=9)
-    return [y, *stack_backward(seed, saved, *inputs, *stack.settings, share, True)]
-
-
-def run_loss(stack: Stack, inputs: Inputs, share: bool) -> list[Tensor]:
-    """The losses, their mean, and its gradients of everything."""
-    operands = (*inputs[:2], target_of(stack, inputs), *inputs[2:], *stack.settings, share)
-    loss, gradients = stack_cross_entropy(*operands)
-    return [stack_losses(*operands), loss, *gradients]
-
-
-def target_of(stack: Stack, inputs: Inputs) -> Tensor:
-    shape = reference(stack, inputs).shape
-    generator = torch.Generator().manual_seed(3)
-    return torch.randint(shape[1], (shape[0], shape[2]), generator=generator)
-
-
-def bits(tensors: list[Tensor]) -> list[bytes]:
-    return [t.flatten().view(torch.uint8).numpy().tobytes() for t in tensors]
-
-
 @parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("stack", "share"), [*((s, False) for s in STACKS), *((s, True) for s in TOKENS)], ids=str
 )
 def test_result_and_gradients(stack: Stack, share: bool, dtype: torch.dtype) -> None:
-    inputs = inputs_of(stack, dtype)
-    own = run(stack, inputs, share)
-    seed = random(*own[0].shape, dtype=dtype, seed=9)
-    exact = double(inputs)
-    right = [reference(stack, exact), *reference_gradients(stack, exact, seed.double())]
-    torchs = own
-    if dtype == torch.float32:
-        torchs = [reference(stack, inputs), *reference_gradients(stack, inputs, seed)]
-    for actual, value, other in zip(own, right, torchs, strict=True):
-        assert_as_near_as_torch(actual, value, other)
+    check(stack, dtype, share)
 
 
 @parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("share", [False, True], ids=["dense", "shared"])
 @pytest.mark.parametrize("stack", TOKENS, ids=str)
 def test_cross_entropy_and_gradients(stack: Stack, share: bool, dtype: torch.dtype) -> None:
-    inputs = inputs_of(stack, dtype)
-    target = target_of(stack, inputs)
-
-    def reference_loss(inputs: Inputs) -> list[Tensor]:
-        logits = reference(stack, inputs)
-        losses = F.cross_entropy(logits, target, reduction="none")
-        one = torch.ones((), dtype=logits.dtype) / target.numel()
-        seed = torch.func.grad(lambda z: F.cross_entropy(z, target, reduction="sum"))(logits) * one
-        return [losses, losses.mean(), *reference_gradients(stack, inputs, seed)]
-
-    exact, torchs = reference_loss(double(inputs)), reference_loss(inputs)
-    for actual, value, other in zip(run_loss(stack, inputs, share), exact, torchs, strict=True):
-        assert_as_near_as_torch(actual, value, other)
+    check_loss(stack, dtype, share)
 
 
 @pytest.mark.parametrize("stack", STACKS, ids=str)
@@ -260,17 +99,8 @@ def test_same_bits_in_any_batch(stack: Stack, share: bool) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_strides(layout: str) -> None:
-    stack, change = SIGNALS[2], LAYOUTS[layout]
-    x, _, weights, biases = inputs_of(stack, torch.float32)
-    strange = Inputs(change(x), None, [change(w) for w in weights], [change(b) for b in biases])
-    plain = Inputs(*(t if t is None else _contiguous(t) for t in strange))
-    assert bits(run(stack, strange)) == bits(run(stack, plain))
-
-
-def _contiguous(tensors: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    if isinstance(tensors, list):
-        return [t.contiguous() for t in tensors]
-    return tensors.contiguous()
+    inputs, plain = strange(SIGNALS[2], layout)
+    assert bits(run(SIGNALS[2], inputs)) == bits(run(SIGNALS[2], plain))
 
 
 @pytest.mark.parametrize("stack", [SIGNALS[0], TOKENS[0]], ids=str)
@@ -377,6 +207,22 @@ def _wrong(**changes: object) -> tuple:
 def test_impossible_stacks(changes: dict, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         stack_forward(*_wrong(**changes))
+
+
+def test_impossible_gradients() -> None:
+    stack = SIGNALS[2]
+    inputs = inputs_of(stack, torch.float32)
+    y, saved = stack_forward(*inputs, *stack.settings, False, True)
+
+    def backward(grad_output: Tensor, saved: Tensor) -> None:
+        stack_backward(grad_output, saved, *inputs, *stack.settings, False, True)
+
+    with pytest.raises(RuntimeError, match="grad_output and x must have one dtype"):
+        backward(y.double(), saved)
+    with pytest.raises(RuntimeError, match=r"grad_output must have the shape \(3, 12, 29\), got"):
+        backward(y[1:], saved)
+    with pytest.raises(RuntimeError, match="saved must have [0-9]+ elements, got 5"):
+        backward(y, saved[:5])
 
 
 def test_impossible_targets() -> None:

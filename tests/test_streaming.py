@@ -300,6 +300,22 @@ def test_changed_weights_are_seen(change, weight_dtype: torch.dtype | None) -> N
     assert torch.equal(after, fresh.step(x, fresh.init_state(2), weight_dtype=weight_dtype))
 
 
+def test_weights_are_packed_again_into_the_same_memory() -> None:
+    """Which a captured graph goes on reading; also where the first to pack was inference mode."""
+    layer = CausalConv1d(3, 5, 2)
+    with torch.inference_mode():
+        layer.step(random(2, 3), layer.init_state(2))
+    before = layer.stream_network().packed()
+    kept, addresses = before.weights.clone(), [t.data_ptr() for t in before[1:]]
+    update_in_place(layer)
+    layer.init_state(2)
+    assert torch.equal(before.weights, 2 * kept)
+    update_in_place(layer)
+    layer.step(random(2, 3), layer.init_state(2))
+    assert torch.equal(before.weights, 4 * kept)
+    assert [t.data_ptr() for t in layer.stream_network().packed()[1:]] == addresses
+
+
 def test_changed_settings_and_parameters_are_seen_by_the_next_state() -> None:
     layer = CausalConv1d(3, 5, 2)
     x = random(2, 3, 7)
@@ -525,9 +541,9 @@ def test_impossible_steps_without_data(what: str) -> None:
     assert message in str(raised.value)
 
 
-def test_the_kernels_run_on_the_cpu() -> None:
+def test_the_kernels_run_on_the_cpu_and_on_gpus() -> None:
     layer = CausalConv1d(3, 4, 2, device="meta")
-    with pytest.raises(RuntimeError, match="run on the CPU, not on meta"):
+    with pytest.raises(RuntimeError, match="on the CPU and on CUDA devices, not on meta"):
         layer.step(random(1, 3).to("meta"), layer.init_state())
 
 

@@ -5,6 +5,7 @@ from .checkpoint import Checkpoint, load_checkpoint
 from .data import Alphabet, Data, Split, contexts, make_data
 from .generation import sample
 from .models import CNN, MLP, DilatedCNN
+from .steps import CapturedSteps, PlainSteps
 from .training import Losses, Progress, Schedule, evaluate, train
 from .words import load_words
 
@@ -13,11 +14,13 @@ __all__ = [
     "MLP",
     "Alphabet",
     "Batch",
+    "CapturedSteps",
     "Checkpoint",
     "Data",
     "DilatedCNN",
     "Event",
     "Losses",
+    "PlainSteps",
     "Progress",
     "Sampling",
     "Schedule",

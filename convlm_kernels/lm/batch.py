@@ -60,7 +60,7 @@ class _Request:
 
 
 class Batch:
-    """Requests on one model, on the CPU. What one of them gets does not depend on the others."""
+    """Requests on one model, on the CPU or a GPU. What one gets does not depend on the others."""
 
     def __init__(self, model: CharModel, sampling: Sampling | None = None) -> None:
         self.model = model
@@ -68,7 +68,8 @@ class Batch:
         self._state = model.init_state(0)
         self._running: list[_Request] = []
         self._joining: list[_Request] = []
-        self._newest = torch.empty(0, dtype=torch.int64)  # a token of each that no step has taken
+        # A token of each that no step has taken.
+        self._newest = self._to_device(torch.empty(0, dtype=torch.int64))
 
     def __len__(self) -> int:
         return len(self._running) + len(self._joining)
@@ -125,6 +126,11 @@ class Batch:
         stop = self.sampling.stop
         events, running = [], []
         for i, (request, row) in enumerate(zip(self._running, tokens.tolist(), strict=True)):
+            if row[-1] < 0:  # on a GPU, where the operator cannot raise
+                raise RuntimeError(
+                    f"there is no token to draw for the request {request.name!r}: its logits hold "
+                    "a NaN or an infinity, or rule out every token"
+                )
             if stop in row:
                 row = row[: row.index(stop) + 1]
             request.taken += len(row)
@@ -148,6 +154,7 @@ class Batch:
         if sampling.never:
             logit_bias = torch.zeros(self.model.vocab, dtype=biases.dtype)
             logit_bias[list(sampling.never)] = float("-inf")
+            logit_bias = self._to_device(logit_bias)
         return step_ops.generate(
             self._newest,
             embedding,
@@ -156,7 +163,7 @@ class Batch:
             biases,
             plan,
             logit_bias,
-            uniform,
+            self._to_device(uniform),
             sampling.temperature,
             self.model.vocab if sampling.top_k is None else sampling.top_k,
             sampling.top_p,
@@ -169,13 +176,16 @@ class Batch:
         for request in self._joining:
             by_length.setdefault(len(request.prompt), []).append(request)
         for requests in by_length.values():
-            prompts = torch.tensor([request.prompt for request in requests])
+            prompts = self._to_device(torch.tensor([request.prompt for request in requests]))
             state = self.model.init_state(len(requests))
             self.model.prefill(prompts[:, :-1], state)
             self._state = StreamState.join(self._state, state)
             self._newest = torch.cat([self._newest, prompts[:, -1]])
             self._running += requests
         self._joining = []
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.model.embedding.weight.device)
 
     def _keep(self, indices: list[int]) -> None:
         self._state = self._state.select(indices)

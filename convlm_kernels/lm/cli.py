@@ -121,6 +121,12 @@ def add_train(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="measure the val loss for the curve, 0 never (default 1000)",
     )
     parser.add_argument(
+        "--no-capture",
+        dest="capture",
+        action="store_false",
+        help="call each step; by default those of --backend cuda are replayed as CUDA graphs",
+    )
+    parser.add_argument(
         "--samples", type=whole(0), default=10, help="words to invent at the end (default 10)"
     )
     parser.add_argument(

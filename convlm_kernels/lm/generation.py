@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends import can_run_steps
 from .batch import Event, Sampling, generate
 from .data import Alphabet
 from .models import CharModel
@@ -81,7 +82,7 @@ def sample_pieces(
     if left == 0:
         yield from (Piece(number, prefix, True) for number in range(count))
         return
-    if model.embedding.weight.device.type == "cpu":
+    if can_run_steps(model.embedding.weight.device) is None:
         events = generate(
             model, prompts, left, sampling, batch=batch, chunk=chunk, generator=generator
         )

@@ -19,6 +19,7 @@ from ..embedding_loss import (
     embedding_conv1d_cross_entropy,
     loss_with_gradients,
     sgd_step_of_loss,
+    steps_on_gpu,
 )
 from ..layers import Conv1d
 from ..network import NetworkLayer, layers_of
@@ -100,6 +101,10 @@ class CharModel(Streamed, Pretrained):
         if math.isfinite(loss.item()):
             sgd_step(self.parameters(), lr)
         return loss
+
+    def steps_on_gpu(self, x: Tensor) -> bool:
+        """Whether :meth:`sgd_step` on `x` is work for a GPU alone, which nobody waits for."""
+        return False
 
     def is_plain(self, layers: Iterable[nn.Module]) -> bool:
         """Whether the embedding and `layers` do nothing but what their parameters say."""
@@ -232,6 +237,14 @@ class CNN(CharModel):
                 return loss
         return super().sgd_step(x, y, lr, rows)
 
+    def steps_on_gpu(self, x: Tensor) -> bool:
+        parameters = self.embedding.weight, self.conv.weight, self.conv.bias
+        return (
+            self.is_by_look_up()
+            and _all_require_grad(*parameters)
+            and steps_on_gpu(x, *parameters[:2], self.conv.backend)
+        )
+
     def is_by_look_up(self) -> bool:
         """Whether the embedding and the convolution are computed as one."""
         return self.fused and self.is_plain((self.conv,))
@@ -342,7 +355,7 @@ class DilatedCNN(CharModel):
         return layers_of(self.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if self.is_a_stack():
+        if self.is_a_stack(tokens.shape[-1]):
             self.check_tokens(tokens)
             words, weights, biases, settings = self.stack_operands()
             return stack_autograd.stack(
@@ -354,7 +367,7 @@ class DilatedCNN(CharModel):
         return self.layers(self.embed_as_signal(tokens))
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        if not self.is_a_stack_with_loss():
+        if not self.is_a_stack_with_loss(x.shape[-1]):
             return super().loss(x, y, reduction)
         self.check_tokens(x)
         words, weights, biases, settings = self.stack_operands()
@@ -364,7 +377,7 @@ class DilatedCNN(CharModel):
 
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
-        if not self.is_a_stack_with_loss():
+        if not self.is_a_stack_with_loss(x.shape[-1]):
             return super().training_step(x, y, rows)
         x, y = batch_of(x, y, rows)
         self.check_tokens(x)
@@ -383,28 +396,40 @@ class DilatedCNN(CharModel):
     @torch.no_grad()
     def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor | None = None) -> Tensor:
         """In one operator where the loss comes with its gradients."""
-        if self.is_a_stack_with_loss():
-            words, weights, biases, settings = self.stack_operands()
-            by_layer = (layer.get_parameter("weight") for layer in self.layers)
-            if _all_require_grad(words, *by_layer, *biases):
-                self.check_tokens(x)
-                loss = stack_ops.stack_sgd_(
-                    words, x, y, rows, weights, biases, *settings, self.share_contexts, lr
-                )
-                mark_changed([words, *weights, *biases])
-                return loss
-        return super().sgd_step(x, y, lr, rows)
+        if not (self.is_a_stack_with_loss(x.shape[-1]) and _all_require_grad(*self.parameters())):
+            return super().sgd_step(x, y, lr, rows)
+        self.check_tokens(x)
+        words, weights, biases, settings = self.stack_operands()
+        loss = stack_ops.stack_sgd_(
+            words, x, y, rows, weights, biases, *settings, self.share_contexts, lr
+        )
+        mark_changed([words, *weights, *biases])
+        return loss
 
-    def is_a_stack(self) -> bool:
-        """Whether fused operators take the whole model."""
-        return (
+    def steps_on_gpu(self, x: Tensor) -> bool:
+        fused = x.is_cuda and self.is_a_stack_with_loss(x.shape[-1])
+        return fused and _all_require_grad(*self.parameters())
+
+    def is_a_stack(self, length: int | None = None) -> bool:
+        """Whether fused operators take the whole model, on rows of `length` tokens (default: one
+        context).
+        """
+        words = self.embedding.weight
+        plain = (
             self.fused
             and reason_not_fusable(self.embedding.weight) is None
             and self.is_plain(self.layers)
         )
+        if not plain or words.is_cpu:
+            return plain
+        _, weights, _, settings = self.stack_operands()
+        length = max(self.context, length or 0)  # a shorter one is refused for what it is
+        return stack_ops.reason_does_not_fit(words, length, True, weights, settings) is None
 
-    def is_a_stack_with_loss(self) -> bool:
-        return self.is_a_stack() and self.embedding.weight.dtype in (torch.float32, torch.float64)
+    def is_a_stack_with_loss(self, length: int | None = None) -> bool:
+        """Whether the loss comes with its gradients."""
+        has_loss = self.embedding.weight.dtype in (torch.float32, torch.float64)
+        return has_loss and self.is_a_stack(length)
 
     def stack_operands(self) -> tuple[Tensor, list[Tensor], list[Tensor], Settings]:
         """Embedding, weights whose kernels count characters, biases, and settings."""

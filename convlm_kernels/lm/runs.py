@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,9 @@ from .models import MLP, CharModel, build_model
 from .options import DTYPES
 from .plots import plot_losses
 from .processes import OneProcess, join
+from .scalars import EVERY as POINT_EVERY
 from .scalars import Scalars
+from .steps import READ_EVERY, CapturedSteps, reason_not_captured
 from .training import Losses, Progress, Schedule, evaluate, train
 from .words import load_words
 
@@ -103,8 +106,11 @@ def train_and_report(
     examples = data.train
     if isinstance(run.model, MLP):
         examples = contexts(data.train, data.context)
+    steps = None
+    if args.capture and model is run.model:  # in one process
+        steps = captured_steps(run, examples, args)
     with stop_when_told(processes.ask_to_stop):
-        train(model, examples, schedule, run.progress, after_step)
+        train(model, examples, schedule, run.progress, after_step, steps)
     processes.save(run, folder)
     if run.progress.stop:
         print(f"stopped at step {run.progress.step:,}; --resume goes on from there")
@@ -114,6 +120,15 @@ def train_and_report(
         lambda: report(run, data, words, folder, args.samples) if processes.first else None
     )
     return 0
+
+
+def captured_steps(run: Checkpoint, split: Split, args: Namespace) -> CapturedSteps | None:
+    """The steps as CUDA graphs, where they can be; read whenever something is to be done."""
+    if reason_not_captured(run.model, split) is not None:
+        return None
+    points = POINT_EVERY if args.tensorboard else 0
+    ahead = math.gcd(READ_EVERY, args.save_every, args.eval_every, points)
+    return CapturedSteps(run.model, split, run.settings["batch_size"], ahead)
 
 
 def start(given: dict[str, Any], backend: str) -> tuple[Checkpoint, list[str]]:

@@ -1,16 +1,15 @@
 """The training loop of the language models, and their losses."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import Split, real_predictions
+from .steps import PlainSteps, Steps, Trainable
 
 PRINT_EVERY = 1_000  # steps
 BAR_EVERY = 20  # steps; formatting the loss costs more than some models' step does
@@ -18,18 +17,6 @@ BAR_EVERY = 20  # steps; formatting the loss costs more than some models' step d
 
 class TrainingError(RuntimeError):
     """Training cannot go on: the loss is not finite."""
-
-
-class Trainable(Protocol):
-    """What the loop needs of a model: that of `CharModel` and of `distributed.DataParallel`."""
-
-    training: bool
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-    def train(self, mode: bool = True) -> Any: ...
-    def eval(self) -> Any: ...
-    def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor: ...
-    def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -70,27 +57,35 @@ def train(
     schedule: Schedule,
     progress: Progress,
     after_step: Callable[[Progress], None] | None = None,
+    steps: Steps | None = None,
 ) -> None:
     """Trains `model` on `split` (on the model's device) until `schedule.steps` or `progress.stop`.
 
-    Raises TrainingError, with the weights as they were, at the first loss that is not finite.
+    `steps` are taken by default one by one; where they run ahead, `after_step` is called and
+    `progress` grows only when losses are read, at multiples of `steps.ahead`.
+
+    Raises TrainingError at the first loss that is not finite. That step has changed no weight, but
+    steps that ran ahead have.
     """
     model.train()
+    steps = steps or PlainSteps(model, split)
     first, begin = progress.step, perf_counter()
     with tqdm(total=schedule.steps, initial=first, disable=None) as bar:
         while progress.step < schedule.steps and not progress.stop:
-            rows = torch.randint(
-                len(split.x), (schedule.batch_size,), generator=progress.generator
-            ).to(split.x.device)
-            lr = schedule.lr_at(progress.step)
-            loss = model.sgd_step(split.x, split.y, lr, rows).item()
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss became {loss} at step {progress.step}; "
-                    "a lower learning rate or another dtype may help"
+            ahead = steps.ahead - progress.step % steps.ahead
+            for step in range(progress.step, min(progress.step + ahead, schedule.steps)):
+                rows = torch.randint(
+                    len(split.x), (schedule.batch_size,), generator=progress.generator
                 )
-            progress.losses.append(loss)
-            bar.update()
+                steps.take(rows, schedule.lr_at(step))
+            for loss in steps.losses():
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"the loss became {loss} at step {progress.step}; "
+                        "a lower learning rate or another dtype may help"
+                    )
+                progress.losses.append(loss)
+                bar.update()
             if progress.step % BAR_EVERY == 0:
                 bar.set_postfix(loss=f"{mean(progress.losses[-BAR_EVERY:]):.4f}", refresh=False)
             if progress.step % PRINT_EVERY == 0:

@@ -14,7 +14,7 @@ struct Candidate {
   bool (*supported)();
 };
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(CONVLM_PORTABLE)
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -22,7 +22,7 @@ bool has_avx512() {
 #endif
 
 const Candidate candidates[] = {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(CONVLM_PORTABLE)
     {&avx512_bf16_kernels, [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
     {&avx512_kernels, &has_avx512},
     {&avx2_kernels,

@@ -59,7 +59,7 @@ struct Rows {
 };
 
 // The number of the row that a tap of position (n, t) reads, or none.
-int32_t read(const Taps& taps, const Rows& in, int64_t n, int64_t t, int64_t tap) {
+int32_t read(const LayerTaps& taps, const Rows& in, int64_t n, int64_t t, int64_t tap) {
   const int64_t position = input_position(t, tap, 1, taps.dilation, taps.pad_left);
   return 0 <= position && position < taps.in_length ? in.of_position[n * taps.in_length + position]
                                                     : StackLayer::kNone;
@@ -68,8 +68,8 @@ int32_t read(const Taps& taps, const Rows& in, int64_t n, int64_t t, int64_t tap
 // Gives every distinct combination of rows that the taps read a number, and calls found(number, n,
 // t) where one comes for the first time. False once there are more than `most`.
 template <class Found>
-bool number_fields(const Taps& taps, int64_t batch, const Rows& in, int64_t most, int32_t* numbers,
-                   int64_t& count, const Found& found) {
+bool number_fields(const LayerTaps& taps, int64_t batch, const Rows& in, int64_t most,
+                   int32_t* numbers, int64_t& count, const Found& found) {
   std::vector<PairNumbers> pairs(std::max<int64_t>(1, taps.kernel_size - 1));
   count = 0;
   for (int64_t n = 0; n < batch; ++n)
@@ -87,9 +87,9 @@ bool number_fields(const Taps& taps, int64_t batch, const Rows& in, int64_t most
   return true;
 }
 
-int64_t most_positions(const std::vector<Taps>& taps) {
+int64_t most_positions(const std::vector<LayerTaps>& taps) {
   int64_t most = 0;
-  for (const Taps& layer : taps) most = std::max({most, layer.in_length, layer.out_length});
+  for (const LayerTaps& layer : taps) most = std::max({most, layer.in_length, layer.out_length});
   return most;
 }
 
@@ -100,7 +100,7 @@ const int32_t* number_tokens(const int64_t* tokens, int64_t count, int32_t* numb
 
 }  // namespace
 
-void link_positions(const Taps& taps, int64_t batch, int64_t samples, StackLayer& layer) {
+void link_positions(const LayerTaps& taps, int64_t batch, int64_t samples, StackLayer& layer) {
   int32_t* links = const_cast<int32_t*>(layer.links);
   int32_t* readers = const_cast<int32_t*>(layer.readers);
   layer.in_rows = batch * taps.in_length;
@@ -121,7 +121,7 @@ void link_positions(const Taps& taps, int64_t batch, int64_t samples, StackLayer
 }
 
 int64_t link_tokens(const int64_t* tokens, int64_t batch, int64_t group, int64_t vocab,
-                    const std::vector<Taps>& taps, bool share, StackLayer* layers) {
+                    const std::vector<LayerTaps>& taps, bool share, StackLayer* layers) {
   const int64_t positions = batch * most_positions(taps);
   int32_t* numbers = static_cast<int32_t*>(scratch(Slot::numbers, sizeof(int32_t) * 2 * positions));
   Rows in{number_tokens(tokens, batch * taps[0].in_length, numbers), vocab};

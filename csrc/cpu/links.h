@@ -8,14 +8,9 @@
 
 namespace convlm::cpu {
 
-// How positions become rows: a layer of stride 1.
-struct Taps {
-  int64_t kernel_size, dilation, pad_left, in_length, out_length;
-};
-
 // Every position has a row of its own, as have those of the input. `samples` are linked: rows of
 // further ones follow in the same way.
-void link_positions(const Taps& taps, int64_t batch, int64_t samples, StackLayer& layer);
+void link_positions(const LayerTaps& taps, int64_t batch, int64_t samples, StackLayer& layer);
 
 // Links a stack over tokens (batch, length). A unit sees only its receptive field, and in a batch
 // of padded words most of these repeat: with `share`, a layer has one row for each distinct field
@@ -23,6 +18,6 @@ void link_positions(const Taps& taps, int64_t batch, int64_t samples, StackLayer
 // before the last one, whose rows are the result. Returns how many samples go through the layers
 // together: `group` where nothing is shared, else all.
 int64_t link_tokens(const int64_t* tokens, int64_t batch, int64_t group, int64_t vocab,
-                    const std::vector<Taps>& taps, bool share, StackLayer* layers);
+                    const std::vector<LayerTaps>& taps, bool share, StackLayer* layers);
 
 }  // namespace convlm::cpu

@@ -29,6 +29,12 @@ inline int64_t small_rows(int64_t rows) {
   return rows < kSmallRows ? (rows + 3) / 4 * 4 : kSmallRows;
 }
 
+// `window`: the positions that all outputs of a channel read.
+inline bool fits_small_gradient(int64_t out_length, int64_t window, ScalarType dtype) {
+  const int64_t elements = kMostSharedBytes / bytes_of_compute(dtype);
+  return (kSmallGradientRows + 4) * out_length + kSmallColumns * window <= elements;
+}
+
 inline bool fits_small(const Conv1dGeometry& g, ScalarType dtype) {
   constexpr int64_t kMostChannels = 128,
                     kMostLength = 256;  // above, there are larger tiles to fill
@@ -42,7 +48,7 @@ inline bool fits_small(const Conv1dGeometry& g, ScalarType dtype) {
   const int64_t window_of_gradient = (g.length + span(g)) / g.stride + 2;
   return in * (window + g.kernel_size * small_rows(out)) <= elements &&
          out * (window_of_gradient + g.kernel_size * small_rows(in)) <= elements &&
-         (kSmallGradientRows + 4) * g.out_length + kSmallColumns * window <= elements;
+         fits_small_gradient(g.out_length, window, dtype);
 }
 
 }  // namespace convlm::cuda

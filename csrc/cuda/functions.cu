@@ -1,24 +1,11 @@
 #include <type_traits>
 
+#include "cuda/dtypes.h"
 #include "cuda/functions.h"
 #include "cuda/kernels.h"
 
 namespace convlm::cuda {
 namespace {
-
-template <class Body>
-auto for_dtype(ScalarType dtype, const Body& body) {
-  switch (dtype) {
-    case ScalarType::float32:
-      return body(float{});
-    case ScalarType::float64:
-      return body(double{});
-    case ScalarType::bfloat16:
-      return body(bfloat16{});
-    default:
-      return body(float16{});
-  }
-}
 
 template <class S>
 constexpr bool kHasImplicitGemm = !std::is_same_v<S, double>;

@@ -75,6 +75,15 @@ CONVLM_MULTIPLY_MATRICES(float16, "m16n8k16.row.col.f32.f16.f16.f32")
 CONVLM_MULTIPLY_MATRICES(float, "m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef CONVLM_MULTIPLY_MATRICES
 
+// What lane l ^ mask of the warp has as `value`.
+template <class T>
+__device__ __forceinline__ T exchange(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+// Behind it a lane sees what the others of its warp wrote before.
+__device__ __forceinline__ void synchronize_warp() { __syncwarp(); }
+
 #else
 
 inline void copy_16_bytes(void* shared, const void* global) {
@@ -165,6 +174,25 @@ void multiply_matrices(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, ui
         for (int k = 0; k < kDepth; ++k) sum += row[k] * column[k];
       }
   });
+}
+
+template <class T>
+T exchange(T value, int mask) {
+  struct Operands {
+    T value, result;
+    int mask;
+  } mine{value, value, mask};
+  emulator::collective("exchange", &mine, [](void* const* lanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      Operands& lane = *static_cast<Operands*>(lanes[l]);
+      lane.result = static_cast<Operands*>(lanes[l ^ lane.mask])->value;
+    }
+  });
+  return mine.result;
+}
+
+inline void synchronize_warp() {
+  emulator::collective("synchronize_warp", nullptr, [](void* const*) {});
 }
 
 #endif

@@ -39,6 +39,26 @@ __device__ __forceinline__ float float_of(uint32_t bits) {
 #endif
 }
 
+__device__ __forceinline__ uint64_t bits_of(double value) {
+#if defined(__CUDACC__)
+  return static_cast<uint64_t>(__double_as_longlong(value));
+#else
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+#endif
+}
+
+__device__ __forceinline__ double double_of(uint64_t bits) {
+#if defined(__CUDACC__)
+  return __longlong_as_double(static_cast<long long>(bits));
+#else
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+#endif
+}
+
 __device__ __forceinline__ float to_compute(float value) { return value; }
 __device__ __forceinline__ double to_compute(double value) { return value; }
 __device__ __forceinline__ float to_compute(bfloat16 value) {

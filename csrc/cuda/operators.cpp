@@ -1,38 +1,16 @@
 // The operators on CUDA tensors.
 #include "operators.h"
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 
+#include "cuda/current.h"
 #include "cuda/functions.h"
-
-// It is in the part of torch that a CPU build lacks: a weak reference lets this library load there.
-#pragma weak aoti_torch_get_current_cuda_stream
 
 namespace convlm::cuda {
 namespace {
-
-cudaStream_t current_stream(const Tensor& t) {
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
-                  "convlm: this torch is a build without CUDA");
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-void check(const char* function, cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, function, ": CUDA error: ", cudaGetErrorString(error));
-}
-
-Capability capability_of(const char* function, int32_t device) {
-  int major = 0, minor = 0;
-  check(function, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  check(function, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  return 10 * major + minor;
-}
 
 // The workspace is torch's: its allocator knows of streams and of graphs that are being captured.
 template <class Arguments>

@@ -50,6 +50,13 @@ def test_loads_of_matrices() -> None:
         assert torch.equal(transposed[lane], matrices[:, pair : pair + 2, group])
 
 
+@pytest.mark.parametrize("mask", [1, 2, 4, 16, 31])
+def test_lanes_exchange_values(mask: int) -> None:
+    values, results = torch.randn(32, dtype=torch.float64), torch.zeros(32, dtype=torch.float64)
+    library().exchange_lanes(pointer(values), ctypes.c_int(mask), pointer(results))
+    assert torch.equal(results, values[torch.arange(32) ^ mask])
+
+
 @pytest.mark.parametrize(
     ("value", "rounded"),
     [

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import torch
 
-from convlm_kernels import ops
+from convlm_kernels import lookup_ops, ops, stack_ops, step_ops
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -90,7 +90,13 @@ def forced(kernel: str) -> Iterator[None]:
 @functools.cache
 def operators() -> tuple[object, object, object]:
     """forward, grad_input and grad_weight on the emulator, called like those of ``ops``."""
-    native = (ops.forward, ops.grad_input, ops.grad_weight, ops.forward_with_state)
+    native = (
+        *(ops.forward, ops.grad_input, ops.grad_weight, ops.forward_with_state),
+        *(step_ops.step, step_ops.generate),
+        *(stack_ops.stack_forward, stack_ops.stack_backward, stack_ops.stack_losses),
+        *(stack_ops.stack_cross_entropy, stack_ops.stack_sgd_),
+        *(lookup_ops.lookup, lookup_ops.grad_table),
+    )
     definitions = torch.library.Library("convlm_emulated", "DEF")
     for operator in native:
         definitions.define(str(operator._schema).removeprefix("convlm::"))
@@ -102,10 +108,10 @@ def operators() -> tuple[object, object, object]:
     )
 
 
-def forward_with_state() -> object:
-    """The operator on the emulator, called like that of ``ops``."""
+def emulated(name: str) -> object:
+    """An operator on the emulator, called like the native one of that name."""
     operators()
-    return torch.ops.convlm_emulated.forward_with_state.default
+    return getattr(torch.ops.convlm_emulated, name).default
 
 
 def run_sanitized(test_file: str, names: str) -> None:

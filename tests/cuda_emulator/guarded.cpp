@@ -65,7 +65,7 @@ void GuardedCall::input(const char* name, convlm::ConstTensor& tensor, int64_t d
   const auto address = reinterpret_cast<uintptr_t>(tensor.data);
   auto copy = std::make_unique<Guarded>(bytes, address % kAlignment);  // as aligned as it was
   std::memcpy(copy->data(), tensor.data, bytes);
-  operands.push_back({name, std::move(copy), tensor.data, nullptr});
+  operands.push_back({name, std::move(copy), tensor.data, nullptr, false});
   tensor.data = operands.back().copy->data();
 }
 
@@ -74,22 +74,30 @@ void GuardedCall::output(const char* name, void*& data, int64_t elements) {
   auto copy = std::make_unique<Guarded>(elements * item);
   auto* words = reinterpret_cast<uint16_t*>(copy->data());
   std::fill_n(words, elements * item / sizeof kUnwritten, kUnwritten);
-  operands.push_back({name, std::move(copy), nullptr, data});
+  operands.push_back({name, std::move(copy), nullptr, data, true});
+  data = operands.back().copy->data();
+}
+
+void GuardedCall::updated(const char* name, void*& data, int64_t elements) {
+  if (data == nullptr) return;
+  auto copy = std::make_unique<Guarded>(elements * item);
+  std::memcpy(copy->data(), data, copy->size());
+  operands.push_back({name, std::move(copy), nullptr, data, false});
   data = operands.back().copy->data();
 }
 
 void GuardedCall::finish() {
-  for (const Operand& o : operands)
-    if (o.output) std::memcpy(o.output, o.copy->data(), o.copy->size());
   for (const Operand& o : operands) {
     o.copy->check(o.name);
     if (o.input && std::memcmp(o.input, o.copy->data(), o.copy->size()) != 0)
       throw std::runtime_error("CUDA emulator: the input " + o.name + " was written to");
-    for (int64_t at = 0; o.output && at < o.copy->size(); at += item)
+    for (int64_t at = 0; o.written && at < o.copy->size(); at += item)
       if (is_unwritten(o.copy->data() + at, item))
         throw std::runtime_error("CUDA emulator: element " + std::to_string(at / item) + " of " +
                                  o.name + " was never written");
   }
+  for (const Operand& o : operands)  // last: what is updated may be an input too
+    if (o.output) std::memcpy(o.output, o.copy->data(), o.copy->size());
 }
 
 }  // namespace emulator

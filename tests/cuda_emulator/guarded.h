@@ -42,6 +42,9 @@ class GuardedCall {
   // `data` then points to as many elements that nothing wrote yet; null stays so.
   void output(const char* name, void*& data, int64_t elements);
 
+  // `data` then points to a copy; what becomes of it is an output.
+  void updated(const char* name, void*& data, int64_t elements);
+
   // Hands the outputs over. Throws std::runtime_error where an element of one was never written,
   // an input was changed, or anything outside a buffer was.
   void finish();
@@ -52,6 +55,7 @@ class GuardedCall {
     std::unique_ptr<Guarded> copy;
     const void* input;  // one of these two is null
     void* output;
+    bool written;  // an output that something must write everywhere
   };
   int64_t item;
   std::vector<Operand> operands;

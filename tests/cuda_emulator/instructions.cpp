@@ -65,6 +65,11 @@ EXPORT void load(const void* bytes, uint32_t* words, bool transposed) {
   });
 }
 
+EXPORT void exchange_lanes(const double* values, int mask, double* results) {
+  emulator::run(nullptr, 1, kLanes, 0,
+                [&] { results[threadIdx.x] = exchange(values[threadIdx.x], mask); });
+}
+
 EXPORT float rounded_to_tf32(float value) { return to_tf32(value); }
 
 EXPORT int divide(int number, int divisor) { return Divisor(divisor).divide(number); }

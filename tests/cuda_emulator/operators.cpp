@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "cuda/functions.h"
+#include "emulated.h"
 #include "guarded.h"
 
 namespace convlm::cuda {
@@ -16,10 +17,6 @@ namespace {
 
 Capability capability = 90;
 std::optional<Kernel> forced;
-
-int bytes_of(ScalarType dtype) {
-  return dtype == ScalarType::float64 ? 8 : dtype == ScalarType::float32 ? 4 : 2;
-}
 
 void guard(emulator::GuardedCall& call, ForwardArguments& a) {
   const Conv1dGeometry& g = a.geometry;
@@ -124,6 +121,8 @@ std::tuple<Tensor, Tensor> emulated_grad_weight(const Tensor& grad_output, const
 }
 
 }  // namespace
+
+Capability emulated_capability() { return capability; }
 
 // Of the GPU that is emulated, for tests that want another.
 extern "C" __attribute__((visibility("default"))) void set_capability(int value) {

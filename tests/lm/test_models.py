@@ -195,8 +195,9 @@ def test_a_dilated_step_in_one_call_is_that_of_its_layers(context, share):
             torch.testing.assert_close(fused.loss(x, y, reduction), losses[1])
 
 
-def test_the_derivatives_of_a_dilated_loss():
-    model = DilatedCNN(vocab=4, context=2, embedding=2, hidden=3).double()
+@pytest.mark.parametrize(("kind", "sizes"), [(CNN, {}), (DilatedCNN, {"hidden": 3})])
+def test_the_derivatives_of_a_loss(kind, sizes):
+    model = kind(vocab=4, context=2, embedding=2, **sizes).double()
     names = [name for name, _ in model.named_parameters()]
     x, y = torch.randint(4, (2, 5)), torch.randint(4, (2, 4))
 
@@ -251,6 +252,21 @@ def test_a_dilated_model_compiles_to_one_graph():
         for m in (compiled, model)
     ]
     torch.testing.assert_close(*gradients)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", [CNN, DilatedCNN])
+def test_a_training_step_compiles_to_one_graph(kind):
+    """Loss and gradients of `model.loss`, which is what a step differentiates."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = kind(vocab=4, context=4, embedding=2)
+    x, y = torch.randint(4, (9, 7)), torch.randint(4, (9, 4))
+    compiled = torch.compile(model.loss, backend="aot_eager", fullgraph=True)
+    losses = compiled(x, y), model.loss(x, y)
+    torch.testing.assert_close(*losses)
+    parameters = list(model.parameters())
+    torch.testing.assert_close(*(torch.autograd.grad(loss, parameters) for loss in losses))
     torch._dynamo.reset()
 
 

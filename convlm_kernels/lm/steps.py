@@ -1,0 +1,125 @@
+"""Steps of a training: one call after the other, or a CUDA graph that is replayed."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..optim import mark_changed
+from .data import Split
+from .models import CharModel
+
+READ_EVERY = 20  # steps; each time Python waits for the GPU
+
+
+class Trainable(Protocol):
+    """What the loop needs of a model: that of `CharModel` and of `distributed.DataParallel`."""
+
+    training: bool
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def eval(self) -> Any: ...
+    def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor: ...
+    def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor) -> Tensor: ...
+
+
+class Steps(Protocol):
+    """Steps of gradient descent, on rows of a split that are given by number."""
+
+    ahead: int  # how many steps are taken before their losses are asked for
+
+    def take(self, rows: Tensor, lr: float) -> None:
+        """One more step; `rows` (batch), int64, is on the CPU."""
+
+    def losses(self) -> list[float]:
+        """Of the steps since they were last asked for. One whose loss is not finite has changed no
+        parameter.
+        """
+
+
+class PlainSteps:
+    """Each is a call of :meth:`CharModel.sgd_step`, whose loss is waited for."""
+
+    ahead = 1
+
+    def __init__(self, model: Trainable, split: Split) -> None:
+        self.model, self.split = model, split
+        self._losses: list[float] = []
+
+    def take(self, rows: Tensor, lr: float) -> None:
+        x, y = self.split.x, self.split.y
+        self._losses.append(self.model.sgd_step(x, y, lr, rows.to(x.device)).item())
+
+    def losses(self) -> list[float]:
+        losses, self._losses = self._losses, []
+        return losses
+
+
+class Captured(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    loss: Tensor  # which a replay writes
+
+
+class CapturedSteps:
+    """The same steps as CUDA graphs: one launch each, and nobody waits for a loss.
+
+    A graph reads the numbers of its rows from a buffer. The learning rate is part of it: each one
+    has a graph of its own, captured when it first comes up.
+
+    Raises:
+        ValueError: the step cannot be captured (:func:`reason_not_captured`).
+    """
+
+    def __init__(
+        self, model: CharModel, split: Split, batch_size: int, ahead: int = READ_EVERY
+    ) -> None:
+        reason = reason_not_captured(model, split)
+        if reason is not None:
+            raise ValueError(f"the training step cannot be captured: {reason}")
+        self.model, self.split, self.ahead = model, split, ahead
+        device = split.x.device
+        self.rows = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._losses = torch.zeros(ahead, dtype=model.embedding.weight.dtype, device=device)
+        self._taken = 0
+        self._steps: dict[float, Captured] = {}
+
+    def take(self, rows: Tensor, lr: float) -> None:
+        self.rows.copy_(rows, non_blocking=True)
+        if lr not in self._steps:
+            self._steps[lr] = self.capture(lr)
+        step = self._steps[lr]
+        step.graph.replay()
+        self._losses[self._taken].copy_(step.loss)
+        self._taken += 1
+
+    def losses(self) -> list[float]:
+        losses: list[float] = self._losses[: self._taken].tolist()
+        self._taken = 0
+        mark_changed(list(self.model.parameters()))  # a replay does not say so
+        return losses
+
+    def capture(self, lr: float) -> Captured:
+        x, y = self.split.x, self.split.y
+        # A twin takes the first step: what loads kernels cannot be captured.
+        side = torch.cuda.Stream(x.device)
+        side.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(side):
+            copy.deepcopy(self.model).sgd_step(x, y, lr, self.rows)
+        torch.cuda.current_stream(x.device).wait_stream(side)
+        with torch.cuda.device(x.device):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                loss = self.model.sgd_step(x, y, lr, self.rows)
+        return Captured(graph, loss)
+
+
+def reason_not_captured(model: CharModel, split: Split) -> str | None:
+    """Why the step of `model` cannot be a CUDA graph, or None."""
+    if not split.x.is_cuda:
+        return f"it runs on {split.x.device.type}"
+    if not model.steps_on_gpu(split.x):
+        return "it is not one operator of the GPU; backend='cuda' makes it one where it fits"
+    return None

@@ -1,0 +1,165 @@
+// What the stack operators of every device do before and after their kernels: check, allocate the
+// results, and describe the call.
+#pragma once
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "stack_checks.h"
+
+namespace convlm {
+
+using OptionalTensor = std::optional<Tensor>;
+using Tensors = std::vector<Tensor>;
+
+inline StackSettings settings_of(std::vector<int64_t> dilations, std::vector<int64_t> pads,
+                                 std::vector<std::string> activations,
+                                 std::vector<int64_t> residuals) {
+  return {std::move(dilations), std::move(pads), std::move(activations), std::move(residuals)};
+}
+
+inline Tensor bytes_like(const Tensor& t, int64_t size) {
+  return torch::stable::new_empty(t, {size}, torch::headeronly::ScalarType::Byte);
+}
+
+// Of a row in the type that is computed with; rows begin at cache lines.
+inline int64_t row_bytes(int64_t channels, const Tensor& t) {
+  constexpr int64_t kLine = 64;
+  const int64_t bytes = channels * std::max<int64_t>(4, t.element_size());
+  return (bytes + kLine - 1) / kLine * kLine;
+}
+
+class StackCall {
+ public:
+  // `rows` names the rows of tokens and target that are the batch, as a list; without it, all are.
+  StackCall(const char* function, const Tensor& x, const OptionalTensor& tokens,
+            const Tensors& weights, const Tensors& biases, const StackSettings& settings,
+            const OptionalTensor& rows = std::nullopt)
+      : checks_(function, weights, biases, settings) {
+    arguments_.dtype = dtype_of(x);
+    arguments_.input = operand(x);
+    arguments_.input_is_rows = tokens.has_value();
+    if (tokens)
+      check_tokens(function, x, *tokens, rows);
+    else
+      check_x(function, x);
+    arguments_.layers = checks_.layers_.data();
+    arguments_.depth = static_cast<int64_t>(checks_.layers_.size());
+    arguments_.out_length = taps().back().out_length;
+  }
+
+  StackArguments& arguments() { return arguments_; }
+  std::vector<StackLayer>& layers() { return checks_.layers_; }
+  const std::vector<LayerTaps>& taps() const { return checks_.taps_; }
+  const StackLayer& last() const { return checks_.layers_.back(); }
+
+  // For x (empty where it is not wanted), the weights, and the biases.
+  Tensors allocate_gradients(const Tensor& x, const Tensors& weights, const Tensors& biases,
+                             bool with_x) {
+    Tensors results;
+    const std::vector<int64_t> x_sizes(x.sizes().begin(), x.sizes().end());
+    results.push_back(torch::stable::new_empty(x, with_x ? x_sizes : std::vector<int64_t>{0}));
+    if (with_x) arguments_.grad_input = writable(results[0]);
+    for (size_t i = 0; i < weights.size(); ++i) {
+      results.push_back(torch::stable::empty_like(weights[i]));
+      layers()[i].grad_weight = writable(results.back());
+    }
+    for (size_t i = 0; i < biases.size(); ++i) {
+      results.push_back(torch::stable::new_empty(biases[i], {biases[i].numel()}));
+      if (biases[i].numel() > 0) layers()[i].grad_bias = writable(results.back());
+    }
+    return results;
+  }
+
+  // In place of gradients: the parameters themselves are what is written.
+  void take_parameters(const Tensor& x, const Tensors& weights, const Tensors& biases) {
+    arguments_.grad_input = writable(x);
+    for (size_t i = 0; i < weights.size(); ++i) {
+      layers()[i].grad_weight = writable(weights[i]);
+      if (biases[i].numel() > 0) layers()[i].grad_bias = writable(biases[i]);
+    }
+  }
+
+  void check_target(const char* function, const Tensor& x, const Tensor& tokens,
+                    const Tensor& target) const {
+    STD_TORCH_CHECK(
+        arguments_.dtype == ScalarType::float32 || arguments_.dtype == ScalarType::float64,
+        function, ": x must be float32 or float64, got ",
+        torch::headeronly::toString(x.scalar_type()));
+    check_indices(function, "target", target, "(batch, out_length)", x);
+    STD_TORCH_CHECK(target.size(0) == tokens.size(0) && target.size(1) == arguments_.out_length,
+                    function, ": target must have the shape (", tokens.size(0), ", ",
+                    arguments_.out_length, "), got ", shape_of(target));
+  }
+
+  void check_gradient(const Tensor& grad_output, const Tensor& saved, const Tensor& x) const {
+    GeometryChecks("stack_backward", 1, 0, 0, 1, 1).same_kind("grad_output", grad_output, "x", x);
+    STD_TORCH_CHECK(grad_output.dim() == 3 && grad_output.size(0) == arguments_.batch &&
+                        grad_output.size(1) == last().out_channels() &&
+                        grad_output.size(2) == arguments_.out_length,
+                    "stack_backward: grad_output must have the shape (", arguments_.batch, ", ",
+                    last().out_channels(), ", ", arguments_.out_length, "), got ",
+                    shape_of(grad_output));
+    STD_TORCH_CHECK(saved.numel() == saved_size(x), "stack_backward: saved must have ",
+                    saved_size(x), " elements, got ", saved.numel());
+  }
+
+  // In bytes, and the same whether rows are shared or not: what is shared needs less.
+  int64_t saved_size(const Tensor& x) const {
+    int64_t size = 0;
+    for (size_t i = 0; i < taps().size(); ++i) {
+      const StackLayer& layer = checks_.layers_[i];
+      const int64_t rows = arguments_.batch * taps()[i].out_length;
+      size += rows * (row_bytes(layer.out_channels(), x) + row_bytes(layer.columns, x)) + 1024;
+    }
+    return size;
+  }
+
+ protected:
+  StackArguments arguments_{};
+
+ private:
+  static MutableTensor writable(const Tensor& t) {
+    MutableTensor result{t.mutable_data_ptr(), {0, 0, 0}};
+    for (int64_t i = 0; i < t.dim(); ++i) result.stride[i] = t.stride(i);
+    return result;
+  }
+
+  static void check_indices(const char* function, const char* argument, const Tensor& t,
+                            const char* dimensions, const Tensor& x) {
+    using Dtype = torch::headeronly::ScalarType;
+    STD_TORCH_CHECK(t.dim() == 2, function, ": ", argument, " must have the two dimensions ",
+                    dimensions, ", got shape ", shape_of(t));
+    STD_TORCH_CHECK(t.scalar_type() == Dtype::Long || t.scalar_type() == Dtype::Int, function, ": ",
+                    argument, " must be int64 or int32, got ",
+                    torch::headeronly::toString(t.scalar_type()));
+    STD_TORCH_CHECK(t.device() == x.device(), function, ": ", argument,
+                    " and x must be on one device");
+  }
+
+  void check_x(const char* function, const Tensor& x) {
+    GeometryChecks(function, 1, 0, 0, 1, 1)
+        .three_dimensional("x", x, "(batch, in_channels, length)");
+    arguments_.batch = x.size(0);
+    arguments_.length = x.size(2);
+    checks_.layers("x", x, x.size(1), x.size(2));
+  }
+
+  void check_tokens(const char* function, const Tensor& embedding, const Tensor& tokens,
+                    const OptionalTensor& rows) {
+    STD_TORCH_CHECK(embedding.dim() == 2, function,
+                    ": x, the embedding of the tokens, must have the two dimensions (vocab, "
+                    "channels), got shape ",
+                    shape_of(embedding));
+    check_indices(function, "tokens", tokens, "(batch, length)", embedding);
+    if (rows) check_rows(function, *rows, tokens);
+    arguments_.batch = rows ? rows->size(0) : tokens.size(0);
+    arguments_.length = tokens.size(1);
+    checks_.layers("x", embedding, embedding.size(1), tokens.size(1));
+  }
+
+  StackChecks checks_;
+};
+
+}  // namespace convlm

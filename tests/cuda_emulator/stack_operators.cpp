@@ -1,0 +1,79 @@
+// The operators of fused stacks on CPU tensors, run by the emulator.
+#include <torch/csrc/stable/library.h>
+
+#include <stdexcept>
+
+#include "cuda/stack_functions.h"
+#include "emulated.h"
+#include "guarded.h"
+
+namespace convlm::cuda {
+namespace {
+
+int64_t elements(const StackLayer& layer) {
+  return layer.columns * layer.in_channels * layer.kernel_size;
+}
+
+void guard(emulator::GuardedCall& call, StackProblem& p) {
+  StackArguments& a = p.arguments;
+  const int64_t channels = p.layers.front().in_channels;
+  const int64_t results = a.batch * p.layers.back().out_channels() * a.out_length;
+  if (a.input_is_rows)
+    call.input("x", a.input, p.vocab, channels);
+  else
+    call.input("x", a.input, a.batch, channels, a.length);
+  call.input("grad_output", a.grad_output, a.batch, p.layers.back().out_channels(), a.out_length);
+  call.output("y", a.output, results);
+  call.output("losses", a.losses, a.batch * a.out_length);
+  call.output("loss", p.loss, 1);
+  // A step updates parameters, the elements of each of which lie together.
+  const auto result = p.as_step ? &emulator::GuardedCall::updated : &emulator::GuardedCall::output;
+  const int64_t inputs = channels * (a.input_is_rows ? p.vocab : a.batch * a.length);
+  (call.*result)("grad_x", a.grad_input.data, inputs);
+  for (StackLayer& layer : p.layers) {
+    call.input("weight", layer.weight, layer.columns, layer.in_channels, layer.kernel_size);
+    call.input("bias", layer.bias, layer.columns);
+    (call.*result)("grad_weight", layer.grad_weight.data, elements(layer));
+    (call.*result)("grad_bias", layer.grad_bias.data, layer.columns);
+  }
+}
+
+void guard(emulator::GuardedCall& call, int64_t batch, Indices& indices) {
+  ConstTensor tensor{indices.rows, {indices.rows_step, 0, 0}};
+  call.input("rows", tensor, batch);
+  indices.rows = static_cast<const int64_t*>(tensor.data);
+}
+
+struct Emulated {
+  static Capability capability(const Tensor&) { return emulated_capability(); }
+
+  static void run(const char*, StackProblem problem, const Tensor&) {
+    const StackArguments a = problem.arguments;
+    emulator::GuardedCall call(bytes_of(a.dtype));
+    guard(call, problem);
+    emulator::GuardedCall tokens(bytes_of(problem.tokens));
+    guard_indices(tokens, "tokens", problem.tokens, a.length);
+    emulator::GuardedCall target(bytes_of(problem.target));
+    guard_indices(target, "target", problem.target, a.out_length);
+    emulator::GuardedCall rows(sizeof(int64_t));
+    guard(rows, a.batch, problem.tokens);
+    guard(rows, a.batch, problem.target);
+    const emulator::Guarded workspace(stack_workspace_bytes(problem));
+    if (run_stack(problem, workspace.data(), nullptr) != cudaSuccess)
+      throw std::runtime_error("the launch failed");
+    workspace.check("the workspace");
+    for (emulator::GuardedCall* guarded : {&call, &tokens, &target, &rows}) guarded->finish();
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(convlm_emulated, CPU, m) {
+  m.impl("stack_forward", TORCH_BOX(&stack_forward<Emulated>));
+  m.impl("stack_backward", TORCH_BOX(&stack_backward<Emulated>));
+  m.impl("stack_cross_entropy", TORCH_BOX(&stack_cross_entropy<Emulated>));
+  m.impl("stack_sgd_", TORCH_BOX(&stack_sgd<Emulated>));
+  m.impl("stack_losses", TORCH_BOX(&stack_losses<Emulated>));
+}
+
+}  // namespace convlm::cuda
