@@ -191,7 +191,7 @@ def markdown(columns: Mapping[Environment, Mapping[str, Row]]) -> str:
     environments = list(columns)
     lines = [
         f"| | {' | '.join(f'torch {e.torch}' for e in environments)} | tests |",
-        f"| --- | {' --- |' * len(environments)} --- |",
+        f"| --- |{' --- |' * len(environments)} --- |",
         f"| Python | {' | '.join(e.python for e in environments)} | |",
         f"| build of torch | {' | '.join(e.kind for e in environments)} | |",
     ]
