@@ -26,7 +26,8 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help build train test test-models test-triton lint format clean
-.PHONY: wheel dist test-dist compat asan tsan fuzz bench bench-report bench-compare bench-sweep cuda-resources gpu-check gpu-bench
+.PHONY: wheel dist test-dist compat asan tsan fuzz
+.PHONY: bench bench-report bench-compare bench-sweep cuda-resources gpu-check gpu-bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -69,12 +70,11 @@ test-dist: $(VENV)/.built  ## install the wheel in dist/ in a clean environment 
 compat: dist  ## run one wheel with each torch of COMPAT and write docs/compatibility.md, 10 GB of downloads
 	$(BIN)/python tests/compatibility.py $(COMPAT) --write docs/compatibility.md
 
-lint: $(VENV)/.built $(VENV)/.dev  ## ruff, clang-format, mypy and actionlint, changing nothing
+lint: $(VENV)/.built $(VENV)/.dev  ## ruff, clang-format and mypy, changing nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run -Werror $(CPP_CODE)
 	$(BIN)/mypy
-	$(BIN)/actionlint -shellcheck= $(wildcard .github/workflows/*.yml)
 
 format: $(VENV)/.dev  ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff check --fix

@@ -32,7 +32,7 @@ from suite import OURS, Case, Contest, Setting, Suite
 from torch import Tensor, nn
 
 from convlm_kernels.lm import load_words, make_data
-from convlm_kernels.lm.models import loss_of
+from convlm_kernels.lm.char_model import loss_of
 
 PEER, BY_HAND, COMPILED = "torch.nn", "matrix products", "torch.compile"
 LEARNING_RATE = 0.1

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from convlm_kernels import Conv1d
 from convlm_kernels.lm import CNN, DilatedCNN, Split
-from convlm_kernels.lm.models import CharModel
+from convlm_kernels.lm.char_model import CharModel
 
 SEED_ROWS, LETTERS, CONTEXT, LENGTH = 25_626, 26, 8, 23
 BYTES, BYTE_CONTEXT, BYTE_CHANNELS = 256, 1_024, 128

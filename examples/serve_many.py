@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from convlm_kernels.lm import Alphabet, Batch, DilatedCNN, Sampling, load_checkpoint, sample
-from convlm_kernels.lm.models import CharModel
+from convlm_kernels.lm.char_model import CharModel
 
 
 class Request(NamedTuple):

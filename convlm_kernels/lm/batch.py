@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import step_ops
 from ..streaming import StreamState
-from .models import CharModel
+from .char_model import CharModel
 
 
 @dataclass(frozen=True)

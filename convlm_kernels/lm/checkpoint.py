@@ -18,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .char_model import CharModel
 from .data import Alphabet
 from .files import write_whole
-from .models import CharModel, build_model
+from .models import build_model
 from .training import Progress
 
 FILE = "checkpoint.safetensors"

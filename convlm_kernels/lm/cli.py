@@ -12,11 +12,12 @@ import torch
 from ..backends import BACKENDS
 from .batch import Sampling
 from .bench_command import run_benchmarks
+from .char_model import CharModel
 from .checkpoint import load_checkpoint
 from .data import Alphabet, make_data
 from .generation import Piece, sample_pieces
 from .info import print_info
-from .models import MODELS, CharModel
+from .models import MODELS
 from .options import DTYPES, device, number, probability, rate, step_or_fraction, whole
 from .pretrained import is_pretrained
 from .processes import STRATEGIES

@@ -19,8 +19,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..optim import sgd_step
+from .char_model import CharModel
 from .checkpoint import FILE, Checkpoint
-from .models import CharModel, build_model
+from .models import build_model
 from .processes import STRATEGIES
 from .sharded import write_sharded
 from .together import leave, together

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..backends import can_run_steps
 from .batch import Event, Sampling, generate
+from .char_model import CharModel
 from .data import Alphabet
-from .models import CharModel
 
 
 class Piece(NamedTuple):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from .char_model import CharModel
 from .checkpoint import FILE, INDEX, Checkpoint, remove_shards
-from .models import CharModel
 
 if TYPE_CHECKING:
     from .distributed import ManyProcesses

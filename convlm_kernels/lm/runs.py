@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .char_model import CharModel
 from .checkpoint import Checkpoint, load_checkpoint
 from .data import Alphabet, Data, Split, contexts, make_data
 from .files import write_whole
 from .generation import sample
-from .models import MLP, CharModel, build_model
+from .models import MLP, build_model
 from .options import DTYPES
 from .plots import plot_losses
 from .processes import OneProcess, join

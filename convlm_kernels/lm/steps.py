@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..optim import mark_changed
+from .char_model import CharModel
 from .data import Split
-from .models import CharModel
 
 READ_EVERY = 20  # steps; each time Python waits for the GPU
 

@@ -11,7 +11,7 @@ import torch
 from build import emulated, take_launches
 from convlm_kernels import embedding_loss, lookup_ops, stack_ops
 from convlm_kernels.lm import CNN, DilatedCNN
-from convlm_kernels.lm.models import CharModel
+from convlm_kernels.lm.char_model import CharModel
 
 STACK = ("stack_forward", "stack_backward", "stack_cross_entropy", "stack_losses", "stack_sgd_")
 

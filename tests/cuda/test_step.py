@@ -27,7 +27,7 @@ from build import emulated, library, run_sanitized
 from convlm_kernels import CausalConv1d, DilatedStack, StackLayer, step_ops
 from convlm_kernels.autograd import ACTIVATIONS
 from convlm_kernels.lm import CNN, Batch, DilatedCNN, Sampling
-from convlm_kernels.lm.models import CharModel
+from convlm_kernels.lm.char_model import CharModel
 from convlm_kernels.streaming import StreamState
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")

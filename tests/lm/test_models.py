@@ -8,7 +8,8 @@ import torch
 
 from convlm_kernels import sgd_step
 from convlm_kernels.lm import CNN, MLP, DilatedCNN, contexts, evaluate, load_words, make_data
-from convlm_kernels.lm.models import MODELS, CharModel, build_model, loss_of
+from convlm_kernels.lm.char_model import CharModel, loss_of
+from convlm_kernels.lm.models import MODELS, build_model
 
 BUILDS = [
     pytest.param(CNN, {}, id="cnn-seed"),

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from convlm_kernels.lm import CNN, MLP, Alphabet, DilatedCNN
-from convlm_kernels.lm.models import CharModel
+from convlm_kernels.lm.char_model import CharModel
 
 MODELS = {
     "CNN": lambda: CNN(7, context=4, embedding=3),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convlm_kernels.lm import CNN, DilatedCNN, Progress, Schedule, evaluate, make_data, train
-from convlm_kernels.lm.models import CharModel, loss_of
+from convlm_kernels.lm.char_model import CharModel, loss_of
 from convlm_kernels.lm.plots import moving_average, plot_losses
 from convlm_kernels.lm.training import TrainingError
 

@@ -1,0 +1,169 @@
+"""What the language models share.
+
+All take tokens (batch, length), int64, and return logits (batch, vocab, length - context + 1);
+the logits at position i belong to the character after tokens[:, i : i + context].
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..embedding import embedding_conv1d
+from ..layers import Conv1d
+from ..optim import sgd_step
+from ..stack import has_hooks, reason_not_a_plain_layer
+from ..streaming import Streamed, StreamState, prefill
+from .pretrained import Pretrained
+
+
+def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of logits (batch, vocab, length) and y (batch, length), in float32 at least."""
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    return F.cross_entropy(logits, y, reduction=reduction)
+
+
+def batch_of(x: Tensor, y: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Some `rows` of `x` and `y`, or all."""
+    if rows is None:
+        return x, y
+    return x.index_select(0, rows), y.index_select(0, rows)
+
+
+class CharModel(Streamed, Pretrained):
+    """What the models share: the embedding, the check of the tokens, their sizes, loss and steps.
+
+    A step takes the next token of each sample. The first logits need a whole context, and are NaN
+    before that.
+    """
+
+    def __init__(self, vocab: int, context: int, embedding: int) -> None:
+        super().__init__()
+        check_positive(vocab=vocab, context=context, embedding=embedding)
+        self.vocab = vocab
+        self.context = context
+        self.embedding = nn.Embedding(vocab, embedding)
+
+    @property
+    def receptive_field(self) -> int:
+        """How many characters, the newest included, one prediction depends on."""
+        return self.context
+
+    def sizes(self) -> dict[str, int]:
+        """The arguments that build a model of the same shape."""
+        return {
+            "vocab": self.vocab,
+            "context": self.context,
+            "embedding": self.embedding.embedding_dim,
+        }
+
+    @classmethod
+    def build(cls, sizes: dict[str, int], backend: str = "auto") -> Self:
+        options: dict[str, Any] = {**sizes, "backend": backend}
+        return cls(**options)
+
+    def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross-entropy of the predictions from `x` (batch, length) and what follows, `y`."""
+        return loss_of(self(x), y, reduction)
+
+    def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The mean loss of `x` and `y`, or of some `rows` of both; leaves its gradients in `.grad`,
+        in place of others.
+        """
+        self.zero_grad()
+        with torch.enable_grad():
+            loss = self.loss(*batch_of(x, y, rows))
+        loss.backward()
+        return loss.detach()
+
+    @torch.no_grad()
+    def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor | None = None) -> Tensor:
+        """A step of gradient descent on the loss of :meth:`training_step`, which is returned.
+
+        Where the loss is not finite the parameters stay as they are. What is in `.grad` then is
+        of no meaning: not every model goes by way of it.
+        """
+        loss = self.training_step(x, y, rows)
+        if math.isfinite(loss.item()):
+            sgd_step(self.parameters(), lr)
+        return loss
+
+    def steps_on_gpu(self, x: Tensor) -> bool:
+        """Whether :meth:`sgd_step` on `x` is work for a GPU alone, which nobody waits for."""
+        return False
+
+    def is_plain(self, layers: Iterable[nn.Module]) -> bool:
+        """Whether the embedding and `layers` do nothing but what their parameters say."""
+        embedding = self.embedding
+        words = embedding.weight
+        return (
+            type(embedding) is nn.Embedding
+            and embedding.padding_idx is None
+            and embedding.max_norm is None
+            and not embedding.scale_grad_by_freq
+            and not has_hooks(embedding)
+            and all(reason_not_a_plain_layer(layer, words) is None for layer in layers)
+        )
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Raises ValueError unless `tokens` is (batch, length) and holds a context."""
+        if tokens.dim() != 2:
+            raise ValueError(f"tokens must be (batch, length), got shape {tuple(tokens.shape)}")
+        if tokens.shape[1] < self.context:
+            raise ValueError(
+                f"tokens have length {tokens.shape[1]}, but a prediction needs a context of "
+                f"{self.context}"
+            )
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings (batch, length, embedding) of `tokens` (batch, length)."""
+        self.check_tokens(tokens)
+        return self.embedding(tokens)
+
+    def embed_as_signal(self, tokens: Tensor) -> Tensor:
+        """Embeddings end to end as one channel (batch, 1, length * embedding).
+
+        A convolution over it with stride `embedding` moves one character a step.
+        """
+        return self.embed(tokens).flatten(1).unsqueeze(1)
+
+    def embed_and_convolve(self, tokens: Tensor, conv: Conv1d) -> Tensor:
+        """`conv` of the embeddings as one signal, by look-up."""
+        self.check_tokens(tokens)
+        return embedding_conv1d(
+            tokens,
+            self.embedding.weight,
+            conv.weight,
+            conv.bias,
+            activation=conv.activation,
+            backend=conv.backend,
+        )
+
+    def stream_embedding(self) -> nn.Embedding:
+        return self.embedding
+
+    def step(self, tokens: Tensor, state: StreamState) -> Tensor:
+        """Logits (batch, vocab) of what follows `tokens` (batch), int64. Updates `state`."""
+        return self.stream_network().step(tokens, state, None)
+
+    def prefill(self, tokens: Tensor, state: StreamState) -> Tensor:
+        """Logits (batch, vocab, length) of what follows each of `tokens` (batch, length).
+
+        As many steps at once. Updates `state`.
+        """
+        return prefill(self.stream_network(), self.embedding(tokens).mT, state, None)
+
+
+def all_require_grad(*parameters: Tensor | None) -> bool:
+    """None, as an empty bias, is no parameter."""
+    return all(p is None or p.requires_grad or p.numel() == 0 for p in parameters)
+
+
+def check_positive(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
