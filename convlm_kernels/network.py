@@ -195,13 +195,19 @@ class Network:
     The weights are packed when they are first asked for, and again when any of them has changed:
     its version counter tells of updates in place, its address of other storage. (Writing through
     ``parameter.data`` in place changes neither; torch itself cannot see that.) They are always
-    packed into the same memory, so what a CUDA graph captured reads them too, once a step outside
-    of it, or :meth:`refresh`, has seen the change.
+    packed into the same memory, also by a network ``after`` another of the same sizes. So what a
+    CUDA graph captured reads them too, once a step outside of it, or :meth:`refresh`, has seen the
+    change.
 
-    With an ``embedding``, steps take tokens, numbers of its rows.
+    With an ``embedding``, steps take tokens, numbers of its rows. It is read where it lies.
     """
 
-    def __init__(self, layers: list[NetworkLayer], embedding: nn.Embedding | None = None) -> None:
+    def __init__(
+        self,
+        layers: list[NetworkLayer],
+        embedding: nn.Embedding | None = None,
+        after: Network | None = None,
+    ) -> None:
         weight = layers[0].weight()
         self.layers = layers
         self.dtype, self.device = weight.dtype, weight.device
@@ -212,7 +218,11 @@ class Network:
         self._embedding = embedding
         self._tensors = _tensors_of(layers, embedding)
         self._seen: dict[torch.dtype | None, list[int]] = {}
+        # What was packed last: as long as it is there, no other storage has its address.
+        self._read: dict[torch.dtype | None, list[Tensor]] = {}
         self._packed: dict[torch.dtype | None, PackedNetwork] = {}
+        if after is not None and self._is_laid_out_as(after):
+            self._packed = after._packed
 
     def __reduce__(self) -> Any:
         return type(None), ()  # a copied or saved module makes its own
@@ -224,6 +234,12 @@ class Network:
             layers == self.layers
             and (weight.dtype, weight.device) == (self.dtype, self.device)
             and list(map(id, tensors)) == list(map(id, self._tensors))
+        )
+
+    def _is_laid_out_as(self, other: Network) -> bool:
+        """Whether the packed weights of one fit into the memory of the other's."""
+        return (self.dtype, self.device) == (other.dtype, other.device) and torch.equal(
+            self.plan, other.plan
         )
 
     def packed(self, dtype: torch.dtype | None = None) -> PackedNetwork:
@@ -241,14 +257,23 @@ class Network:
         except RuntimeError:  # tensors made in inference mode have no version
             return self._pack(dtype)
         if seen != self._seen.get(dtype):
-            if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                raise RuntimeError(
-                    "the weights are to be packed before a graph is captured: take a step first"
-                )
+            self._wait_for_other_streams()
             with torch.inference_mode(False):  # so that they can be packed again outside of it
                 self._packed[dtype] = self._pack(dtype, self._packed.get(dtype))
+            self._wait_for_other_streams()
             self._seen[dtype] = seen
+            self._read[dtype] = [tensor.detach() for tensor in self._tensors]
         return self._packed[dtype]
+
+    def _wait_for_other_streams(self) -> None:
+        """Some may still read what was packed before, or read at once what is packed now."""
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                if torch.cuda.is_current_stream_capturing():
+                    raise RuntimeError(
+                        "the weights are to be packed before a graph is captured: take a step first"
+                    )
+                torch.cuda.synchronize()
 
     def refresh(self) -> None:
         """Packs what has changed since it was last packed."""

@@ -58,7 +58,7 @@ def sgd_step(parameters: Iterable[Tensor], lr: float) -> None:
         torch._foreach_add_(updated, gradients, alpha=-lr)
 
 
-def mark_changed(tensors: list[Tensor]) -> None:
+def mark_changed(tensors: Iterable[Tensor]) -> None:
     """Counts a change that an operator made in place, of which torch knows nothing.
 
     Caches of packed weights and the checks of autograd go by these counts.

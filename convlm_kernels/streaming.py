@@ -90,7 +90,7 @@ class Streamed(nn.Module):
             raise ValueError(f"batch must not be negative, got {batch}")
         made_of = self.stream_layers(), self.stream_embedding()
         if self._network is None or not self._network.has(*made_of):
-            self._network = Network(*made_of)
+            self._network = Network(*made_of, after=self._network)
         network = self._network
         network.refresh()
         return StreamState(

@@ -336,6 +336,17 @@ def test_parametrized_weights() -> None:
     assert torch.equal(stream(layer, x), layer(x))
 
 
+def test_new_weights_may_lie_where_old_ones_did() -> None:
+    layer = Conv1d(3, 5, 2, padding="causal")
+    x = random(1, 3)
+    for seed in range(40):
+        layer.step(x, layer.init_state(1))
+        for n in (1, 2):  # the second may get the memory of what the first replaced
+            layer.weight.data = random(5, 3, 2, seed=2 * seed + n)
+        y = layer.step(x, layer.init_state(1))
+        torch.testing.assert_close(y, layer(x[:, :, None])[:, :, 0])
+
+
 def test_weights_made_in_inference_mode_have_no_version_and_are_read_each_time() -> None:
     with torch.inference_mode():
         layer = CausalConv1d(3, 5, 2)

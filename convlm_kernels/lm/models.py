@@ -230,7 +230,7 @@ class DilatedCNN(CharModel):
 
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
-        if not self.is_a_stack_with_loss(x.shape[-1]):
+        if not self.is_a_stack_with_loss(x.shape[-1]) or self.has_tied_parameters():
             return super().training_step(x, y, rows)
         x, y = batch_of(x, y, rows)
         self.check_tokens(x)
@@ -249,7 +249,7 @@ class DilatedCNN(CharModel):
     @torch.no_grad()
     def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor | None = None) -> Tensor:
         """In one operator where the loss comes with its gradients."""
-        if not (self.is_a_stack_with_loss(x.shape[-1]) and all_require_grad(*self.parameters())):
+        if not self.is_trained_at_once(x):
             return super().sgd_step(x, y, lr, rows)
         self.check_tokens(x)
         words, weights, biases, settings = self.stack_operands()
@@ -260,8 +260,19 @@ class DilatedCNN(CharModel):
         return loss
 
     def steps_on_gpu(self, x: Tensor) -> bool:
-        fused = x.is_cuda and self.is_a_stack_with_loss(x.shape[-1])
-        return fused and all_require_grad(*self.parameters())
+        return x.is_cuda and self.is_trained_at_once(x)
+
+    def is_trained_at_once(self, x: Tensor) -> bool:
+        """Whether a step of SGD on rows like those of `x` is one operator."""
+        return (
+            self.is_a_stack_with_loss(x.shape[-1])
+            and not self.has_tied_parameters()
+            and all_require_grad(*self.parameters())
+        )
+
+    def has_tied_parameters(self) -> bool:
+        """Whether one tensor stands for two: their gradients add up, as autograd does it."""
+        return len(list(self.parameters())) < 1 + 2 * len(self.layers)
 
     def is_a_stack(self, length: int | None = None) -> bool:
         """Whether fused operators take the whole model, on rows of `length` tokens (default: one

@@ -41,7 +41,7 @@ class Steps(Protocol):
 
 
 class PlainSteps:
-    """Each is a call of :meth:`CharModel.sgd_step`, whose loss is waited for."""
+    """Each is a call of `CharModel.sgd_step`, whose loss is waited for."""
 
     ahead = 1
 
@@ -66,11 +66,12 @@ class Captured(NamedTuple):
 class CapturedSteps:
     """The same steps as CUDA graphs: one launch each, and nobody waits for a loss.
 
-    A graph reads the numbers of its rows from a buffer. The learning rate is part of it: each one
-    has a graph of its own, captured when it first comes up.
+    A graph reads the numbers of its rows from a buffer. The learning rate and the memory of the
+    parameters are part of it: each rate has a graph of its own, captured when it first comes up,
+    and all are captured again where a parameter lies elsewhere or is frozen.
 
     Raises:
-        ValueError: the step cannot be captured (:func:`reason_not_captured`).
+        ValueError: the step cannot be captured; says why.
     """
 
     def __init__(
@@ -85,20 +86,31 @@ class CapturedSteps:
         self._losses = torch.zeros(ahead, dtype=model.embedding.weight.dtype, device=device)
         self._taken = 0
         self._steps: dict[float, Captured] = {}
+        self._parameters: list[tuple[int, bool]] = []  # those of the graphs
 
     def take(self, rows: Tensor, lr: float) -> None:
+        if rows.shape != self.rows.shape:
+            raise ValueError(
+                f"rows must have the shape {tuple(self.rows.shape)} of the captured batch, "
+                f"got {tuple(rows.shape)}"
+            )
         self.rows.copy_(rows, non_blocking=True)
+        parameters = list(self.model.parameters())
+        captured = [(p.data_ptr(), p.requires_grad) for p in parameters]
+        if captured != self._parameters:
+            self._steps.clear()
+            self._parameters = captured
         if lr not in self._steps:
             self._steps[lr] = self.capture(lr)
         step = self._steps[lr]
         step.graph.replay()
+        mark_changed(parameters)  # a replay does not say so
         self._losses[self._taken].copy_(step.loss)
         self._taken += 1
 
     def losses(self) -> list[float]:
         losses: list[float] = self._losses[: self._taken].tolist()
         self._taken = 0
-        mark_changed(list(self.model.parameters()))  # a replay does not say so
         return losses
 
     def capture(self, lr: float) -> Captured:
@@ -111,7 +123,9 @@ class CapturedSteps:
         torch.cuda.current_stream(x.device).wait_stream(side)
         with torch.cuda.device(x.device):
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Torch's own stream for captures may be of another device; and other threads may do
+            # what they like.
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 loss = self.model.sgd_step(x, y, lr, self.rows)
         return Captured(graph, loss)
 

@@ -17,18 +17,31 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 }
 
 constexpr int64_t kMostBlocks = 2147483647;
-constexpr int kSharedBytesWithoutAsking = 48 * 1024;
+constexpr int kSharedBytesToAsk = 48 * 1024;
+constexpr size_t kMostParameterBytes = 32764;  // from CUDA 12.1 on
+
+// Lets `kernel` have all the shared memory of a block of this device, however little a launch then
+// asks for: the limit is one for all threads of the host, and must not be lowered between another's
+// setting and launch.
+inline cudaError_t allow_all_shared_memory(const void* kernel) {
+  int device = 0, most = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  return error;
+}
 
 // Starts `kernel` on min(blocks, kMostBlocks) blocks: where there may be more tiles than that, a
 // kernel walks them in steps of gridDim.x.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int shared_bytes,
                    cudaStream_t stream, const Arguments&... arguments) {
+  static_assert((sizeof(Parameters) + ... + 0) <= kMostParameterBytes, "what a kernel may be told");
   if (blocks == 0) return cudaSuccess;
-  if (shared_bytes > kSharedBytesWithoutAsking) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (shared_bytes > kSharedBytesToAsk) {
+    const cudaError_t error = allow_all_shared_memory(reinterpret_cast<const void*>(kernel));
     if (error != cudaSuccess) return error;
   }
   const unsigned grid = static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks);

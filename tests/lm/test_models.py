@@ -152,6 +152,20 @@ def test_steps_read_the_weights_that_training_left(kind):
             torch.testing.assert_close(step, steps, rtol=1e-5, atol=1e-5)
 
 
+def test_the_gradients_of_tied_parameters_add_up():
+    model = DilatedCNN(context=16)
+    model.layers[2].weight = model.layers[1].weight
+    model.layers[2].bias = model.layers[1].bias
+    plain = deepcopy(model)
+    plain.fused = False
+    x, y = torch.randint(28, (32, 31)), torch.randint(28, (32, 16))
+    torch.testing.assert_close(model.training_step(x, y), plain.training_step(x, y))
+    for own, right in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, right.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.sgd_step(x, y, 0.5), plain.sgd_step(x, y, 0.5))
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [CNN, DilatedCNN])
 def test_what_is_not_plain_is_not_fused(kind):
     """A parametrized layer trains what its weight is made of; a padding index has no gradient."""

@@ -1,7 +1,8 @@
 """Steps that run ahead of their losses, with the graphs of a GPU replaced by calls."""
 
 import math
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import NamedTuple, cast
 
 import pytest
 import torch
@@ -95,14 +96,40 @@ def test_a_loss_that_is_not_finite_names_its_step() -> None:
     assert progress.step == 10
 
 
+class Silent(Replayed):
+    """As a graph is: its replay changes memory, and nothing of torch's knows."""
+
+    def capture(self, lr: float) -> Captured:
+        super().capture(lr)
+        graph = SimpleNamespace(replay=lambda: None)
+        return Captured(cast(torch.cuda.CUDAGraph, graph), torch.zeros(()))
+
+
 def test_a_change_by_replays_is_counted() -> None:
     model = small_model()
-    steps = Replayed(model, DATA.train, 4)
-    steps.take(torch.zeros(4, dtype=torch.int64), 0.1)
+    steps = Silent(model, DATA.train, 4)
     before = [p._version for p in model.parameters()]
-    assert len(steps.losses()) == 1
+    steps.take(torch.zeros(4, dtype=torch.int64), 0.1)
     assert all(p._version > version for p, version in zip(model.parameters(), before, strict=True))
+    assert steps.losses() == [0.0]
     assert steps.losses() == []
+
+
+def test_what_is_no_longer_as_it_was_captured_is_captured_again() -> None:
+    model = small_model()
+    steps = Silent(model, DATA.train, 4)
+    rows = torch.zeros(4, dtype=torch.int64)
+    for lr in (0.1, 0.2, 0.1):
+        steps.take(rows, lr)
+    assert steps.captured == [0.1, 0.2]
+    model.layers[0].weight.data = model.layers[0].weight.data.clone()
+    steps.take(rows, 0.1)
+    model.embedding.weight.requires_grad_(False)
+    steps.take(rows, 0.1)
+    steps.take(rows, 0.1)
+    assert steps.captured == [0.1, 0.2, 0.1, 0.1]
+    with pytest.raises(ValueError, match=r"rows must have the shape \(4,\) .*, got \(1,\)"):
+        steps.take(rows[:1], 0.1)
 
 
 @pytest.mark.parametrize("kind", [CNN, DilatedCNN])
