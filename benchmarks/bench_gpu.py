@@ -141,7 +141,8 @@ class Run:
             self.wrong.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
         else:
             rows, wrong, left_out = found
-            self.rows.setdefault(suite, []).extend(rows)
+            if rows:
+                self.rows.setdefault(suite, []).extend(rows)
             self.wrong += wrong
             self.left_out += left_out
 

@@ -70,6 +70,8 @@ def drawings(runs: Mapping[str, Run]) -> Iterator[Drawing]:
     """Of every suite in the file. Each figure is closed when the next one is asked for."""
     makers: dict[str, Callable[[Run], Iterator[Drawing]]] = {"layers": of_layers, "cost": of_cost}
     for name, run in runs.items():
+        if not run["rows"]:
+            continue
         with plt.rc_context(STYLE):
             if name in makers:
                 drawn = makers[name](run)
