@@ -127,10 +127,10 @@ CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors, const Steps& st
     product(p);
     p.accumulate = true;
   };
-  const bool none = steps.first_outer >= steps.last_outer || steps.first_inner >= steps.last_inner;
-  if (none || whole.outer * whole.inner <= chain)
-    return run(steps.first_outer, none ? steps.first_outer : steps.last_outer, steps.first_inner,
-               larger(steps.first_inner, steps.last_inner));
+  if (steps.first_outer >= steps.last_outer || steps.first_inner >= steps.last_inner)
+    return run(steps.last_outer, steps.last_outer, steps.last_inner, steps.last_inner);  // zeros
+  if (whole.outer * whole.inner <= chain)
+    return run(steps.first_outer, steps.last_outer, steps.first_inner, steps.last_inner);
   const int64_t inner_chain = divide_up(whole.inner, divide_up(whole.inner, chain));
   const int64_t outer_chain = larger(1, chain / inner_chain);
   for (int64_t s = steps.first_inner / inner_chain * inner_chain; s < steps.last_inner;

@@ -57,6 +57,7 @@ def _run(cell: Cell, path: Path, namespace: dict[str, Any]) -> tuple[str, list[b
     """What a cell prints, and the figures that it draws, as SVG."""
     import matplotlib.pyplot as plt
 
+    plt.close("all")  # what others have left
     out = io.StringIO()
     code = compile("\n" * (cell.line - 1) + cell.source, str(path), "exec")
     with redirect_stdout(out):
