@@ -285,7 +285,8 @@ def reason_not_a_plain_layer(layer: Any, x: Tensor) -> str | None:
         return "has hooks"
     if layer.backend not in (("cuda",) if x.is_cuda else ("auto", "cpp")):
         return f"asks for backend={layer.backend!r}"
-    if layer.weight.dtype != x.dtype or layer.weight.device != x.device:
+    weight = layer.weight  # looking it up takes longer than comparing it
+    if weight.dtype != x.dtype or weight.device != x.device:
         return "has another dtype or device than the input"
     return None
 

@@ -230,7 +230,8 @@ class DilatedCNN(CharModel):
 
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
-        if not self.is_a_stack_with_loss(x.shape[-1]) or self.has_tied_parameters():
+        parameters = self.stack_parameters()
+        if not self.is_a_stack_with_loss(x.shape[-1]) or are_tied(parameters):
             return super().training_step(x, y, rows)
         x, y = batch_of(x, y, rows)
         self.check_tokens(x)
@@ -241,8 +242,7 @@ class DilatedCNN(CharModel):
             )
             first: Any = self.layers[0]
             gradients[1] = gradients[1].transpose(1, 2).view_as(first.weight)
-        parameters = [layer.weight for layer in self.layers] + [layer.bias for layer in self.layers]
-        for parameter, gradient in zip([words, *parameters], gradients, strict=True):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient if parameter.requires_grad else None
         return loss
 
@@ -264,15 +264,16 @@ class DilatedCNN(CharModel):
 
     def is_trained_at_once(self, x: Tensor) -> bool:
         """Whether a step of SGD on rows like those of `x` is one operator."""
-        return (
-            self.is_a_stack_with_loss(x.shape[-1])
-            and not self.has_tied_parameters()
-            and all_require_grad(*self.parameters())
-        )
+        if not self.is_a_stack_with_loss(x.shape[-1]):
+            return False
+        parameters = self.stack_parameters()
+        return not are_tied(parameters) and all_require_grad(*parameters)
 
-    def has_tied_parameters(self) -> bool:
-        """Whether one tensor stands for two: their gradients add up, as autograd does it."""
-        return len(list(self.parameters())) < 1 + 2 * len(self.layers)
+    def stack_parameters(self) -> list[Tensor]:
+        """The embedding, the weights, and the biases: those of `parameters`, in less time."""
+        layers = list(self.layers)
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        return [self.embedding.weight, *weights, *biases]
 
     def is_a_stack(self, length: int | None = None) -> bool:
         """Whether fused operators take the whole model, on rows of `length` tokens (default: one
@@ -302,6 +303,14 @@ class DilatedCNN(CharModel):
         by_tap = weights[0].view(weights[0].shape[0], -1, words.shape[1])
         weights[0] = by_tap.transpose(1, 2)
         return words, weights, biases, self.settings
+
+
+def are_tied(parameters: list[Tensor]) -> bool:
+    """Whether one tensor stands for two: their gradients add up, as autograd does it.
+
+    Two biases that are None count as such.
+    """
+    return len({id(parameter) for parameter in parameters}) < len(parameters)
 
 
 MODELS: dict[str, type[CharModel]] = {"dilated": DilatedCNN, "cnn": CNN, "mlp": MLP}

@@ -10,9 +10,9 @@ struct RowGradient {
   int64_t sums_pitch;
 };
 
-template <class T, int VECTORS>
+template <class T, int VECTORS, int CHANNELS>
 void row_gradient(const RowGradient<T>& p) {
-  constexpr int W = kLanes<T>, CHANNELS = kRowsAtOnce<VECTORS>;
+  constexpr int W = kLanes<T>;
   Vector<T> sum[CHANNELS][VECTORS];
 #pragma GCC unroll 32
   for (int i = 0; i < CHANNELS; ++i)
@@ -53,20 +53,27 @@ struct WeightSums {
 
 // Rows of the result that are added up in registers, and stay in the first cache.
 constexpr int64_t kGradientRows = 64;
+// Channels at a time where there are fewer than fill the registers.
+constexpr int kFewChannels = 4;
 
 template <class T, int... V>
 CONVLM_INLINE void add_gradient_block(RowGradient<T> p, const WeightSums<T>& sums, int64_t tap,
                                       int64_t first, int64_t last,
                                       std::integer_sequence<int, V...>) {
-  static constexpr void (*table[])(const RowGradient<T>&) = {&row_gradient<T, V + 1>...};
+  static constexpr void (*many[])(const RowGradient<T>&) = {
+      &row_gradient<T, V + 1, kRowsAtOnce<V + 1>>...};
+  static constexpr void (*few[])(const RowGradient<T>&) = {
+      &row_gradient<T, V + 1, kFewChannels>...};
   static constexpr int channels_at_once[] = {kRowsAtOnce<V + 1>...};
   p.sums_pitch = sums.taps * sums.pitch();
   for (int64_t panel = 0; panel < sums.panels.count; ++panel) {
     const int width = sums.panels.width(panel);
     p.column = sums.panels.first(panel) * kLanes<T>;
-    for (p.channel = first; p.channel < last; p.channel += channels_at_once[width - 1]) {
+    for (p.channel = first; p.channel < last;) {
       p.sums = sums.row(p.channel, tap) + p.column;
-      table[width - 1](p);
+      const bool fill = last - p.channel >= channels_at_once[width - 1];
+      (fill ? many : few)[width - 1](p);
+      p.channel += fill ? channels_at_once[width - 1] : kFewChannels;
     }
   }
 }
