@@ -150,7 +150,8 @@ void correlate_fast(const Correlation<S>& p) {
     for (int64_t job = begin; job < end; ++job) {
       const int64_t block = job % blocks;
       const int64_t first = p.rows * block / blocks, last = p.rows * (block + 1) / blocks;
-      pack_rows(p, job / blocks, first, last - first, last - first, weight_pitch, packed);
+      pack_rows(p, {0, p.taps}, job / blocks, first, last - first, last - first, weight_pitch,
+                packed);
       transform_weight(tiling, packed, p.channels, weight_pitch, reversed,
                        weights + job * block_size);
     }

@@ -78,8 +78,8 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
       const int64_t group = job / blocks, block = job % blocks;
       const int64_t first = p.rows * block / blocks, last = p.rows * (block + 1) / blocks;
       for (int64_t i = 0; i < part_count; ++i)
-        pack_rows(parts[i], group, first, last - first, last - first, weight_pitch,
-                  weights + job * block_size + plans[i].weight_offset);
+        pack_rows(parts[i], taps_inside(parts[i], 0, parts[i].outputs), group, first, last - first,
+                  last - first, weight_pitch, weights + job * block_size + plans[i].weight_offset);
     }
   });
 

@@ -37,12 +37,13 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
   T* weights = static_cast<T*>(scratch(
       Slot::weight, p.groups * (sizeof(T) * panels * panel_size + sizeof(Sum<T>) * padded)));
   Sum<T>* biases = reinterpret_cast<Sum<T>*>(weights + p.groups * panels * panel_size);
+  const TapRange taps = taps_inside(p, 0, p.outputs);
   parallel_jobs(p.groups * panels, panel_size, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
       const int64_t first = vectors * (job % panels) / panels * W;
       const int64_t last = vectors * (job % panels + 1) / panels * W;
-      pack_rows(p, job / panels, first, smaller(last, p.rows) - first, last - first, weight_pitch,
-                weights + job * panel_size);
+      pack_rows(p, taps, job / panels, first, smaller(last, p.rows) - first, last - first,
+                weight_pitch, weights + job * panel_size);
     }
   });
   if (p.bias != nullptr)

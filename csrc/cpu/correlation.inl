@@ -89,20 +89,24 @@ inline void plan_reduction(Reduction& r, const Staging& staging, int64_t channel
 // Some taps in a row.
 struct TapRange {
   int64_t first, last;
+  int64_t count() const { return last - first; }
 };
 
 // The taps that may read a part of the input for one of the outputs [begin, end). The others would
 // add zeros, and there are many of them where the kernel spans more than the input is long.
-template <class S>
-TapRange taps_inside(const Correlation<S>& p, int64_t begin, int64_t end) {
+inline TapRange taps_inside(const int64_t* tap_offset, int64_t taps, int64_t step, int64_t length,
+                            int64_t begin, int64_t end) {
   const auto outside = [&](int64_t tap) {
-    return begin * p.in_step + p.tap_offset[tap] >= p.length ||
-           (end - 1) * p.in_step + p.tap_offset[tap] < 0;
+    return begin * step + tap_offset[tap] >= length || (end - 1) * step + tap_offset[tap] < 0;
   };
-  TapRange range{0, p.taps};
+  TapRange range{0, taps};
   while (range.first < range.last && outside(range.first)) ++range.first;
   while (range.first < range.last && outside(range.last - 1)) --range.last;
   return range;
+}
+template <class S>
+TapRange taps_inside(const Correlation<S>& p, int64_t begin, int64_t end) {
+  return taps_inside(p.tap_offset, p.taps, p.in_step, p.length, begin, end);
 }
 
 inline Steps steps_of(const Reduction& r, TapRange taps) {
@@ -133,31 +137,32 @@ bool natural_weight(const Correlation<S>& p) {
   return natural;
 }
 
-// out[(c * taps + j) * pitch + i] = weight of row first + i, zero for count <= i < padded.
+// out[(c * p.taps + j) * pitch + i] = weight of row first + i for the taps j in `taps`, if not for
+// all, and zero for count <= i < padded.
 template <class S>
-void pack_rows(const Correlation<S>& p, int64_t group, int64_t first, int64_t count, int64_t padded,
-               int64_t pitch, Compute<S>* out) {
+void pack_rows(const Correlation<S>& p, TapRange taps, int64_t group, int64_t first, int64_t count,
+               int64_t padded, int64_t pitch, Compute<S>* out) {
   constexpr int W = kLanes<Compute<S>>;
   const S* source = p.weight + group * p.weight_group + first * p.weight_row;
-  if (natural_weight(p)) {
+  if (natural_weight(p) && 2 * taps.count() > p.taps) {
     for (int64_t i = 0; i < padded; i += W)
       transpose_strip(source + i * p.weight_row, p.weight_row, larger(0, smaller(W, count - i)),
                       p.products(), out + i, pitch, smaller(W, padded - i));
     return;
   }
   for (int64_t c = 0; c < p.channels; ++c)
-    for (int64_t j = 0; j < p.taps; ++j, out += pitch)
+    for (int64_t j = taps.first; j < taps.last; ++j)
       stage_row(source + c * p.weight_channel + p.tap_index[j] * p.weight_tap, p.weight_row, count,
-                0, 1, out, padded);
+                0, 1, out + (c * p.taps + j) * pitch, padded);
 }
 
 #if defined(CONVLM_DOT_BFLOAT16)
 // The same for pairs of channels.
-inline void pack_rows(const Correlation<bfloat16>& p, int64_t group, int64_t first, int64_t count,
-                      int64_t padded, int64_t pitch, Pair* out) {
+inline void pack_rows(const Correlation<bfloat16>& p, TapRange taps, int64_t group, int64_t first,
+                      int64_t count, int64_t padded, int64_t pitch, Pair* out) {
   constexpr int W = kLanes<float>;
   const bfloat16* source = p.weight + group * p.weight_group + first * p.weight_row;
-  if (natural_weight(p)) {
+  if (natural_weight(p) && 2 * taps.count() > p.taps) {
     float* turned = static_cast<float*>(
         scratch(Slot::panel, sizeof(float) * W * p.taps * divide_up(p.channels, 2) * 2));
     for (int64_t i = p.products() * W; i < p.taps * divide_up(p.channels, 2) * 2 * W; ++i)
@@ -175,11 +180,11 @@ inline void pack_rows(const Correlation<bfloat16>& p, int64_t group, int64_t fir
     return;
   }
   for (int64_t c = 0; c < p.channels; c += 2)
-    for (int64_t j = 0; j < p.taps; ++j, out += pitch) {
+    for (int64_t j = taps.first; j < taps.last; ++j) {
       const bfloat16* low = source + c * p.weight_channel + p.tap_index[j] * p.weight_tap;
       const bool single = c + 1 == p.channels;
       stage_source(PairOfRows{low, single ? low : low + p.weight_channel, single}, p.weight_row,
-                   count, 0, 1, out, padded);
+                   count, 0, 1, out + (c / 2 * p.taps + j) * pitch, padded);
     }
 }
 #endif

@@ -209,7 +209,9 @@ struct GradInput {
 template <class S>
 struct GradWeight {
   static void run(const GradWeightArguments& a) { weight_gradient(problem(a)); }
-  static Kernel kernel(const GradWeightArguments& a) { return grad_weight_kernel(problem(a)); }
+  static Kernel kernel(const GradWeightArguments& a) {
+    return grad_weight_kernel(of_taps_inside(problem(a)));
+  }
 
   static WeightGradient<S> problem(const GradWeightArguments& a) {
     const Conv1dGeometry& g = a.geometry;

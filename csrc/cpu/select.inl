@@ -147,6 +147,16 @@ void weight_gradient_directly(const WeightGradient<S>& p) {
 }
 
 template <class S>
+void weight_gradient_by_kernel(const WeightGradient<S>& p) {
+  if constexpr (kMayFilter<S>) {
+    const Kernel kernel = grad_weight_kernel(p);
+    if (kernel == Kernel::fast_filter_2) return grad_weight_fast<FastFilter<2>>(p);
+    if (kernel == Kernel::fast_filter_4) return grad_weight_fast<FastFilter<4>>(p);
+  }
+  weight_gradient_directly(p);
+}
+
+template <class S>
 void weight_gradient(const WeightGradient<S>& p) {
   if (p.batch == 0) {
     for (int64_t i = 0; i < p.groups * p.rows * p.products(); ++i)
@@ -155,10 +165,11 @@ void weight_gradient(const WeightGradient<S>& p) {
       for (int64_t i = 0; i < p.groups * p.rows; ++i) from_compute(Compute<S>(0), p.grad_bias[i]);
     return;
   }
-  if constexpr (kMayFilter<S>) {
-    const Kernel kernel = grad_weight_kernel(p);
-    if (kernel == Kernel::fast_filter_2) return grad_weight_fast<FastFilter<2>>(p);
-    if (kernel == Kernel::fast_filter_4) return grad_weight_fast<FastFilter<4>>(p);
-  }
-  weight_gradient_directly(p);
+  WeightGradient<S> inside = of_taps_inside(p);
+  const bool trimmed = inside.taps < p.taps;
+  if (trimmed)
+    inside.grad_weight =
+        static_cast<S*>(scratch(Slot::inside, sizeof(S) * p.groups * p.rows * inside.products()));
+  weight_gradient_by_kernel(inside);
+  if (trimmed) spread_taps(p, inside);
 }

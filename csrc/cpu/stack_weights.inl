@@ -23,7 +23,7 @@ void pack_weight(const StackLayer& layer, const PackedWeight<Compute<S>>& packed
   const Panels<Compute<S>>& panels = packed.panels;
   for (int64_t panel = 0; panel < panels.count; ++panel) {
     const int64_t first = panels.first(panel) * W, last = panels.first(panel + 1) * W;
-    pack_rows(p, 0, first, smaller(last, p.rows) - first, last - first, panels.pitch,
+    pack_rows(p, {0, p.taps}, 0, first, smaller(last, p.rows) - first, last - first, panels.pitch,
               out + (packed.panel(panel) - packed.data));
   }
 }

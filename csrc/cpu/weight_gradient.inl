@@ -55,3 +55,34 @@ CONVLM_INLINE Unit unit_at(const WeightGradient<S>& p, const Units& u, int64_t i
   const int64_t last = smaller(p.outputs, steps * (block + 1) / u.blocks * u.depth);
   return {sample, smaller(u.samples, p.batch - sample), first, last - first};
 }
+
+// ---- taps that read nothing but padding ----
+
+// The same for the taps that read a part of the input, and for one tap at least. Its gradient of
+// the weight has yet to be spread out.
+template <class S>
+WeightGradient<S> of_taps_inside(WeightGradient<S> p) {
+  const TapRange taps =
+      taps_inside(p.tap_offset, p.taps, p.stride, p.length, 0, larger(1, p.outputs));
+  const int64_t first = smaller(taps.first, p.taps - 1);
+  p.tap_offset += first;
+  p.taps = larger(1, taps.count());
+  return p;
+}
+
+// From `inside`, the gradient of `of_taps_inside(p)`, to that of all taps.
+template <class S>
+void spread_taps(const WeightGradient<S>& p, const WeightGradient<S>& inside) {
+  const int64_t first = inside.tap_offset - p.tap_offset, last = first + inside.taps;
+  const int64_t rows = p.groups * p.rows * p.channels;
+  parallel_jobs(rows, p.taps, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t k = 0; k < p.taps; ++k) {
+        S& out = p.grad_weight[row * p.taps + k];
+        if (k < first || k >= last)
+          from_compute(Compute<S>(0), out);
+        else
+          out = inside.grad_weight[row * inside.taps + k - first];
+      }
+  });
+}
