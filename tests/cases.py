@@ -155,7 +155,18 @@ DEPTHWISE = [
     Case("depthwise, a stride longer than the input", 2, 5, 5, 7, 3, 9, 2, 5, (3, 3)),
 ]
 
-CASES = SEED + LENGTHS + CHANNELS + SETTINGS + PARTLY_FAST + FAST + GROUPS + DEPTHWISE
+# Few rows, or an input that is short against the reach of its taps: products by taps come first.
+TAPS_FIRST = [
+    Case("one row, two blocks of outputs, inputs in several tiles", 1, 40, 1, 2500, 5, 1, 3),
+    Case("two rows and long rows", 2, 20, 2, 700, 7, 1, 9, 1, (54, 0)),
+    Case("one channel's gradient from many", 3, 1, 70, 300, 4, 1, 11, 1, (33, 33)),
+    Case("short rows side by side, taps far apart", 5, 24, 30, 9, 12, 1, 3, 1, (33, 9)),
+    Case("more columns than a row block, a tile and a half", 1, 12, 3, 390, 9, 1, 40, 1, (320, 0)),
+    Case("in each of three groups", 2, 60, 3, 270, 3, 1, 2, 3, (4, 0)),
+    Case("gradients of classes of a stride", 2, 2, 60, 260, 9, 3, 2, 1, (5, 6)),
+]
+
+CASES = SEED + LENGTHS + CHANNELS + SETTINGS + PARTLY_FAST + FAST + GROUPS + DEPTHWISE + TAPS_FIRST
 
 # One of each kind, where a test is about something else than the shape.
 FEW = [BY_HAND, LENGTHS[8], CHANNELS[3], SETTINGS[2], FAST[1], GROUPS[0], GROUPS[4]]

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import BY_HAND, CHANNELS, FAST, PARTLY_FAST, SEED, Case, parametrize, problem, random
+from cases import (
+    BY_HAND,
+    CHANNELS,
+    FAST,
+    PARTLY_FAST,
+    SEED,
+    TAPS_FIRST,
+    Case,
+    parametrize,
+    problem,
+    random,
+)
 from tolerances import assert_close, exact_forward, exact_gradients
 from torch import Tensor
 from torch.nn import functional as F
@@ -88,7 +99,23 @@ def test_where_torch_sums_more_exactly_so_do_we(case: Case) -> None:
     ],
 )
 def test_what_fast_filtering_is_not_for(function: str, case: Case) -> None:
-    assert kernel(function, case) in ("positions", "rows")
+    assert not kernel(function, case).startswith("fast_filter")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_few_rows_and_short_inputs_are_multiplied_by_taps_first(dtype: str) -> None:
+    one_row = Case("", 8, 64, 1, 2000, 7, 1, 1, 1, (6, 0))
+    assert kernel("forward", one_row, dtype) == "taps"
+    assert kernel("grad_input", Case("", 32, 1, 231, 171, 11, 1, 46, 1, (460, 0)), dtype) == "taps"
+    far_apart = Case("", 8, 41, 80, 133, 31, 1, 4)
+    assert kernel("grad_input", far_apart, dtype) == "taps"
+    assert kernel("forward", far_apart, dtype) != "taps"
+
+
+def test_the_batch_has_no_say() -> None:
+    for case in TAPS_FIRST:
+        for function in ("forward", "grad_input"):
+            assert kernel(function, case) == kernel(function, case._replace(batch=32))
 
 
 def test_depthwise_has_its_own() -> None:

@@ -34,6 +34,7 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/correlation.inl"
 #include "cpu/correlate_positions.inl"
 #include "cpu/correlate_rows.inl"
+#include "cpu/correlate_taps.inl"
 #include "cpu/depthwise.inl"
 #include "cpu/fast_filter.inl"
 #include "cpu/fast_filter_input.inl"
