@@ -73,16 +73,12 @@ WeightGradient<S> of_taps_inside(WeightGradient<S> p) {
 // From `inside`, the gradient of `of_taps_inside(p)`, to that of all taps.
 template <class S>
 void spread_taps(const WeightGradient<S>& p, const WeightGradient<S>& inside) {
-  const int64_t first = inside.tap_offset - p.tap_offset, last = first + inside.taps;
+  const int64_t first = inside.tap_offset - p.tap_offset;
   const int64_t rows = p.groups * p.rows * p.channels;
   parallel_jobs(rows, p.taps, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * p.taps; i < end * p.taps; ++i) p.grad_weight[i] = {};
     for (int64_t row = begin; row < end; ++row)
-      for (int64_t k = 0; k < p.taps; ++k) {
-        S& out = p.grad_weight[row * p.taps + k];
-        if (k < first || k >= last)
-          from_compute(Compute<S>(0), out);
-        else
-          out = inside.grad_weight[row * inside.taps + k - first];
-      }
+      for (int64_t k = 0; k < inside.taps; ++k)
+        p.grad_weight[row * p.taps + first + k] = inside.grad_weight[row * inside.taps + k];
   });
 }
