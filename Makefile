@@ -31,7 +31,7 @@ REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["b
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
-	@echo 'Variables: WORDS=file|names (train, docs), ARGS="..." (train, test, bench, gpu-check), PYTHON, TORCH.'
+	@echo 'Variables: WORDS=file|names (train, bench, docs), ARGS="..." (train, test, bench, gpu-check), PYTHON, TORCH.'
 
 build: $(VENV)/.built  ## .venv with torch and the package, compiled in place
 
@@ -82,7 +82,7 @@ format: $(VENV)/.dev  ## let ruff and clang-format rewrite the sources
 	$(BIN)/clang-format -i $(CPP_CODE)
 
 bench: $(VENV)/.built  ## every benchmark within 10 minutes: figures, plots and a page in benchmarks/results
-	$(BIN)/python benchmarks/bench.py --threads 1 2 $(ARGS)
+	$(BIN)/python benchmarks/bench.py --threads 1 2 $(if $(WORDS),--words '$(WORDS)') $(ARGS)
 
 bench-report: $(VENV)/.built  ## draw the stored figures again, and write them into README.md and docs
 	$(BIN)/python benchmarks/report.py $(ARGS)

@@ -27,7 +27,7 @@ def arguments(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("suites", nargs="*", metavar="SUITE", help=f"any of {', '.join(SUITES)} (default all)")
-    add("--minutes", type=float, default=9.0, help="to be spent, about (default 9)")
+    add("--minutes", type=float, default=7.0, help="to be spent on timing, about (default 7)")
     add("--threads", type=int, nargs="+", default=[1], metavar="N", help="(default 1)")
     add("--only", nargs="+", default=[], metavar="PART", help="cases whose name has one of these")
     add("--all", action="store_true", help="the layers that are not part of every run as well")

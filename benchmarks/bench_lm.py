@@ -12,6 +12,7 @@ is a matter of the words: random letters repeat the least.
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -55,10 +56,11 @@ def seed_rows(setting: Setting) -> Split:
 def models(setting: Setting) -> list[Model]:
     seed = cache(partial(seed_rows, setting))
     rows, predictions = (1, 8) if setting.small else (4, 512)
+    of_words = f" on {Path(setting.words).stem}" if setting.words else ""
     return [
-        Model("CNN", CNN, 32, seed),
-        Model("dilated, dense", dense, 32, seed),
-        Model("dilated, shared contexts", DilatedCNN, 32, seed),
+        Model(f"CNN{of_words}", CNN, 32, seed),
+        Model(f"dilated, dense{of_words}", dense, 32, seed),
+        Model(f"dilated, shared contexts{of_words}", DilatedCNN, 32, seed),
         Model("10 layers of 128, bytes", byte_model, rows, partial(byte_rows, 4, predictions)),
     ]
 
