@@ -26,7 +26,13 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   constexpr int64_t kJobs =
       16;  // enough for the threads of a common processor; the bits do not depend on it
 
+  constexpr int64_t kTileSize = W * kMaxRows * kMaxVectors;
+
   const Correlation<S>& p = parts[0];
+  // All classes of a stride, in order: together they are whole rows of the output.
+  const bool interleaved = part_count > 1 && part_count == p.out_step;
+  int64_t length = 0;
+  for (int64_t i = 0; i < part_count; ++i) length += parts[i].outputs;
   const int64_t channels = divide_up(p.channels, kDepth<T>);
   int64_t taps = 0, starts = 0;
   for (int64_t i = 0; i < part_count; ++i) {
@@ -90,8 +96,8 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
       [&](int64_t begin, int64_t end) {
         T* staged =
             static_cast<T*>(scratch(Slot::staged, sizeof(T) * channels * staging.channel_pitch()));
-        Sum<T>* tile =
-            static_cast<Sum<T>*>(scratch(Slot::tile, CONVLM_VECTOR_BYTES * kMaxRows * kMaxVectors));
+        Sum<T>* sums = static_cast<Sum<T>*>(
+            scratch(Slot::tile, sizeof(Sum<T>) * kTileSize * (interleaved ? part_count : 1)));
         int64_t staged_job = -1;
         for (int64_t job = begin; job < end; ++job) {
           const int64_t split = job % splits, tile_job = job / splits;
@@ -118,6 +124,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                 const Correlation<S>& q = parts[part];
                 const int64_t count = smaller(width * W, q.outputs - v * W);
                 if (count <= 0) continue;
+                Sum<T>* tile = sums + (interleaved ? part * kTileSize : 0);
                 const Reduction& reduction = plans[part].reduction;
                 const Steps steps = steps_of(reduction, taps_inside(q, v * W, v * W + count));
                 const T* part_weight = weight + plans[part].weight_offset;
@@ -140,9 +147,14 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                                    q.out_row,
                                    bias};
                 multiply<T, true>(product, rows, width, steps, kForwardChain<T>);
-                for (int i = 0; product.out == nullptr && i < rows; ++i)
+                for (int i = 0; product.out == nullptr && !interleaved && i < rows; ++i)
                   finish_row(q, tile + i * width * W, bias[i], count, out + i * q.out_row);
               }
+              for (int i = 0; interleaved && i < rows; ++i)
+                interleave(sums + i * width * W, kTileSize, p.out_step,
+                           smaller(width * W * p.out_step, length - v * W * p.out_step),
+                           p.out + n * p.out_batch + group * p.out_group + (row + i) * p.out_row +
+                               v * W * p.out_step);
               v = next;
             }
           }

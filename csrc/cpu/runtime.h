@@ -27,6 +27,7 @@ enum class Slot {
   panel,
   tile,
   partial,
+  lanes,
   last,
   rows,
   tokens,
