@@ -9,6 +9,25 @@ CONVLM_INLINE A* if_same(void*) {
   return nullptr;
 }
 
+// What the next tile will stage, brought closer a little at a time: it lies in stretches so short
+// and far apart that the processor does not foresee them.
+struct ReadAhead {
+  const char* row;
+  int64_t rows, pitch, lines;  // bytes from row to row, cache lines of each
+  int64_t at_once;
+  int64_t line;
+
+  CONVLM_INLINE void some() {
+    for (int64_t i = 0; i < at_once && rows > 0; ++i) {
+      __builtin_prefetch(row + line * 64, 0, 2);
+      if (++line < lines) continue;
+      line = 0;
+      row += pitch;
+      --rows;
+    }
+  }
+};
+
 struct PartOfPositions {
   Reduction reduction;
   int64_t weight_offset;  // within those of a block of rows
@@ -99,16 +118,34 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
         Sum<T>* sums = static_cast<Sum<T>*>(
             scratch(Slot::tile, sizeof(Sum<T>) * kTileSize * (interleaved ? part_count : 1)));
         int64_t staged_job = -1;
+        ReadAhead ahead{};
         for (int64_t job = begin; job < end; ++job) {
           const int64_t split = job % splits, tile_job = job / splits;
           const int64_t t = tile_job % tiles, group = tile_job / tiles % p.groups,
                         n = tile_job / tiles / p.groups;
           const int64_t first_strip = strips * t / tiles, last_strip = strips * (t + 1) / tiles;
           const int64_t first = vectors * first_strip / strips;
-          if (staged_job != tile_job)
-            stage(staging, p.in + n * p.in_batch + group * p.channels * p.in_channel, p.channels,
-                  p.in_channel, p.in_position, p.length, first * W * p.in_step, staged, false);
-          staged_job = tile_job;
+          if (staged_job != tile_job) {
+            const S* in = p.in + n * p.in_batch + group * p.channels * p.in_channel;
+            stage(staging, in, p.channels, p.in_channel, p.in_position, p.length,
+                  first * W * p.in_step, staged, false);
+            staged_job = tile_job;
+            // Those without a stride read less than they compute with.
+            ahead = {};
+            if (p.in_step > 1 && p.in_position == 1 && t + 1 < tiles) {
+              const int64_t next = vectors * last_strip / strips;
+              const int64_t last = vectors * (strips * (t + 2) / tiles) / strips;
+              const int64_t start = next * W * p.in_step + p.tap_offset[0];
+              const int64_t row_bytes = (last - next) * W * p.in_step * sizeof(S);
+              const int64_t products = blocks / splits * (last_strip - first_strip);
+              ahead = {reinterpret_cast<const char*>(in + larger(0, start)),
+                       p.channels,
+                       p.in_channel * static_cast<int64_t>(sizeof(S)),
+                       divide_up(row_bytes, 64),
+                       divide_up(p.channels * divide_up(row_bytes, 64), products),
+                       0};
+            }
+          }
           for (int64_t block = blocks * split / splits; block < blocks * (split + 1) / splits;
                ++block) {
             const int64_t row = p.rows * block / blocks;
@@ -120,6 +157,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
             for (int64_t strip = first_strip; strip < last_strip; ++strip) {
               const int64_t next = vectors * (strip + 1) / strips;
               const int width = static_cast<int>(next - v);
+              ahead.some();
               for (int64_t part = 0; part < part_count; ++part) {
                 const Correlation<S>& q = parts[part];
                 const int64_t count = smaller(width * W, q.outputs - v * W);

@@ -1,5 +1,5 @@
-// The correlation with one channel per group: nothing is shared between rows, so memory decides.
-// Each row of the output is one pass over its row of the input.
+// The correlation with one channel per group, or few: next to nothing is shared between rows, so
+// memory decides. Each row of the output is one pass over its row of the input.
 
 // The input of one group as kernels of few channels read it: product c * taps + j of output q is
 // in[q + offset[c * taps + j]], which is in place wherever that will do. What steps by more than
@@ -17,10 +17,11 @@ struct SlidingInput {
   int64_t products() const { return channels * taps; }
 };
 
-// How many numbers slide() keeps in `memory`.
 inline int64_t* scratch_numbers(Slot slot, int64_t count) {
   return static_cast<int64_t*>(scratch(slot, sizeof(int64_t) * count));
 }
+
+// How many numbers slide() keeps in `memory`.
 template <class Problem>
 int64_t sliding_input_numbers(const Problem& p) {
   return 2 * (p.taps + p.products());

@@ -140,6 +140,7 @@ struct GradInput {
   }
 
   static Kernel kernel(const GradInputArguments& a) {
+    if (is_interleaved(a.geometry)) return Kernel::depthwise;
     Kernel kernel = Kernel::rows;
     for_each_class(a, [&](const Correlation<S>& p) {
       if (p.taps > 0) kernel = correlation_kernel(p);

@@ -1,6 +1,7 @@
 // grad_weight with vectors of positions: for groups of few output channels, depthwise above all.
 
-// One stretch of positions of one sample and group, into lanes[row][product or bias][lane].
+// Adds the products of outputs [first, first + count) of one sample and group to
+// lanes[row][product or, last, the bias][lane].
 template <class S>
 void add_stretch(const WeightGradient<S>& p, const SlidingInput& input, int64_t n, int64_t group,
                  int64_t first, int64_t count, Sum<Compute<Element<S>>>* lanes) {
@@ -45,12 +46,12 @@ void add_stretch(const WeightGradient<S>& p, const SlidingInput& input, int64_t 
       add_row(grad[m], count, lanes + (m * row_size + p.products()) * L);
 }
 
-// `add(n, group, first, count, lanes)` does so for a stretch.
+// grad_weight and grad_bias, where add(n, group, first, count, lanes) does what add_stretch() does.
 template <class S, class Add>
 void sum_stretches(const WeightGradient<S>& p, const Add& add) {
   using T = Compute<Element<S>>;
   constexpr int L = kLanes<Sum<T>>;
-  constexpr int64_t kMaxBlock = 64, kJobs = 16;  // the bits depend on neither
+  constexpr int64_t kMaxBlock = 64, kJobs = 64;  // the bits depend on neither
   const Units units = plan_units(p.batch, p.outputs, kGradWeightChain * kLanes<T>,
                                  p.groups * p.rows * p.products(), 1);
   // partial[piece][group][row][product or, last, the bias]
