@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from .ops import OPERATORS
+from .ops import OPERATORS, gradients
 
 Window = tuple[int, int, int, int, int, str]
 
@@ -80,6 +80,11 @@ class _Forward(torch.autograd.Function):
             if in_kernels and not (_grad_enabled() or _transformed()):
                 return _activated_backward(ctx, grad_output, x, weight, y)
             grad_output = _FROM_OUTPUT[activation](grad_output, y)
+        both = x_needed and weight_needed and kernels == "native" and grad_output.is_cpu
+        if both and not (_grad_enabled() or _transformed()):
+            # What reads the same memory can do so in one pass.
+            grad_x, grad_w, grad_b = gradients(grad_output, x, weight, *window, bias_needed)
+            return grad_x, grad_w, grad_b if bias_needed else None, *_NO_GRADIENTS
         if x_needed:
             grad_x = grad_input(grad_output, weight, length, window, kernels)
         if weight_needed:

@@ -23,6 +23,7 @@ forward = torch.ops.convlm.forward.default
 forward_with_state = torch.ops.convlm.forward_with_state.default
 grad_input = torch.ops.convlm.grad_input.default
 grad_weight = torch.ops.convlm.grad_weight.default
+gradients = torch.ops.convlm.gradients.default
 
 
 class Operators(NamedTuple):
@@ -262,6 +263,23 @@ def grad_weight_fake(
     checks.activated(y, activation, grad_output)
     grad_w = x.new_empty((out_channels, in_channels // checks.groups, kernel_size))
     return grad_w, x.new_empty(out_channels if with_bias else 0)
+
+
+@torch.library.register_fake("convlm::gradients")
+def _gradients_fake(
+    grad_output: Tensor, x: Tensor, weight: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *window, with_bias = settings
+    groups = window[4]
+    torch._check(
+        x.dim() == 3 and weight.dim() == 3 and x.shape[1] == weight.shape[1] * groups,
+        lambda: (
+            "gradients: x and weight must have three dimensions and the same channels, "
+            f"got shapes {_text(x)} and {_text(weight)}"
+        ),
+    )
+    grad_x = grad_input_fake(grad_output, weight, x.shape[2], *window)
+    return grad_x, *grad_weight_fake(grad_output, x, weight.shape[2], *window, with_bias)
 
 
 # vmap. A batched x alone is a longer batch. A batched weight makes every example a convolution of

@@ -18,6 +18,11 @@ STABLE_TORCH_LIBRARY(convlm, m) {
       "grad_weight(Tensor grad_output, Tensor x, SymInt kernel_size, SymInt stride, "
       "SymInt pad_left, SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision, "
       "bool with_bias, Tensor? y=None, str activation=\"none\") -> (Tensor, Tensor)");
+  // grad_input and both results of grad_weight; on the CPU.
+  m.def(
+      "gradients(Tensor grad_output, Tensor x, Tensor weight, SymInt stride, SymInt pad_left, "
+      "SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision, bool with_bias) "
+      "-> (Tensor, Tensor, Tensor)");
   m.def(
       "lookup(Tensor tokens, Tensor table, Tensor? bias, SymInt stride, SymInt pad_left, "
       "SymInt pad_right, SymInt dilation, str activation) -> Tensor");

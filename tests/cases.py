@@ -166,7 +166,45 @@ TAPS_FIRST = [
     Case("gradients of classes of a stride", 2, 2, 60, 260, 9, 3, 2, 1, (5, 6)),
 ]
 
-CASES = SEED + LENGTHS + CHANNELS + SETTINGS + PARTLY_FAST + FAST + GROUPS + DEPTHWISE + TAPS_FIRST
+# On CPUs rows of some length are read in place, but for their edges.
+FEW_CHANNELS = [
+    Case("depthwise, edges on both sides", 5, 3, 3, 1003, 5, 1, 3, 3, (6, 6)),
+    Case("depthwise, no edges but those of grad_input", 2, 2, 2, 1000, 3, 1, 7, 2),
+    Case("depthwise, more taps than share a pass", 2, 3, 3, 1200, 9, 1, 1, 3, (8, 0)),
+    Case("depthwise, one tap", 2, 70, 70, 700, 1, 1, 1, 70),
+    Case("depthwise, two taps, a row of several sums", 1, 1, 1, 9001, 2, 1, 5, 1, (5, 5)),
+    Case("depthwise, padding longer than what is read", 2, 3, 3, 700, 3, 1, 300, 3, (900, 100)),
+    Case("depthwise, every second", 2, 3, 3, 1501, 4, 2, 1, 3, (2, 1)),
+    Case("depthwise, every third, two channels to one and one to two", 2, 4, 8, 700, 4, 3, 2, 4),
+    Case("depthwise, every fourth, not all read", 2, 3, 9, 2601, 2, 4, 3, 3, (0, 5)),
+    Case("depthwise, every fifth", 2, 3, 12, 800, 7, 5, 1, 3, (1, 1)),
+    Case("depthwise, every sixth", 2, 3, 3, 900, 7, 6, 1, 3, (1, 1)),
+    Case("depthwise, every eighth", 2, 3, 3, 900, 9, 8, 3, 3, (1, 1)),
+    Case("three channels to one", 2, 3, 1, 900, 5, 1, 2, 1, (4, 4)),
+]
+
+# Layers of many channels whose classes of positions are computed together.
+STRIDED = [
+    Case("every second, an odd length", 2, 20, 24, 301, 4, 2, 1, 1, (1, 2)),
+    Case("every third, one tap for each", 1, 30, 40, 500, 3, 3, 4),
+    Case("every fourth, several tiles", 1, 4, 300, 1203, 4, 4, 3, 1, (5, 1)),
+    Case("every fifth", 2, 20, 24, 402, 6, 5, 1, 1, (1, 0)),
+    Case("every fourth, a class without taps", 2, 20, 24, 300, 3, 4),
+]
+
+CASES = (
+    SEED
+    + LENGTHS
+    + CHANNELS
+    + SETTINGS
+    + PARTLY_FAST
+    + FAST
+    + GROUPS
+    + DEPTHWISE
+    + FEW_CHANNELS
+    + STRIDED
+    + TAPS_FIRST
+)
 
 # One of each kind, where a test is about something else than the shape.
 FEW = [BY_HAND, LENGTHS[8], CHANNELS[3], SETTINGS[2], FAST[1], GROUPS[0], GROUPS[4]]

@@ -124,6 +124,26 @@ def test_depthwise_has_its_own() -> None:
     assert kernel("grad_weight", case) == "positions"
 
 
+@parametrize(
+    "case",
+    [
+        Case("strided", 8, 100, 100, 1003, 7, 2, 1, 100, (3, 3)),
+        Case("strided, few outputs", 8, 100, 100, 30, 7, 5, 2, 100, (3, 3)),
+        Case("taps far apart", 8, 100, 100, 5000, 3, 1, 2000, 100, (3, 3)),
+        Case("a multiplier", 8, 100, 400, 1003, 7, 1, 3, 100, (3, 3)),
+        Case("a multiplier, strided", 8, 100, 200, 1003, 7, 3, 2, 100, (3, 3)),
+    ],
+)
+def test_so_have_layers_of_few_channels(case: Case) -> None:
+    assert kernel("forward", case) == kernel("grad_input", case) == "depthwise"
+
+
+def test_more_channels_are_blocked() -> None:
+    case = Case("a multiplier of five", 8, 100, 500, 1003, 7, 1, 3, 100, (3, 3))
+    assert kernel("forward", case) == "positions"
+    assert kernel("grad_input", case) != "depthwise"
+
+
 @pytest.mark.parametrize(
     ("replaced", "message"),
     [

@@ -77,6 +77,34 @@ def test_grad_weight(case: Case, dtype: torch.dtype) -> None:
     assert empty.shape == (0,)
 
 
+@parametrize("dtype", DTYPES)
+@parametrize("case", CASES)
+def test_both_gradients(case: Case, dtype: torch.dtype) -> None:
+    p = problem(case, dtype)
+    grad_x, grad_w, grad_b = ops.gradients(p.grad_output, p.x, p.weight, *case.window, True)
+    assert grad_x.is_contiguous()
+    assert grad_w.is_contiguous()
+    exact = exact_gradients(p.x, p.weight, p.grad_output, case.window)
+    for own, right in zip((grad_x, grad_w, grad_b), exact, strict=True):
+        assert own.dtype == dtype
+        right.allows(own)
+    alone = ops.grad_input(p.grad_output, p.weight, case.length, *case.window)
+    without = ops.gradients(p.grad_output, p.x, p.weight, *case.window, False)
+    assert bits(alone, grad_w, torch.empty(0)) == bits(*without)
+    assert bits(alone) == bits(grad_x)
+
+
+@parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [70_000, 70_001])
+def test_both_gradients_of_more_than_the_caches_hold(length: int, dtype: torch.dtype) -> None:
+    case = Case("", 1, 64, 64, length, 3, 1, 2, 64, (2, 2))
+    p = problem(case, dtype)
+    own = ops.gradients(p.grad_output, p.x, p.weight, *case.window, True)
+    exact = exact_gradients(p.x, p.weight, p.grad_output, case.window)
+    for gradient, right in zip(own, exact, strict=True):
+        right.allows(gradient)
+
+
 @parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @parametrize("case", FEW)
@@ -91,10 +119,12 @@ def test_any_strides(case: Case, layout: str, dtype: torch.dtype) -> None:
         y = ops.forward(p.x, p.weight, p.bias, *case.window, "none")
         grad_x = ops.grad_input(p.grad_output, p.weight, case.length, *case.window)
         grads_w = ops.grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True)
+        both = ops.gradients(p.grad_output, p.x, p.weight, *case.window, True)
         exact_forward(p.x, p.weight, p.bias, case.window).allows(y, alike)
         exact = exact_gradients(p.x, p.weight, p.grad_output, case.window)
-        for own, right in zip((grad_x, *grads_w), exact, strict=True):
-            right.allows(own, alike)
+        for gradients in ((grad_x, *grads_w), both):
+            for own, right in zip(gradients, exact, strict=True):
+                right.allows(own, alike)
 
 
 @parametrize("dtype", DTYPES)
@@ -208,6 +238,26 @@ def test_infinities_stay_in_the_sums_they_belong_to(out_length: int, dtype: torc
         assert_same_infinities(grad_b, exact[2].value)
 
 
+@parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [20, 1000])
+@pytest.mark.parametrize("pads", [(0, 0), (4, 0)])
+def test_infinities_of_depthwise_layers(
+    pads: tuple[int, int], length: int, dtype: torch.dtype
+) -> None:
+    case = Case("", 2, 3, 3, length, 3, 1, 2, 3, pads)
+    for position in (0, 1, 5, -5, -1):
+        p = problem(case, dtype)
+        p.x[0, 2, position] = torch.inf
+        grad_x, grad_w, grad_b = ops.gradients(p.grad_output, p.x, p.weight, *case.window, True)
+        # A product with an infinity belongs to those taps that read it.
+        outputs = (position % length + pads[0] - 2 * torch.arange(3)).tolist()
+        read = [0 <= output < case.out_length for output in outputs]
+        assert torch.isinf(grad_w[2, 0]).tolist() == read
+        assert not any(torch.isnan(grad).any() for grad in (grad_x, grad_w, grad_b))
+        assert torch.isfinite(grad_x).all()
+        assert torch.isfinite(grad_w[:2]).all()
+
+
 @parametrize("case", CASES)
 def test_no_worse_than_twice_torch(case: Case) -> None:
     p = problem(case, torch.float32)
@@ -215,16 +265,17 @@ def test_no_worse_than_twice_torch(case: Case) -> None:
     y = torch_conv1d(*leaves, case.window)
     grad_x, grad_w, grad_b = torch.autograd.grad(y, leaves, p.grad_output)
     own_w, own_b = ops.grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True)
+    _, both_w, both_b = ops.gradients(p.grad_output, p.x, p.weight, *case.window, True)
     results = [
         (ops.forward(*p[:3], *case.window, "none"), y.detach()),
         (ops.grad_input(p.grad_output, p.weight, case.length, *case.window), grad_x),
         (own_w, grad_w),
         (own_b, grad_b),
+        (both_w, grad_w),
+        (both_b, grad_b),
     ]
-    exact = (
-        exact_forward(*p[:3], case.window),
-        *exact_gradients(p.x, p.weight, p.grad_output, case.window),
-    )
+    exact_grads = exact_gradients(p.x, p.weight, p.grad_output, case.window)
+    exact = exact_forward(*p[:3], case.window), *exact_grads, *exact_grads[1:]
     for (own, theirs), right in zip(results, exact, strict=True):
         # The last rounding is luck for both; it must not decide where torch's sums are exact.
         luck = torch.finfo(torch.float32).eps * right.magnitude.max()
@@ -240,14 +291,19 @@ def run_all(case: Case, p: Problem) -> list[bytes]:
         ops.forward(p.x, p.weight, p.bias, *case.window, "tanh"),
         ops.grad_input(p.grad_output, p.weight, case.length, *case.window),
         *ops.grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True),
+        *ops.gradients(p.grad_output, p.x, p.weight, *case.window, True),
     )
 
 
-LARGE = Case("long enough for every thread to get a share", 4, 24, 40, 3001, 3, 1, 2, 2, (4, 0))
+LARGE = [
+    Case("long enough for every thread to get a share", 4, 24, 40, 3001, 3, 1, 2, 2, (4, 0)),
+    Case("depthwise", 4, 40, 40, 3001, 4, 1, 2, 40, (6, 0)),
+    Case("depthwise, strided", 4, 40, 40, 3001, 4, 2, 1, 40, (2, 1)),
+]
 
 
 @parametrize("dtype", DTYPES)
-@parametrize("case", [*FEW, *SEED, LARGE])
+@parametrize("case", [*FEW, *SEED, *LARGE])
 def test_same_bits_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> None:
     p = problem(case, dtype)
     torch.set_num_threads(1)
@@ -259,7 +315,7 @@ def test_same_bits_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> 
 
 
 @parametrize("dtype", DTYPES)
-@parametrize("case", [*FEW, *SEED, LARGE])
+@parametrize("case", [*FEW, *SEED, *LARGE])
 def test_same_bits_in_any_batch(case: Case, dtype: torch.dtype) -> None:
     p = problem(case, dtype)
     y = ops.forward(p.x, p.weight, p.bias, *case.window, "none")
@@ -281,6 +337,8 @@ def test_empty_batch(dtype: torch.dtype) -> None:
     grad_w, grad_b = ops.grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True)
     assert torch.equal(grad_w, torch.zeros(case.weight_shape, dtype=dtype))
     assert torch.equal(grad_b, torch.zeros(case.out_channels, dtype=dtype))
+    both = ops.gradients(p.grad_output, p.x, p.weight, *case.window, True)
+    assert bits(*both) == bits(grad_x, grad_w, grad_b)
 
 
 def test_an_input_of_length_zero_is_all_padding() -> None:
@@ -393,6 +451,23 @@ def test_impossible_grad_weight(what: str) -> None:
     assert _message(ops.grad_weight, _on_meta(arguments)) in native
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(x=random(2, 4)),
+        dict(x=random(2, 3, 10)),
+        dict(weight=random(6, 2)),
+        dict(grad_output=random(2, 6, 9)),
+        dict(stride=0),
+    ],
+)
+def test_impossible_gradients(change: dict) -> None:
+    possible = dict(grad_output=random(2, 6, 8), x=random(2, 4, 10), weight=random(6, 2, 3))
+    arguments = possible | WINDOW | dict(with_bias=True) | change
+    native = _message(ops.gradients, arguments)
+    assert _message(ops.gradients, _on_meta(arguments)) in native
+
+
 @parametrize("case", FEW)
 def test_opcheck(case: Case) -> None:
     p = problem(case, torch.float32)
@@ -403,6 +478,8 @@ def test_opcheck(case: Case) -> None:
         (ops.grad_input, (p.grad_output, p.weight, case.length, *case.window)),
         (ops.grad_weight, (p.grad_output, p.x, case.kernel_size, *case.window, True)),
         (ops.grad_weight, (p.grad_output, p.x, case.kernel_size, *case.window, False)),
+        (ops.gradients, (p.grad_output, p.x, p.weight, *case.window, True)),
+        (ops.gradients, (p.grad_output, p.x, p.weight, *case.window, False)),
         (ops.grad_input, (p.grad_output, p.weight, case.length, *case.window, *activated)),
         (ops.grad_weight, (p.grad_output, p.x, case.kernel_size, *case.window, True, *activated)),
     ]

@@ -9,6 +9,25 @@ CONVLM_INLINE A* if_same(void*) {
   return nullptr;
 }
 
+// What the next tile will stage, brought closer a little at a time: it lies in stretches so short
+// and far apart that the processor does not foresee them.
+struct ReadAhead {
+  const char* row;
+  int64_t rows, pitch, lines;  // bytes from row to row, cache lines of each
+  int64_t at_once;
+  int64_t line;
+
+  CONVLM_INLINE void some() {
+    for (int64_t i = 0; i < at_once && rows > 0; ++i) {
+      __builtin_prefetch(row + line * 64, 0, 2);
+      if (++line < lines) continue;
+      line = 0;
+      row += pitch;
+      --rows;
+    }
+  }
+};
+
 struct PartOfPositions {
   Reduction reduction;
   int64_t weight_offset;  // within those of a block of rows
@@ -26,7 +45,13 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   constexpr int64_t kJobs =
       16;  // enough for the threads of a common processor; the bits do not depend on it
 
+  constexpr int64_t kTileSize = W * kMaxRows * kMaxVectors;
+
   const Correlation<S>& p = parts[0];
+  // All classes of a stride, in order: together they are whole rows of the output.
+  const bool interleaved = part_count > 1 && part_count == p.out_step;
+  int64_t length = 0;
+  for (int64_t i = 0; i < part_count; ++i) length += parts[i].outputs;
   const int64_t channels = divide_up(p.channels, kDepth<T>);
   int64_t taps = 0, starts = 0;
   for (int64_t i = 0; i < part_count; ++i) {
@@ -90,19 +115,37 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
       [&](int64_t begin, int64_t end) {
         T* staged =
             static_cast<T*>(scratch(Slot::staged, sizeof(T) * channels * staging.channel_pitch()));
-        Sum<T>* tile =
-            static_cast<Sum<T>*>(scratch(Slot::tile, CONVLM_VECTOR_BYTES * kMaxRows * kMaxVectors));
+        Sum<T>* sums = static_cast<Sum<T>*>(
+            scratch(Slot::tile, sizeof(Sum<T>) * kTileSize * (interleaved ? part_count : 1)));
         int64_t staged_job = -1;
+        ReadAhead ahead{};
         for (int64_t job = begin; job < end; ++job) {
           const int64_t split = job % splits, tile_job = job / splits;
           const int64_t t = tile_job % tiles, group = tile_job / tiles % p.groups,
                         n = tile_job / tiles / p.groups;
           const int64_t first_strip = strips * t / tiles, last_strip = strips * (t + 1) / tiles;
           const int64_t first = vectors * first_strip / strips;
-          if (staged_job != tile_job)
-            stage(staging, p.in + n * p.in_batch + group * p.channels * p.in_channel, p.channels,
-                  p.in_channel, p.in_position, p.length, first * W * p.in_step, staged, false);
-          staged_job = tile_job;
+          if (staged_job != tile_job) {
+            const S* in = p.in + n * p.in_batch + group * p.channels * p.in_channel;
+            stage(staging, in, p.channels, p.in_channel, p.in_position, p.length,
+                  first * W * p.in_step, staged, false);
+            staged_job = tile_job;
+            // Those without a stride read less than they compute with.
+            ahead = {};
+            if (p.in_step > 1 && p.in_position == 1 && t + 1 < tiles) {
+              const int64_t next = vectors * last_strip / strips;
+              const int64_t last = vectors * (strips * (t + 2) / tiles) / strips;
+              const int64_t start = next * W * p.in_step + p.tap_offset[0];
+              const int64_t row_bytes = (last - next) * W * p.in_step * sizeof(S);
+              const int64_t products = blocks / splits * (last_strip - first_strip);
+              ahead = {reinterpret_cast<const char*>(in + larger(0, start)),
+                       p.channels,
+                       p.in_channel * static_cast<int64_t>(sizeof(S)),
+                       divide_up(row_bytes, 64),
+                       divide_up(p.channels * divide_up(row_bytes, 64), products),
+                       0};
+            }
+          }
           for (int64_t block = blocks * split / splits; block < blocks * (split + 1) / splits;
                ++block) {
             const int64_t row = p.rows * block / blocks;
@@ -114,10 +157,12 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
             for (int64_t strip = first_strip; strip < last_strip; ++strip) {
               const int64_t next = vectors * (strip + 1) / strips;
               const int width = static_cast<int>(next - v);
+              ahead.some();
               for (int64_t part = 0; part < part_count; ++part) {
                 const Correlation<S>& q = parts[part];
                 const int64_t count = smaller(width * W, q.outputs - v * W);
                 if (count <= 0) continue;
+                Sum<T>* tile = sums + (interleaved ? part * kTileSize : 0);
                 const Reduction& reduction = plans[part].reduction;
                 const Steps steps = steps_of(reduction, taps_inside(q, v * W, v * W + count));
                 const T* part_weight = weight + plans[part].weight_offset;
@@ -140,9 +185,14 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                                    q.out_row,
                                    bias};
                 multiply<T, true>(product, rows, width, steps, kForwardChain<T>);
-                for (int i = 0; product.out == nullptr && i < rows; ++i)
+                for (int i = 0; product.out == nullptr && !interleaved && i < rows; ++i)
                   finish_row(q, tile + i * width * W, bias[i], count, out + i * q.out_row);
               }
+              for (int i = 0; interleaved && i < rows; ++i)
+                interleave(sums + i * width * W, kTileSize, p.out_step,
+                           smaller(width * W * p.out_step, length - v * W * p.out_step),
+                           p.out + n * p.out_batch + group * p.out_group + (row + i) * p.out_row +
+                               v * W * p.out_step);
               v = next;
             }
           }

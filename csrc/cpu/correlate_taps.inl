@@ -72,7 +72,7 @@ void stage_side_by_side(const Correlation<S>& p, const S* in, int64_t samples, i
 }
 
 template <class T>
-CONVLM_INLINE void add_row(const T* from, int64_t count, T* to) {
+CONVLM_INLINE void add_to_sums(const T* from, int64_t count, T* to) {
   constexpr int W = kLanes<T>;
   int64_t i = 0;
   for (; i + W <= count; i += W) store(to + i, load(to + i) + load(from + i));
@@ -169,8 +169,8 @@ void correlate_by_taps(const Correlation<S>& p) {
                 const int64_t from = larger(i0, q0 + offset);
                 const int64_t to = smaller(i0 + length, q1 + offset);
                 for (int64_t i = 0; from < to && i < samples; ++i)
-                  add_row(products + (k - column) * lanes + i * length + from - i0, to - from,
-                          sums + (i * (r1 - r0) + row) * sum_pitch + from - offset - q0);
+                  add_to_sums(products + (k - column) * lanes + i * length + from - i0, to - from,
+                              sums + (i * (r1 - r0) + row) * sum_pitch + from - offset - q0);
               }
             }
           }

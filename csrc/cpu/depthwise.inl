@@ -1,10 +1,94 @@
-// The correlation with one channel per group: nothing is shared between rows, so memory decides.
-// Each row of the output is one pass over its row of the input, read in place; only the edges are
-// staged.
+// The correlation with one channel per group, or few: next to nothing is shared between rows, so
+// memory decides. Each row of the output is one pass over its row of the input.
 
-// out[q] = activation(bias + sum over j of weight[j] * in[q + tap_offset[j]]) for q < count.
+// The input of one group as kernels of few channels read it: product c * taps + j of output q is
+// in[q + offset[c * taps + j]], which is in place wherever that will do. What steps by more than
+// one is staged, and so are the outputs that need padding.
+struct SlidingInput {
+  static constexpr int64_t kOutputs = 1024;      // staged at once
+  static constexpr int64_t kFewestInPlace = 32;  // vectors; else stretches cost more than a copy
+
+  int64_t channels, channel_stride, position_stride;
+  int64_t length, in_step, taps;
+  int64_t begin, end;  // the outputs that read nothing but the input, in place
+  int64_t* offset;     // [channels * taps] in place, then as many in the stage
+  Staging staging;
+
+  int64_t products() const { return channels * taps; }
+};
+
+inline int64_t* scratch_numbers(Slot slot, int64_t count) {
+  return static_cast<int64_t*>(scratch(slot, sizeof(int64_t) * count));
+}
+
+// How many numbers slide() keeps in `memory`.
+template <class Problem>
+int64_t sliding_input_numbers(const Problem& p) {
+  return 2 * (p.taps + p.products());
+}
+template <class Problem>
+SlidingInput slide(const Problem& p, int64_t channel_stride, int64_t position_stride,
+                   int64_t in_step, int lanes, int64_t* memory) {
+  SlidingInput s{};
+  s.channels = p.channels;
+  s.channel_stride = channel_stride;
+  s.position_stride = position_stride;
+  s.length = p.length;
+  s.in_step = in_step;
+  s.taps = p.taps;
+  int64_t first = p.tap_offset[0], last = p.tap_offset[0];
+  for (int64_t j = 1; j < p.taps; ++j) {
+    first = smaller(first, p.tap_offset[j]);
+    last = larger(last, p.tap_offset[j]);
+  }
+  if (in_step == 1 && position_stride == 1) {
+    // Whole vectors before it leave the rest of a row as aligned as the row is.
+    s.begin = smaller(p.outputs, divide_up(larger(0, -first), lanes) * lanes);
+    s.end = larger(s.begin, smaller(p.outputs, p.length - last));
+    if (s.end - s.begin < smaller(p.outputs, SlidingInput::kFewestInPlace * lanes))
+      s.begin = s.end = p.outputs;
+  }
+  s.staging.stream_start = memory;
+  s.staging.tap_start = memory + p.taps;
+  s.offset = memory + 2 * p.taps;
+  plan_for_vectors(s.staging, SlidingInput::kOutputs, in_step, p.tap_offset, p.taps, lanes);
+  for (int64_t c = 0; c < p.channels; ++c)
+    for (int64_t j = 0; j < p.taps; ++j) {
+      s.offset[c * p.taps + j] = c * channel_stride + p.tap_offset[j];
+      s.offset[s.products() + c * p.taps + j] =
+          c * s.staging.channel_pitch() + s.staging.tap_start[j];
+    }
+  return s;
+}
+
+// Calls body(in + q, offset, q, count) for stretches of outputs q, q + 1, ... that together are
+// [first, last).
+template <class S, class Body>
+CONVLM_INLINE void for_each_stretch(const SlidingInput& s, const S* in, int64_t first, int64_t last,
+                                    const Body& body) {
+  const auto staged = [&](int64_t from, int64_t to) {
+    if (from >= to) return;
+    Staging staging = s.staging;
+    Compute<S>* out = static_cast<Compute<S>*>(
+        scratch(Slot::staged, sizeof(Compute<S>) * s.channels * staging.channel_pitch()));
+    for (int64_t q = from; q < to; q += SlidingInput::kOutputs) {
+      const int64_t count = smaller(SlidingInput::kOutputs, to - q);
+      staging.width = s.staging.width - SlidingInput::kOutputs + count;
+      stage(staging, in, s.channels, s.channel_stride, s.position_stride, s.length, q * s.in_step,
+            out);
+      body(const_cast<const Compute<S>*>(out), s.offset + s.products(), q, count);
+    }
+  };
+  const int64_t inner = smaller(last, larger(first, s.begin));
+  const int64_t outer = larger(inner, smaller(last, s.end));
+  staged(first, inner);
+  if (inner < outer) body(in + inner, s.offset, inner, outer - inner);
+  staged(outer, last);
+}
+
+// out[q] = activation(bias + sum over j of weight[j] * in[q + offset[j]]) for q < count.
 template <class In, class S>
-void correlate_row(const In* in, const Compute<S>* weight, const int64_t* tap_offset, int64_t taps,
+void correlate_row(const In* in, const Compute<S>* weight, const int64_t* offset, int64_t products,
                    Compute<S> bias, Activation activation, int64_t count, S* out) {
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
@@ -12,8 +96,8 @@ void correlate_row(const In* in, const Compute<S>* weight, const int64_t* tap_of
   int64_t q = 0;
   for (; q + kVectors * W <= count; q += kVectors * W) {
     Vector<T> sum[kVectors] = {};
-    for (int64_t j = 0; j < taps; ++j) {
-      const In* p = in + q + tap_offset[j];
+    for (int64_t j = 0; j < products; ++j) {
+      const In* p = in + q + offset[j];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[v] += weight[j] * load(p + v * W);
     }
@@ -23,63 +107,63 @@ void correlate_row(const In* in, const Compute<S>* weight, const int64_t* tap_of
   for (; q < count; q += W) {
     const int width = static_cast<int>(smaller(W, count - q));
     Vector<T> sum{};
-    for (int64_t j = 0; j < taps; ++j)
-      sum += weight[j] * load_partial(in + q + tap_offset[j], width);
+    for (int64_t j = 0; j < products; ++j)
+      sum += weight[j] * load_partial(in + q + offset[j], width);
     store_partial(out + q, activate(sum + bias, activation), width);
   }
 }
 
-// Outputs [first, last), some of whose taps read padding.
+// Weights of one row, in the order of the products.
 template <class S>
-void correlate_edge(const Correlation<S>& p, const S* in, const Compute<S>* weight,
-                    int64_t first_tap, int64_t spread, Compute<S> bias, int64_t first, int64_t last,
-                    S* out) {
-  if (first >= last) return;
-  constexpr int64_t kOutputs = 1024;
-  Compute<S>* staged = static_cast<Compute<S>*>(
-      scratch(Slot::staged, sizeof(Compute<S>) * (smaller(kOutputs, last - first) + spread)));
-  for (int64_t q = first; q < last; q += kOutputs) {
-    const int64_t count = smaller(kOutputs, last - q);
-    stage_row(in, 1, p.length, q + first_tap, 1, staged, count + spread);
-    correlate_row(staged - first_tap, weight, p.tap_offset, p.taps, bias, p.activation, count,
-                  out + q);
-  }
+void pack_row(const Correlation<S>& p, int64_t group, int64_t row, Compute<S>* out) {
+  const S* source = p.weight + group * p.weight_group + row * p.weight_row;
+  for (int64_t c = 0; c < p.channels; ++c)
+    for (int64_t j = 0; j < p.taps; ++j)
+      *out++ = to_compute(source[c * p.weight_channel + p.tap_index[j] * p.weight_tap]);
+}
+
+template <class S>
+const S* input_of(const Correlation<S>& p, int64_t n, int64_t group) {
+  return p.in + n * p.in_batch + group * p.channels * p.in_channel;
+}
+
+// Outputs [first, last) of one sample and group; `weight` are those of its rows.
+template <class S>
+void correlate_stretch(const Correlation<S>& p, const SlidingInput& input, int64_t n, int64_t group,
+                       const Compute<S>* weight, int64_t first, int64_t last) {
+  for_each_stretch(input, input_of(p, n, group), first, last,
+                   [&](auto* in, const int64_t* offset, int64_t q, int64_t count) {
+                     for (int64_t m = 0; m < p.rows; ++m)
+                       correlate_row(
+                           in, weight + m * p.products(), offset, p.products(),
+                           bias_of(p, group * p.rows + m), p.activation, count,
+                           p.out + n * p.out_batch + group * p.out_group + m * p.out_row + q);
+                   });
+}
+
+template <class S>
+SlidingInput sliding_input(const Correlation<S>& p, int64_t* memory) {
+  return slide(p, p.in_channel, p.in_position, p.in_step, kLanes<Compute<S>>, memory);
+}
+template <class S>
+SlidingInput sliding_input(const Correlation<S>& p) {
+  return sliding_input(p, scratch_numbers(Slot::plan, sliding_input_numbers(p)));
 }
 
 template <class S>
 void correlate_depthwise(const Correlation<S>& p) {
   using T = Compute<S>;
-  int64_t first_tap = p.tap_offset[0], last_tap = p.tap_offset[0];
-  for (int64_t j = 1; j < p.taps; ++j) {
-    first_tap = smaller(first_tap, p.tap_offset[j]);
-    last_tap = larger(last_tap, p.tap_offset[j]);
-  }
-  // Outputs [begin, end) read nothing but the input.
-  const int64_t begin = smaller(p.outputs, larger(0, -first_tap));
-  const int64_t end = larger(begin, smaller(p.outputs, p.length - last_tap));
-  const int64_t rows = p.groups * p.rows;
+  const SlidingInput input = sliding_input(p);
   const int64_t blocks = divide_up(p.outputs, 16 * 1024);  // of a row, for threads to share
-  const int64_t jobs = p.batch * rows * blocks;
+  const int64_t jobs = p.batch * p.groups * blocks;
   parallel_jobs(
-      jobs, p.taps * divide_up(p.outputs, blocks), [&](int64_t job_begin, int64_t job_end) {
-        T* weight = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.taps));
-        for (int64_t job = job_begin; job < job_end; ++job) {
-          const int64_t block = job % blocks, row = job / blocks % rows, n = job / blocks / rows;
-          const int64_t group = row / p.rows, m = row % p.rows;
-          const int64_t first = p.outputs * block / blocks, last = p.outputs * (block + 1) / blocks;
-          const int64_t inner = smaller(last, larger(first, begin));
-          const int64_t outer = larger(inner, smaller(last, end));
-          const S* source = p.weight + group * p.weight_group + m * p.weight_row;
-          for (int64_t j = 0; j < p.taps; ++j)
-            weight[j] = to_compute(source[p.tap_index[j] * p.weight_tap]);
-          const T bias = bias_of(p, group * p.rows + m);
-          const S* in = p.in + n * p.in_batch + group * p.in_channel;
-          S* out = p.out + n * p.out_batch + group * p.out_group + m * p.out_row;
-          const int64_t spread = last_tap - first_tap;
-          correlate_edge(p, in, weight, first_tap, spread, bias, first, inner, out);
-          correlate_row(in + inner, weight, p.tap_offset, p.taps, bias, p.activation, outer - inner,
-                        out + inner);
-          correlate_edge(p, in, weight, first_tap, spread, bias, outer, last, out);
+      jobs, p.rows * p.products() * divide_up(p.outputs, blocks), [&](int64_t begin, int64_t end) {
+        T* weight = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.rows * p.products()));
+        for (int64_t job = begin; job < end; ++job) {
+          const int64_t block = job % blocks, group = job / blocks % p.groups;
+          for (int64_t m = 0; m < p.rows; ++m) pack_row(p, group, m, weight + m * p.products());
+          correlate_stretch(p, input, job / blocks / p.groups, group, weight,
+                            p.outputs * block / blocks, p.outputs * (block + 1) / blocks);
         }
       });
 }

@@ -122,22 +122,25 @@ struct GradInput {
     Correlation<S>* parts = static_cast<Correlation<S>*>(
         scratch(Slot::parts, sizeof(Correlation<S>) * a.geometry.kernel_size));
     int64_t count = 0;
+    const bool interleaved = is_interleaved(a.geometry);
     for_each_class(a, [&](const Correlation<S>& p) {
       if (p.taps == 0) {
-        clear(p);
+        if (!interleaved) clear(p);
         return true;
       }
-      if (count > 0 && parts[0].rows != p.rows) {  // patches
+      if (!interleaved && count > 0 && parts[0].rows != p.rows) {  // patches
         correlate(parts, count);
         count = 0;
       }
       parts[count++] = p;
       return true;
     });
+    if (interleaved) return correlate_interleaved(parts, count, static_cast<S*>(a.grad_input));
     correlate(parts, count);
   }
 
   static Kernel kernel(const GradInputArguments& a) {
+    if (is_interleaved(a.geometry)) return Kernel::depthwise;
     Kernel kernel = Kernel::rows;
     for_each_class(a, [&](const Correlation<S>& p) {
       if (p.taps > 0) kernel = correlation_kernel(p);
@@ -213,9 +216,9 @@ struct GradWeight {
     return grad_weight_kernel(of_taps_inside(problem(a)));
   }
 
-  static WeightGradient<S> problem(const GradWeightArguments& a) {
+  static WeightGradient<S> problem(const GradWeightArguments& a, Slot slot = Slot::taps) {
     const Conv1dGeometry& g = a.geometry;
-    int64_t* offsets = static_cast<int64_t*>(scratch(Slot::taps, sizeof(int64_t) * g.kernel_size));
+    int64_t* offsets = static_cast<int64_t*>(scratch(slot, sizeof(int64_t) * g.kernel_size));
     for (int64_t k = 0; k < g.kernel_size; ++k)
       offsets[k] = input_position(0, k, g.stride, g.dilation, g.pad_left);
     WeightGradient<S> p{};
@@ -243,6 +246,24 @@ struct GradWeight {
   }
 };
 
+template <class S>
+struct Gradients {
+  static void run(const GradientsArguments& a) {
+    if (a.input.geometry.stride == 1) {
+      const WeightGradient<S> weight = GradWeight<S>::problem(a.weight, Slot::parts);
+      bool done = false;
+      GradInput<S>::for_each_class(a.input, [&](const Correlation<S>& p) {
+        done = gradients_share_a_pass(p, weight);
+        if (done) gradients_depthwise(p, weight);
+        return false;
+      });
+      if (done) return;
+    }
+    GradInput<S>::run(a.input);
+    GradWeight<S>::run(a.weight);
+  }
+};
+
 void forward(const ForwardArguments& arguments) {
   for_dtype<Forward>(arguments, &Kernels::forward);
 }
@@ -251,6 +272,10 @@ void grad_input(const GradInputArguments& arguments) {
 }
 void grad_weight(const GradWeightArguments& arguments) {
   for_dtype<GradWeight>(arguments, &Kernels::grad_weight);
+}
+
+void gradients(const GradientsArguments& arguments) {
+  for_dtype<Gradients>(arguments, &Kernels::gradients);
 }
 
 Kernel forward_kernel_of(const ForwardArguments& arguments) {

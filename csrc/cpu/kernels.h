@@ -19,12 +19,20 @@ struct ActivationGradientArguments {
   void* result;  // contiguous
 };
 
+// Both gradients of one problem.
+struct GradientsArguments {
+  ScalarType dtype;
+  GradInputArguments input;
+  GradWeightArguments weight;
+};
+
 // One entry per instruction set; all are compiled from the same kernels.inl.
 struct Kernels {
   const char* isa;
   void (*forward)(const ForwardArguments&);
   void (*grad_input)(const GradInputArguments&);
   void (*grad_weight)(const GradWeightArguments&);
+  void (*gradients)(const GradientsArguments&);
   // Which kernel runs, from geometry and strides alone; for grad_input that of the first positions.
   Kernel (*forward_kernel)(const ForwardArguments&);
   Kernel (*grad_input_kernel)(const GradInputArguments&);

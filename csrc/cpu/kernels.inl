@@ -29,19 +29,22 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/activation.inl"
 #include "cpu/transpose.inl"
 #include "cpu/staging.inl"
+#include "cpu/interleave.inl"
 #include "cpu/outer_product.inl"
-#include "cpu/inner_product.inl"
 #include "cpu/correlation.inl"
 #include "cpu/correlate_positions.inl"
 #include "cpu/correlate_rows.inl"
 #include "cpu/correlate_taps.inl"
 #include "cpu/depthwise.inl"
+#include "cpu/depthwise_interleaved.inl"
+#include "cpu/inner_product.inl"
 #include "cpu/fast_filter.inl"
 #include "cpu/fast_filter_input.inl"
 #include "cpu/correlate_fast.inl"
 #include "cpu/weight_gradient.inl"
 #include "cpu/grad_weight_rows.inl"
 #include "cpu/grad_weight_positions.inl"
+#include "cpu/depthwise_gradients.inl"
 #include "cpu/grad_weight_fast.inl"
 #include "cpu/select.inl"
 #include "cpu/functions.inl"
@@ -85,6 +88,7 @@ const Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA),
                                           &CONVLM_ISA::forward,
                                           &CONVLM_ISA::grad_input,
                                           &CONVLM_ISA::grad_weight,
+                                          &CONVLM_ISA::gradients,
                                           &CONVLM_ISA::forward_kernel_of,
                                           &CONVLM_ISA::grad_input_kernel_of,
                                           &CONVLM_ISA::grad_weight_kernel_of,

@@ -72,6 +72,23 @@ std::tuple<Tensor, Tensor> grad_weight(const Tensor& grad_output, const Tensor& 
   return {weight, bias};
 }
 
+std::tuple<Tensor, Tensor, Tensor> gradients(const Tensor& grad_output, const Tensor& x,
+                                             const Tensor& weight, int64_t stride, int64_t pad_left,
+                                             int64_t pad_right, int64_t dilation, int64_t groups,
+                                             const std::string& fp32_precision, bool with_bias) {
+  STD_TORCH_CHECK(
+      x.dim() == 3 && weight.dim() == 3 && x.size(1) == weight.size(1) * groups,
+      "gradients: x and weight must have three dimensions and the same channels, got shapes ",
+      shape_of(x), " and ", shape_of(weight));
+  auto [input, grad_x] = grad_input_call(grad_output, weight, x.size(2), stride, pad_left,
+                                         pad_right, dilation, groups, fp32_precision, {}, "none");
+  auto [parameters, grad_w, grad_b] =
+      grad_weight_call(grad_output, x, weight.size(2), stride, pad_left, pad_right, dilation,
+                       groups, fp32_precision, with_bias, {}, "none");
+  kernels().gradients({input.dtype, input, parameters});
+  return {grad_x, grad_w, grad_b};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(convlm, CPU, m) {
@@ -79,6 +96,7 @@ STABLE_TORCH_LIBRARY_IMPL(convlm, CPU, m) {
   m.impl("forward_with_state", TORCH_BOX(&forward_with_state));
   m.impl("grad_input", TORCH_BOX(&grad_input));
   m.impl("grad_weight", TORCH_BOX(&grad_weight));
+  m.impl("gradients", TORCH_BOX(&gradients));
 }
 
 }  // namespace convlm::cpu

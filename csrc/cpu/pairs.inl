@@ -105,11 +105,14 @@ CONVLM_INLINE Vector<uint16_t> load(const uint16_t* p) {
 CONVLM_INLINE void store(uint16_t* p, Vector<uint16_t> v) {
   *reinterpret_cast<VectorOf<uint16_t>::unaligned*>(p) = v;
 }
+CONVLM_INLINE __mmask32 first_elements(int count) {
+  return static_cast<__mmask32>((uint64_t{1} << count) - 1u);
+}
 CONVLM_INLINE Vector<uint16_t> load_partial(const uint16_t* p, int count) {
-  return (Vector<uint16_t>)_mm512_maskz_loadu_epi16((1u << count) - 1u, p);
+  return (Vector<uint16_t>)_mm512_maskz_loadu_epi16(first_elements(count), p);
 }
 CONVLM_INLINE void store_partial(uint16_t* p, Vector<uint16_t> v, int count) {
-  _mm512_mask_storeu_epi16(p, (1u << count) - 1u, (__m512i)v);
+  _mm512_mask_storeu_epi16(p, first_elements(count), (__m512i)v);
 }
 
 // A row of bfloat16, read as pairs of neighbours.

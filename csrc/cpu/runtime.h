@@ -28,6 +28,7 @@ enum class Slot {
   tile,
   partial,
   inside,
+  lanes,
   last,
   rows,
   tokens,

@@ -60,15 +60,22 @@ bool taps_first_pays(const Correlation<S>& p, Kernel direct) {
   return taps_first < products * p.channels / kDepth<Operand<S>> + staged * p.channels + packing;
 }
 
+// Few rows per channel leave nothing to block over; past one chain the sums need their tile.
+inline bool has_few_channels(int64_t rows, int64_t channels, int64_t taps) {
+  return (channels == 1 ? rows <= 4 : rows == 1 && channels <= 4) &&
+         channels * taps <= kGradWeightChain;
+}
+
+// grad_input of such layers with a stride.
+inline bool is_interleaved(const Conv1dGeometry& g) {
+  return g.batch > 0 && g.stride > 1 && g.length >= g.stride && g.in_channels_per_group() == 1 &&
+         has_few_channels(1, g.out_channels_per_group(), g.kernel_size);
+}
+
 template <class S>
 Kernel direct_correlation_kernel(const Correlation<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
-  // Few rows per channel leave nothing to block over. Past one chain the sums need their tile, and
-  // taps too far apart would stage more than they read at the edges.
-  const int64_t spread = p.tap_offset[p.taps - 1] - p.tap_offset[0];
-  if (p.channels == 1 && p.rows <= 2 && p.in_step == 1 && p.in_position == 1 && p.out_step == 1 &&
-      p.taps <= kGradWeightChain && larger(spread, -spread) <= 1024 * p.taps)
-    return Kernel::depthwise;
+  if (has_few_channels(p.rows, p.channels, p.taps) && p.out_step == 1) return Kernel::depthwise;
   // Both orders round the rows or the positions up to whole vectors: take the one that wastes less.
   // Vectors of positions need no turning of the output, so they win ties and near-ties.
   const int64_t by_positions = divide_up(p.outputs, W) * p.rows;
@@ -214,4 +221,16 @@ void weight_gradient(const WeightGradient<S>& p) {
         static_cast<S*>(scratch(Slot::inside, sizeof(S) * p.groups * p.rows * inside.products()));
   weight_gradient_by_kernel(inside);
   if (trimmed) spread_taps(p, inside);
+}
+
+// ---- both gradients ----
+
+// Only what is read in place shares it.
+template <class S>
+bool gradients_share_a_pass(const Correlation<S>& p, const WeightGradient<S>& q) {
+  const int64_t spread = p.tap_offset[0] - p.tap_offset[p.taps - 1];
+  return p.batch > 0 && p.rows == 1 && p.channels == 1 && p.taps <= kMaxSharedTaps &&
+         q.stride == 1 && p.in_position == 1 && q.x_position == 1 &&
+         p.length - spread > (SlidingInput::kFewestInPlace + 1) * kLanes<Compute<S>> &&
+         correlation_kernel(p) == Kernel::depthwise && grad_weight_kernel(q) == Kernel::positions;
 }

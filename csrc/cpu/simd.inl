@@ -125,6 +125,16 @@ CONVLM_INLINE Vector<T> broadcast(T v) {
   return Vector<T>{} + v;
 }
 
+// Makes the compiler load a vector once, instead of as an operand of each of its uses.
+template <class V>
+CONVLM_INLINE void keep(V& v) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(v));
+#else
+  (void)v;
+#endif
+}
+
 CONVLM_INLINE Vector<float> load(const float* p) {
   return *reinterpret_cast<const VectorOf<float>::unaligned*>(p);
 }
@@ -202,6 +212,24 @@ CONVLM_INLINE void store(float16* p, Vector<float> v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 #else
   store_elements(p, v, kLanes<float>);
+#endif
+}
+
+// A store to aligned memory that need not be read before it is overwritten. A fence must follow.
+template <class S>
+CONVLM_INLINE void store_past_caches(S* p, Vector<Compute<S>> v) {
+  store(p, v);
+}
+#if CONVLM_VECTOR_BYTES == 64
+CONVLM_INLINE void store_past_caches(float* p, Vector<float> v) { _mm512_stream_ps(p, v); }
+CONVLM_INLINE void store_past_caches(double* p, Vector<double> v) { _mm512_stream_pd(p, v); }
+#elif CONVLM_VECTOR_BYTES == 32
+CONVLM_INLINE void store_past_caches(float* p, Vector<float> v) { _mm256_stream_ps(p, v); }
+CONVLM_INLINE void store_past_caches(double* p, Vector<double> v) { _mm256_stream_pd(p, v); }
+#endif
+CONVLM_INLINE void fence_stores() {
+#if CONVLM_VECTOR_BYTES >= 32
+  _mm_sfence();
 #endif
 }
 

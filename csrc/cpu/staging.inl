@@ -4,14 +4,29 @@
 
 // Every STEP-th element, from STEP vectors that lie next to each other.
 template <int STEP, class S, int... L>
+CONVLM_INLINE Vector<Compute<S>> load_every(const S* p, std::integer_sequence<int, L...> lanes);
+
+// The first lanes of it, as far as they are in the first COUNT vectors.
+template <int STEP, int COUNT, class S, int... L>
+CONVLM_INLINE Vector<Compute<S>> gather_every(const S* p, std::integer_sequence<int, L...> lanes) {
+  constexpr int W = kLanes<Compute<S>>;
+  if constexpr (COUNT == 1) {
+    return __builtin_shufflevector(load(p), load(p), (STEP * L < W ? STEP * L : 0)...);
+  } else {
+    constexpr int kBefore = (COUNT - 1) * W;
+    return __builtin_shufflevector(
+        gather_every<STEP, COUNT - 1>(p, lanes), load(p + kBefore),
+        (STEP * L < kBefore || STEP * L >= kBefore + W ? L : W + STEP * L - kBefore)...);
+  }
+}
+
+template <int STEP, class S, int... L>
 CONVLM_INLINE Vector<Compute<S>> load_every(const S* p, std::integer_sequence<int, L...> lanes) {
   constexpr int W = kLanes<Compute<S>>;
   if constexpr (STEP == 1) {
     return load(p);
-  } else if constexpr (STEP == 3) {
-    const Vector<Compute<S>> two =
-        __builtin_shufflevector(load(p), load(p + W), (3 * L < 2 * W ? 3 * L : 0)...);
-    return __builtin_shufflevector(two, load(p + 2 * W), (3 * L < 2 * W ? L : 3 * L - W)...);
+  } else if constexpr (STEP % 2 == 1) {
+    return gather_every<STEP, STEP>(p, lanes);
   } else {
     return __builtin_shufflevector(load_every<STEP / 2>(p, lanes),
                                    load_every<STEP / 2>(p + STEP / 2 * W, lanes), (2 * L)...);
@@ -113,6 +128,9 @@ void stage_source(Source in, int64_t stride, int64_t length, int64_t start, int6
   if (source_step == 2) vectors = stage_vectors<2>(in, source, end - i, out + i);
   if (source_step == 3) vectors = stage_vectors<3>(in, source, end - i, out + i);
   if (source_step == 4) vectors = stage_vectors<4>(in, source, end - i, out + i);
+  if (source_step == 5) vectors = stage_vectors<5>(in, source, end - i, out + i);
+  if (source_step == 6) vectors = stage_vectors<6>(in, source, end - i, out + i);
+  if (source_step == 8) vectors = stage_vectors<8>(in, source, end - i, out + i);
   i += vectors;
   source += vectors * source_step;
   if (source_step == 1 && i < end) {
@@ -198,7 +216,9 @@ inline void plan_for_scalars(Staging& plan, int64_t outputs, int64_t in_step,
     last = larger(last, tap_offset[j]);
   }
   const int64_t width = (outputs - 1) * in_step + last - first + 1;
-  if (width > taps * outputs) return plan_separate(plan, outputs, in_step, tap_offset, taps, lanes);
+  // Picking every in_step-th element costs more than to copy all.
+  if (width > (in_step == 1 ? 1 : 2) * taps * outputs)
+    return plan_separate(plan, outputs, in_step, tap_offset, taps, lanes);
   plan.streams = 1;
   plan.width = width;
   plan.pitch = staged_pitch(width, lanes);
@@ -220,13 +240,13 @@ template <class S>
 void stage(const Staging& plan, const S* in, int64_t channels, int64_t channel_stride,
            int64_t position_stride, int64_t length, int64_t first_position, Compute<S>* out,
            bool with_padding = true) {
-  for (int64_t s = 0; s < plan.streams; ++s) {
-    if (!with_padding && !has_input(plan, s, length, first_position)) continue;
-    for (int64_t c = 0; c < channels; ++c)
-      stage_row(in + c * channel_stride, position_stride, length,
-                plan.stream_start[s] + first_position, plan.element_step,
-                out + c * plan.channel_pitch() + s * plan.pitch, plan.width);
-  }
+  // A channel's streams one after another read the same part of its row.
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t s = 0; s < plan.streams; ++s)
+      if (with_padding || has_input(plan, s, length, first_position))
+        stage_row(in + c * channel_stride, position_stride, length,
+                  plan.stream_start[s] + first_position, plan.element_step,
+                  out + c * plan.channel_pitch() + s * plan.pitch, plan.width);
 }
 
 #if defined(CONVLM_DOT_BFLOAT16)
