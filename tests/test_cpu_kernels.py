@@ -88,6 +88,31 @@ def test_where_torch_sums_more_exactly_so_do_we(case: Case) -> None:
     ],
 )
 def test_what_fast_filtering_is_not_for(function: str, case: Case) -> None:
+    assert kernel(function, case) in ("positions", "rows", "joined")
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@parametrize("case", SEED[2:])
+def test_short_samples_are_joined(function: str, case: Case) -> None:
+    assert kernel(function, case._replace(batch=32)) == "joined"
+
+
+def test_the_batch_decides_only_between_kernels_of_the_same_bits() -> None:
+    case = SEED[3]
+    assert [kernel("forward", case._replace(batch=n)) for n in (1, 32)] == ["rows", "joined"]
+    assert kernel("grad_input", case._replace(batch=1)) == "joined"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@parametrize(
+    "case",
+    [
+        Case("fewer outputs than half a vector", 32, 100, 100, 5, 2, 1, 2),
+        Case("whole vectors of rows", 4, 24, 32, 130, 3, 1, 1),
+        Case("fewer rows than a block", 32, 6, 6, 20, 1),
+    ],
+)
+def test_what_is_not_joined(function: str, case: Case) -> None:
     assert kernel(function, case) in ("positions", "rows")
 
 

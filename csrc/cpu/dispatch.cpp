@@ -73,6 +73,8 @@ std::string kernel_name(const std::string& function, const std::string& dtype,
       return "positions";
     case Kernel::rows:
       return "rows";
+    case Kernel::joined:
+      return "joined";
     case Kernel::fast_filter_2:
       return "fast_filter_2";
     case Kernel::fast_filter_4:

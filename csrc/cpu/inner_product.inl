@@ -36,12 +36,17 @@ void dot_products(const DotProducts<T>& p) {
       for (int j = 0; j < B; ++j)
         sum[i][j] =
             multiply_add(sum[i][j], load_partial(p.a[i] + t, rest), load_partial(p.b[j] + t, rest));
-  for (int i = 0; i < A; ++i)
-    for (int j = 0; j < B; ++j) {
-      Sum<T> total = 0;
-      for (int l = 0; l < kLanes<Sum<T>>; ++l) total += sum[i][j][l];
-      p.sum[i * p.pitch + j] += total;
-    }
+  constexpr int L = kLanes<Sum<T>>;
+  for (int first = 0; first < A * B; first += L) {
+    Vector<Sum<T>> lanes[L];
+#pragma GCC unroll 16
+    for (int l = 0; l < L; ++l)
+      lanes[l] = first + l < A * B ? sum[(first + l) / B][(first + l) % B] : Vector<Sum<T>>{};
+    Sum<T> total[L];
+    store(total, combine_lanes<Sum<T>, Total>(lanes));
+    for (int l = 0; l < L && first + l < A * B; ++l)
+      p.sum[(first + l) / B * p.pitch + (first + l) % B] += total[l];
+  }
 }
 
 constexpr int kDotRows = CONVLM_VECTOR_BYTES == 64 ? 4 : 2;
