@@ -41,15 +41,14 @@ void correlate_joined(const Correlation<S>& p) {
   const int64_t outputs = p.batch * p.outputs;
   const int64_t vectors = divide_up(outputs, W), strips = divide_up(vectors, kMaxVectors);
   const int64_t strip_bytes = CONVLM_VECTOR_BYTES * kMaxVectors * channels * p.taps;
-  const int64_t tile_strips =
+  const int64_t most_strips =
       larger(1, smaller(kJoinedVectors / kMaxVectors, kStagedBytes / strip_bytes));
-  const int64_t rounds = divide_up(strips, tile_strips * threads());
+  const int64_t rounds = divide_up(strips, most_strips * threads());
   const int64_t tiles = smaller(strips, rounds * threads());
   const int64_t blocks = divide_up(p.rows, kMaxRows);
   const int64_t ranges = smaller(blocks, divide_up(threads(), tiles * p.groups));
 
-  plan_separate(joined, divide_up(strips, tiles) * kMaxVectors * W, p.in_step, p.tap_offset, p.taps,
-                W);
+  plan_separate(joined, divide_up(vectors, tiles) * W, p.in_step, p.tap_offset, p.taps, W);
   const int64_t pitch = joined.pitch;
   const int64_t weight_pitch = staged_pitch(p.rows, W);
   plan_reduction(reduction, joined, channels, p.taps, weight_pitch);
@@ -78,8 +77,8 @@ void correlate_joined(const Correlation<S>& p) {
         for (int64_t job = begin; job < end; ++job) {
           const int64_t range = job % ranges, t = job / ranges % tiles;
           const int64_t group = job / ranges / tiles;
-          const int64_t first = strips * t / tiles * kMaxVectors * W;
-          const int64_t last = smaller(strips * (t + 1) / tiles * kMaxVectors * W, outputs);
+          const int64_t first = vectors * t / tiles * W;
+          const int64_t last = smaller(vectors * (t + 1) / tiles * W, outputs);
           const Runs runs(p.outputs, first, last);
           const JoinedInput<S> in{p.in + group * p.channels * p.in_channel,
                                   p.in_batch,
@@ -100,9 +99,11 @@ void correlate_joined(const Correlation<S>& p) {
             const T* weight = weights + group * weight_size + row;
             Sum<T> bias[kMaxRows];
             for (int i = 0; i < rows; ++i) bias[i] = bias_of(p, group * p.rows + row + i);
-            for (int64_t lane = 0; lane < last - first; lane += kMaxVectors * W) {
-              const int width =
-                  static_cast<int>(smaller(kMaxVectors, divide_up(last - first - lane, W)));
+            const int64_t tile_vectors = divide_up(last - first, W);
+            const int64_t tile_strips = divide_up(tile_vectors, kMaxVectors);
+            for (int64_t strip = 0; strip < tile_strips; ++strip) {
+              const int64_t v = tile_vectors * strip / tile_strips, lane = v * W;
+              const int width = static_cast<int>(tile_vectors * (strip + 1) / tile_strips - v);
               Product<T> product{&weight,
                                  staged + lane,
                                  reduction.weight_start,

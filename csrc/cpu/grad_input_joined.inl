@@ -140,6 +140,7 @@ void grad_input_joined(const Correlation<S>* parts, int64_t part_count) {
           const int64_t first_sample = p.batch * tile / tiles;
           const int64_t last_sample = p.batch * (tile + 1) / tiles;
           const int64_t vectors = divide_up((last_sample - first_sample) * outputs, W);
+          const int64_t strips = divide_up(vectors, kMaxVectors);
           const Runs runs(outputs, first_sample * outputs, last_sample * outputs);
           const JoinedInput<S> in{p.in + group * p.channels * p.in_channel,
                                   p.in_batch,
@@ -160,7 +161,9 @@ void grad_input_joined(const Correlation<S>* parts, int64_t part_count) {
               const int64_t row = count * taps * block / blocks;
               const int rows = static_cast<int>(count * taps * (block + 1) / blocks - row);
               const T* weight = weights + group * weight_group + first * taps + row;
-              for (int64_t v = 0; v < vectors; v += kMaxVectors) {
+              for (int64_t strip = 0; strip < strips; ++strip) {
+                const int64_t v = vectors * strip / strips;
+                const int width = static_cast<int>(vectors * (strip + 1) / strips - v);
                 const Product<T> product{&weight,
                                          staged + v * W,
                                          &zero,
@@ -172,8 +175,7 @@ void grad_input_joined(const Correlation<S>* parts, int64_t part_count) {
                                          products + row * pitch + v * W,
                                          pitch,
                                          false};
-                multiply<T, true>(product, rows,
-                                  static_cast<int>(smaller(kMaxVectors, vectors - v)));
+                multiply<T, true>(product, rows, width);
               }
             }
             for (int64_t i = 0; i < part_count; ++i)

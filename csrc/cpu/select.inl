@@ -19,9 +19,16 @@ bool is_short(int64_t outputs) {
   return 2 * outputs >= W &&
          (outputs < kMaxVectors * W || 8 * divide_up(outputs, W) * W > 9 * outputs);
 }
-// A copy of a vector into a joined tile costs as much as some multiply-adds.
-constexpr int64_t kJoiningCost = 4;
 constexpr int64_t kFewestJoinedRows = 8;
+
+// What each product of all samples costs where they are joined, in multiply-adds of vectors. A copy
+// of a vector costs as much as some of them, and staging a phase of a strided row, whose taps share
+// it, as many more. Both were measured.
+inline int64_t joined_cost(int64_t batch, int64_t vectors, int64_t rows, int64_t step,
+                           int64_t taps) {
+  constexpr int64_t kCopy = 4, kPhase = 32;
+  return vectors * (rows + kCopy) + (step == 1 ? 0 : batch * kPhase * smaller(step, taps) / taps);
+}
 
 // ---- forward and grad_input ----
 
@@ -49,10 +56,11 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
   const int64_t by_positions = divide_up(p.outputs, W) * p.rows;
   const int64_t by_rows = divide_up(p.rows, W) * p.outputs;
   // These two add up in the same order.
-  if (is_short<S>(p.outputs) && p.rows >= kFewestJoinedRows)
-    return 8 * divide_up(p.batch * p.outputs, W) * (p.rows + kJoiningCost) <= 9 * p.batch * by_rows
-               ? Kernel::joined
-               : Kernel::rows;
+  if (is_short<S>(p.outputs) && p.rows >= kFewestJoinedRows) {
+    const int64_t joined = joined_cost(p.batch, divide_up(p.batch * p.outputs, W), p.rows,
+                                       p.in_step * p.in_position, p.taps);
+    return 8 * joined <= 9 * p.batch * by_rows ? Kernel::joined : Kernel::rows;
+  }
   return by_positions * 8 <= by_rows * 9 ? Kernel::positions : Kernel::rows;
 }
 
@@ -167,11 +175,12 @@ Kernel direct_grad_weight_kernel(const WeightGradient<S>& p) {
   const int64_t by_positions = p.rows * (2 * divide_up(p.outputs, W * D) + W);
   const int64_t by_rows = divide_up(p.rows, W) * divide_up(p.outputs, D);
   if (2 * p.outputs >= W && p.outputs <= 8 * W && p.rows >= kFewestJoinedRows) {
-    // Joined, lanes are added up once for all samples; what is strided is copied twice. Nothing is
-    // turned, but the tiles of dot products fill only the registers of AVX-512.
+    // Joined, lanes are added up once for all samples, and nothing is turned, but the tiles of dot
+    // products fill only the registers of AVX-512.
     constexpr int64_t kEighths = CONVLM_VECTOR_BYTES == 64 ? 9 : 8;
-    const int64_t copying = p.stride * p.x_position == 1 ? kJoiningCost : 2 * kJoiningCost;
-    const int64_t joined = divide_up(p.batch * p.outputs, W * D) * (p.rows + copying) + 3 * p.rows;
+    const int64_t joined = joined_cost(p.batch, divide_up(p.batch * p.outputs, W * D), p.rows,
+                                       p.stride * p.x_position, p.taps) +
+                           3 * p.rows;
     if (8 * joined <= kEighths * p.batch * smaller(by_rows, by_positions)) return Kernel::joined;
   }
   return by_positions < by_rows ? Kernel::positions : Kernel::rows;
