@@ -144,6 +144,21 @@ GROUPS = [
     Case("many channels into one in each group", 2, 24, 4, 30, 3, 1, 1, 4, (1, 1)),
 ]
 
+# Short samples, joined where a batch has several of them.
+JOINED = [
+    Case("joined, runs that tiles cut", 41, 20, 28, 13, 3, 1, 1, 1, (1, 1)),
+    Case("joined, less than a vector a sample", 30, 12, 40, 10, 3, 1, 1, 1, (1, 0)),
+    Case("joined, a vector and a lane, odd channels", 19, 17, 35, 19, 3),
+    Case("joined, strided and dilated, unlike pads", 14, 9, 23, 41, 5, 3, 2, 1, (4, 1)),
+    Case("joined, one channel in, in steps of ten", 26, 1, 36, 230, 20, 10, 1, 1, (7, 12)),
+    Case("joined, many taps, a few of them in each phase", 9, 2, 20, 120, 31, 7, 1, 1, (3, 5)),
+    Case("joined, a stride longer than the kernel", 18, 10, 21, 130, 3, 7, 2, 1, (1, 0)),
+    Case("joined, taps beyond the input", 12, 16, 18, 11, 4, 1, 5, 1, (15, 3)),
+    Case("joined in each of two groups", 15, 24, 34, 21, 4, 1, 2, 2, (0, 3)),
+    Case("joined, weights a power of two apart", 6, 64, 32, 20, 2, 1, 2),
+    Case("joined, several tiles of products and of inputs", 33, 130, 40, 24, 5),
+]
+
 # On GPUs these have kernels of their own, which work in tiles of channels and positions.
 DEPTHWISE = [
     Case("depthwise, rows of several tiles", 1, 2, 2, 5000, 4, 1, 1, 2, (3, 0)),
@@ -200,6 +215,7 @@ CASES = (
     + PARTLY_FAST
     + FAST
     + GROUPS
+    + JOINED
     + DEPTHWISE
     + FEW_CHANNELS
     + STRIDED
@@ -207,7 +223,7 @@ CASES = (
 )
 
 # One of each kind, where a test is about something else than the shape.
-FEW = [BY_HAND, LENGTHS[8], CHANNELS[3], SETTINGS[2], FAST[1], GROUPS[0], GROUPS[4]]
+FEW = [BY_HAND, LENGTHS[8], CHANNELS[3], SETTINGS[2], FAST[1], GROUPS[0], GROUPS[4], JOINED[3]]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

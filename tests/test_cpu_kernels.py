@@ -118,6 +118,31 @@ def test_the_batch_has_no_say() -> None:
             assert kernel(function, case) == kernel(function, case._replace(batch=32))
 
 
+@pytest.mark.parametrize("function", FUNCTIONS)
+@parametrize("case", SEED[2:])
+def test_short_samples_are_joined(function: str, case: Case) -> None:
+    assert kernel(function, case._replace(batch=32)) == "joined"
+
+
+def test_the_batch_decides_only_between_kernels_of_the_same_bits() -> None:
+    case = SEED[3]
+    assert [kernel("forward", case._replace(batch=n)) for n in (1, 32)] == ["rows", "joined"]
+    assert kernel("grad_input", case._replace(batch=1)) == "joined"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@parametrize(
+    "case",
+    [
+        Case("fewer outputs than half a vector", 32, 100, 100, 5, 2, 1, 2),
+        Case("whole vectors of rows", 4, 24, 32, 130, 3, 1, 1),
+        Case("fewer rows than a block", 32, 6, 6, 20, 1),
+    ],
+)
+def test_what_is_not_joined(function: str, case: Case) -> None:
+    assert kernel(function, case) in ("positions", "rows")
+
+
 def test_depthwise_has_its_own() -> None:
     case = Case("", 8, 512, 512, 2048, 4, 1, 4, 512, (12, 0))
     assert kernel("forward", case) == kernel("grad_input", case) == "depthwise"

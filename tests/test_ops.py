@@ -13,6 +13,7 @@ from cases import (
     CASES,
     DTYPES,
     FEW,
+    JOINED,
     LAYOUTS,
     SEED,
     Case,
@@ -303,7 +304,7 @@ LARGE = [
 
 
 @parametrize("dtype", DTYPES)
-@parametrize("case", [*FEW, *SEED, *LARGE])
+@parametrize("case", [*FEW, *SEED, *JOINED, *LARGE])
 def test_same_bits_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> None:
     p = problem(case, dtype)
     torch.set_num_threads(1)
@@ -315,7 +316,7 @@ def test_same_bits_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> 
 
 
 @parametrize("dtype", DTYPES)
-@parametrize("case", [*FEW, *SEED, *LARGE])
+@parametrize("case", [*FEW, *SEED, *JOINED, *LARGE])
 def test_same_bits_in_any_batch(case: Case, dtype: torch.dtype) -> None:
     p = problem(case, dtype)
     y = ops.forward(p.x, p.weight, p.bias, *case.window, "none")

@@ -3,32 +3,6 @@
 // gradient of the table. The idea is that of Liger-Kernel's fused linear cross-entropy (Hsu et al.,
 // 2024, arXiv 2410.10989).
 
-template <class T>
-struct Largest {
-  static CONVLM_INLINE Vector<T> of(Vector<T> a, Vector<T> b) { return a > b ? a : b; }
-};
-template <class T>
-struct Total {
-  static CONVLM_INLINE Vector<T> of(Vector<T> a, Vector<T> b) { return a + b; }
-};
-
-// Lane i of the result combines all lanes of rows[i]: log2 of the lanes steps for all rows
-// together.
-template <class T, template <class> class Combine, int HALF = 1>
-CONVLM_INLINE Vector<T> combine_lanes(Vector<T>* rows) {
-  constexpr int W = kLanes<T>;
-  if constexpr (HALF == W) {
-    return rows[0];
-  } else {
-#pragma GCC unroll 8
-    for (int i = 0; i < W / HALF / 2; ++i) {
-      exchange<T, HALF>(rows[2 * i], rows[2 * i + 1], std::make_integer_sequence<int, W>{});
-      rows[i] = Combine<T>::of(rows[2 * i], rows[2 * i + 1]);
-    }
-    return combine_lanes<T, Combine, 2 * HALF>(rows);
-  }
-}
-
 // exp of x <= 0, no less than 2^-125: next to the largest, which is 1, less is nothing. float errs
 // by little more than a rounding of x would change it; the polynomial is a least-maximum fit of
 // 2^r.

@@ -75,6 +75,8 @@ std::string kernel_name(const std::string& function, const std::string& dtype,
       return "rows";
     case Kernel::taps:
       return "taps";
+    case Kernel::joined:
+      return "joined";
     case Kernel::fast_filter_2:
       return "fast_filter_2";
     case Kernel::fast_filter_4:

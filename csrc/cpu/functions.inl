@@ -118,12 +118,13 @@ inline PositionClass class_of(const Conv1dGeometry& g, int64_t position, int64_t
 template <class S>
 struct GradInput {
   static void run(const GradInputArguments& a) {
-    // No more classes than taps have any.
+    const Conv1dGeometry& g = a.geometry;
     Correlation<S>* parts = static_cast<Correlation<S>*>(
-        scratch(Slot::parts, sizeof(Correlation<S>) * a.geometry.kernel_size));
-    int64_t count = 0;
-    const bool interleaved = is_interleaved(a.geometry);
-    for_each_class(a, [&](const Correlation<S>& p) {
+        scratch(Slot::parts, sizeof(Correlation<S>) * smaller(g.stride, g.length)));
+    const bool interleaved = is_interleaved(g);
+    int64_t count = interleaved ? 0 : joined_classes(a, parts);
+    if (count > 0) return grad_input_joined<Operand<S>>(parts, count);
+    for_each_class(a, true, [&](const Correlation<S>& p) {
       if (p.taps == 0) {
         if (!interleaved) clear(p);
         return true;
@@ -141,17 +142,32 @@ struct GradInput {
 
   static Kernel kernel(const GradInputArguments& a) {
     if (is_interleaved(a.geometry)) return Kernel::depthwise;
+    const Conv1dGeometry& g = a.geometry;
+    Correlation<S>* parts = static_cast<Correlation<S>*>(
+        scratch(Slot::parts, sizeof(Correlation<S>) * smaller(g.stride, g.length)));
+    if (joined_classes(a, parts) > 0) return Kernel::joined;
     Kernel kernel = Kernel::rows;
-    for_each_class(a, [&](const Correlation<S>& p) {
+    for_each_class(a, true, [&](const Correlation<S>& p) {
       if (p.taps > 0) kernel = correlation_kernel(p);
       return p.taps == 0;
     });
     return kernel;
   }
 
+  // Where joined samples are better off, `parts` becomes all classes; returns how many, else none.
+  static int64_t joined_classes(const GradInputArguments& a, Correlation<S>* parts) {
+    if (a.geometry.batch == 0 || !is_short<S>(a.geometry.out_length)) return 0;
+    int64_t count = 0;
+    for_each_class(a, false, [&](const Correlation<S>& p) {
+      parts[count++] = p;
+      return true;
+    });
+    return count > 0 && joining_pays(parts, count) ? count : 0;
+  }
+
   // Calls body with the correlation of each class of positions while that returns true.
   template <class Body>
-  static void for_each_class(const GradInputArguments& a, const Body& body) {
+  static void for_each_class(const GradInputArguments& a, bool with_patches, const Body& body) {
     const Conv1dGeometry& g = a.geometry;
     int64_t* taps = static_cast<int64_t*>(scratch(Slot::taps, sizeof(int64_t) * 4 * g.kernel_size));
     int64_t* other_taps = taps + 2 * g.kernel_size;
@@ -176,7 +192,7 @@ struct GradInput {
     p.out_step = g.stride;
     // With one channel per group and no dilation, classes that are alike differ only by which tap
     // they start with: they are rows of one product, as if the input had been cut into patches.
-    const bool patches = g.in_channels_per_group() == 1 && g.dilation == 1;
+    const bool patches = with_patches && g.in_channels_per_group() == 1 && g.dilation == 1;
     const int64_t classes = smaller(g.stride, g.length);
     for (int64_t first = 0, alike; first < classes; first += alike) {
       const PositionClass c = class_of(g, first, tap_index, tap_offset);
@@ -252,7 +268,7 @@ struct Gradients {
     if (a.input.geometry.stride == 1) {
       const WeightGradient<S> weight = GradWeight<S>::problem(a.weight, Slot::parts);
       bool done = false;
-      GradInput<S>::for_each_class(a.input, [&](const Correlation<S>& p) {
+      GradInput<S>::for_each_class(a.input, true, [&](const Correlation<S>& p) {
         done = gradients_share_a_pass(p, weight);
         if (done) gradients_depthwise(p, weight);
         return false;

@@ -35,7 +35,7 @@ void add_stretch(const WeightGradient<S>& p, const SlidingInput& input, int64_t 
             const int columns = static_cast<int>(smaller(kDotColumns, p.products() - r));
             const B* b[kDotColumns];
             for (int j = 0; j < columns; ++j) b[j] = in + offset[r + j];
-            select_dot_products(
+            select_dot_products<true>(
                 DotProducts<T, B>{a, b, outputs, lanes + (m * row_size + r) * L, row_size}, rows,
                 columns, std::make_integer_sequence<int, kDotRows * kDotColumns>{});
           }

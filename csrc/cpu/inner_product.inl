@@ -10,12 +10,13 @@ struct DotProducts {
   int64_t pitch;           // in vectors, from a row of sums to the next
 };
 
-template <class A, class B, int ROWS, int COLUMNS>
+template <class A, class B, int ROWS, int COLUMNS, bool MAY_SPLIT>
 void dot_products(const DotProducts<A, B>& p) {
   using T = Compute<B>;
   constexpr int W = kLanes<T>;
-  // Fewer sums than the additions' latency has room for are split.
-  constexpr int kParts = ROWS * COLUMNS <= 4 ? 2 : 1;
+  // Fewer sums than the additions' latency has room for are split, where the shape of the tile may
+  // show in the bits.
+  constexpr int kParts = MAY_SPLIT && ROWS * COLUMNS <= 4 ? 2 : 1;
   Vector<Sum<T>> sum[kParts][ROWS][COLUMNS];
 #pragma GCC unroll 2
   for (int part = 0; part < kParts; ++part)
@@ -60,11 +61,11 @@ void dot_products(const DotProducts<A, B>& p) {
 constexpr int kDotRows = CONVLM_VECTOR_BYTES == 64 ? 4 : 2;
 constexpr int kDotColumns = 4;
 
-template <class A, class B, int... I>
+template <bool MAY_SPLIT, class A, class B, int... I>
 CONVLM_INLINE void select_dot_products(const DotProducts<A, B>& p, int rows, int columns,
                                        std::integer_sequence<int, I...>) {
   static constexpr void (*table[])(const DotProducts<A, B>&) = {
-      &dot_products<A, B, I / kDotColumns + 1, I % kDotColumns + 1>...};
+      &dot_products<A, B, I / kDotColumns + 1, I % kDotColumns + 1, MAY_SPLIT>...};
   table[(rows - 1) * kDotColumns + columns - 1](p);
 }
 

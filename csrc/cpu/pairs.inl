@@ -66,6 +66,9 @@ CONVLM_INLINE void store(Pair* p, Vector<Pair> v) {
 CONVLM_INLINE __mmask16 first_lanes(int count) {
   return static_cast<__mmask16>((1u << count) - 1u);
 }
+CONVLM_INLINE Vector<Pair> load_partial(const Pair* p, int count) {
+  return (Vector<Pair>)_mm512_maskz_loadu_epi32(first_lanes(count), p);
+}
 CONVLM_INLINE void store_partial(Pair* p, Vector<Pair> v, int count) {
   _mm512_mask_storeu_epi32(p, first_lanes(count), (__m512i)v);
 }

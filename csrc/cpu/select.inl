@@ -1,5 +1,6 @@
 // Which of several equivalent kernels a geometry gets. The number of threads has no say, and the
-// batch only where it is summed over: they must not show in the bits.
+// batch only where it is summed over, or where both kernels give the same bits: they must not show
+// in them.
 
 // Shorter rows would leave most of a vector of tiles empty.
 constexpr int64_t kFewestFastOutputs = 64;
@@ -8,6 +9,26 @@ constexpr int64_t kFewestFastOutputs = 64;
 // pairs halve the work already, which is the most that a fast filter, in float32, would save.
 template <class S>
 constexpr bool kMayFilter = sizeof(S) < sizeof(double) && kDepth<Operand<S>> == 1;
+
+// Samples whose outputs are less than a strip of the core, or leave an eighth of the lanes of their
+// vectors of positions empty. Of fewer than half a vector, the copying alone would cost more than
+// is saved.
+template <class S>
+bool is_short(int64_t outputs) {
+  constexpr int W = kLanes<Compute<S>>;
+  return 2 * outputs >= W &&
+         (outputs < kMaxVectors * W || 8 * divide_up(outputs, W) * W > 9 * outputs);
+}
+constexpr int64_t kFewestJoinedRows = 8;
+
+// What each product of all samples costs where they are joined, in multiply-adds of vectors. A copy
+// of a vector costs as much as some of them, and staging a phase of a strided row, whose taps share
+// it, as many more. Both were measured.
+inline int64_t joined_cost(int64_t batch, int64_t vectors, int64_t rows, int64_t step,
+                           int64_t taps) {
+  constexpr int64_t kCopy = 4, kPhase = 32;
+  return vectors * (rows + kCopy) + (step == 1 ? 0 : batch * kPhase * smaller(step, taps) / taps);
+}
 
 // ---- forward and grad_input ----
 
@@ -76,12 +97,19 @@ template <class S>
 Kernel direct_correlation_kernel(const Correlation<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
   if (has_few_channels(p.rows, p.channels, p.taps) && p.out_step == 1) return Kernel::depthwise;
-  // Both orders round the rows or the positions up to whole vectors: take the one that wastes less.
+  // All orders round the rows or the positions up to whole vectors: take the one that wastes least.
   // Vectors of positions need no turning of the output, so they win ties and near-ties.
   const int64_t by_positions = divide_up(p.outputs, W) * p.rows;
   const int64_t by_rows = divide_up(p.rows, W) * p.outputs;
-  const Kernel direct = by_positions * 8 <= by_rows * 9 ? Kernel::positions : Kernel::rows;
-  return taps_first_pays(p, direct) ? Kernel::taps : direct;
+  const bool is_joined = is_short<S>(p.outputs) && p.rows >= kFewestJoinedRows;
+  const Kernel direct =
+      !is_joined && by_positions * 8 <= by_rows * 9 ? Kernel::positions : Kernel::rows;
+  if (taps_first_pays(p, direct)) return Kernel::taps;
+  if (!is_joined) return direct;
+  // These two add up in the same order.
+  const int64_t joined = joined_cost(p.batch, divide_up(p.batch * p.outputs, W), p.rows,
+                                     p.in_step * p.in_position, p.taps);
+  return 8 * joined <= 9 * p.batch * by_rows ? Kernel::joined : Kernel::rows;
 }
 
 // The error of F(4, 3), a few times that of a direct sum, shows in float32 where that must be
@@ -119,6 +147,8 @@ void correlate_directly(const Correlation<S>& p) {
     case Kernel::positions:
       return lone ? correlate_vectors_of_positions<Compute<S>>(&p, 1)
                   : correlate_vectors_of_positions<Operand<S>>(&p, 1);
+    case Kernel::joined:
+      return lone ? correlate_joined<Compute<S>>(p) : correlate_joined<Operand<S>>(p);
     default:
       return lone ? correlate_vectors_of_rows<Compute<S>>(p)
                   : correlate_vectors_of_rows<Operand<S>>(p);
@@ -143,6 +173,27 @@ void correlate(const Correlation<S>* parts, int64_t count) {
   for (int64_t i = 0; i < count; ++i) together &= correlation_kernel(parts[i]) == Kernel::positions;
   if (together) return correlate_vectors_of_positions<Operand<S>>(parts, count);
   for (int64_t i = 0; i < count; ++i) correlate(parts[i]);
+}
+
+// Whether grad_input is better off with the products of its outputs joined than with the
+// correlations of its classes of positions: by the multiply-adds of vectors that a sample takes.
+template <class S>
+bool joining_pays(const Correlation<S>* parts, int64_t count) {
+  constexpr int W = kLanes<Compute<S>>;
+  constexpr int64_t kAddingCost = 8;  // of a vector of products to the positions
+  const Correlation<S>& p = parts[0];
+  if (p.channels == 1) return false;
+  int64_t taps = 0, correlations = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Kernel kernel = parts[i].taps > 0 ? correlation_kernel(parts[i]) : Kernel::rows;
+    if (kernel == Kernel::fast_filter_2 || kernel == Kernel::fast_filter_4) return false;
+    taps += parts[i].taps;
+    correlations +=
+        smaller(divide_up(parts[i].outputs, W) * p.rows, divide_up(p.rows, W) * parts[i].outputs) *
+        parts[i].taps * p.channels;
+  }
+  return p.rows * taps >= kFewestJoinedRows &&
+         p.length * p.rows * taps * (p.channels + kAddingCost) < W * correlations;
 }
 
 // ---- grad_weight ----
@@ -173,6 +224,15 @@ Kernel direct_grad_weight_kernel(const WeightGradient<S>& p) {
   constexpr int D = kDepth<Operand<S>>;
   const int64_t by_positions = p.rows * (2 * divide_up(p.outputs, W * D) + W);
   const int64_t by_rows = divide_up(p.rows, W) * divide_up(p.outputs, D);
+  if (2 * p.outputs >= W && p.outputs <= 8 * W && p.rows >= kFewestJoinedRows) {
+    // Joined, lanes are added up once for all samples, and nothing is turned, but the tiles of dot
+    // products fill only the registers of AVX-512.
+    constexpr int64_t kEighths = CONVLM_VECTOR_BYTES == 64 ? 9 : 8;
+    const int64_t joined = joined_cost(p.batch, divide_up(p.batch * p.outputs, W * D), p.rows,
+                                       p.stride * p.x_position, p.taps) +
+                           3 * p.rows;
+    if (8 * joined <= kEighths * p.batch * smaller(by_rows, by_positions)) return Kernel::joined;
+  }
   return by_positions < by_rows ? Kernel::positions : Kernel::rows;
 }
 
@@ -189,10 +249,14 @@ Kernel grad_weight_kernel(const WeightGradient<S>& p) {
 
 template <class S>
 void weight_gradient_directly(const WeightGradient<S>& p) {
-  if (direct_grad_weight_kernel(p) == Kernel::positions)
-    grad_weight_vectors_of_positions(p);
-  else
-    grad_weight_vectors_of_rows(p);
+  switch (direct_grad_weight_kernel(p)) {
+    case Kernel::positions:
+      return grad_weight_vectors_of_positions(p);
+    case Kernel::joined:
+      return grad_weight_joined(p);
+    default:
+      return grad_weight_vectors_of_rows(p);
+  }
 }
 
 template <class S>

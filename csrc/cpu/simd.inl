@@ -270,3 +270,13 @@ CONVLM_INLINE void store_partial(float* p, Vector<float> v, int count) {
   _mm256_maskstore_ps(p, first_lanes(count), v);
 }
 #endif
+
+// Errs by no more than 2^-14 of the value.
+CONVLM_INLINE Vector<float> approximate_reciprocal(Vector<float> v) {
+#if CONVLM_VECTOR_BYTES == 64
+  return _mm512_maskz_rcp14_ps(kAll, v);
+#else
+  return 1.0f / v;
+#endif
+}
+CONVLM_INLINE Vector<double> approximate_reciprocal(Vector<double> v) { return 1.0 / v; }

@@ -234,12 +234,47 @@ inline bool has_input(const Staging& plan, int64_t stream, int64_t length, int64
   return first < length && first + (plan.width - 1) * plan.element_step >= 0;
 }
 
+// Phases that begin next to each other are the columns of a matrix whose rows are a step long:
+// turning it reads whole vectors. Steps of no more than four have shuffles of their own.
+template <class S>
+bool phases_are_columns(const Staging& plan, int64_t position_stride) {
+  if (kLanes<Compute<S>> > 16 || plan.element_step <= 4 || position_stride != 1) return false;
+  for (int64_t s = 1; s < plan.streams; ++s)
+    if (plan.stream_start[s] != plan.stream_start[0] + s) return false;
+  return plan.streams > 1;
+}
+
+template <class S>
+void stage_columns(const Staging& plan, const S* in, int64_t length, int64_t first_position,
+                   Compute<S>* out) {
+  const int64_t start = plan.stream_start[0] + first_position, step = plan.element_step;
+  const int64_t first = smaller(plan.width, larger(0, divide_up(-start, step)));
+  const int64_t end = divide_down(length - start - plan.streams, step) + 1;
+  const int64_t last = larger(first, smaller(plan.width, end));
+  if constexpr (kLanes<Compute<S>> <= 16)
+    transpose(in + start + first * step, step, last - first, plan.streams, out + first, plan.pitch);
+  for (int64_t i = 0; i < plan.width; ++i) {
+    if (i == first) i = last;
+    for (int64_t s = 0; i < plan.width && s < plan.streams; ++s) {
+      const int64_t position = start + i * step + s;
+      out[s * plan.pitch + i] =
+          0 <= position && position < length ? to_compute(in[position]) : Compute<S>{};
+    }
+  }
+}
+
 // Stages `channels` rows for the outputs that begin at `first_position` of the input, less the
 // taps' offsets. Streams of nothing but padding may be left out, where nobody reads them.
 template <class S>
 void stage(const Staging& plan, const S* in, int64_t channels, int64_t channel_stride,
            int64_t position_stride, int64_t length, int64_t first_position, Compute<S>* out,
            bool with_padding = true) {
+  if (phases_are_columns<S>(plan, position_stride)) {
+    for (int64_t c = 0; c < channels; ++c)
+      stage_columns(plan, in + c * channel_stride, length, first_position,
+                    out + c * plan.channel_pitch());
+    return;
+  }
   // A channel's streams one after another read the same part of its row.
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t s = 0; s < plan.streams; ++s)

@@ -20,6 +20,32 @@ CONVLM_INLINE void transpose_step(Vector<T>* rows, std::integer_sequence<int, Pa
   if constexpr (2 * Half < kLanes<T>) transpose_step<T, 2 * Half>(rows, pairs);
 }
 
+template <class T>
+struct Largest {
+  static CONVLM_INLINE Vector<T> of(Vector<T> a, Vector<T> b) { return a > b ? a : b; }
+};
+template <class T>
+struct Total {
+  static CONVLM_INLINE Vector<T> of(Vector<T> a, Vector<T> b) { return a + b; }
+};
+
+// Lane i of the result combines all lanes of rows[i]: log2 of the lanes steps for all rows
+// together.
+template <class T, template <class> class Combine, int HALF = 1>
+CONVLM_INLINE Vector<T> combine_lanes(Vector<T>* rows) {
+  constexpr int W = kLanes<T>;
+  if constexpr (HALF == W) {
+    return rows[0];
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < W / HALF / 2; ++i) {
+      exchange<T, HALF>(rows[2 * i], rows[2 * i + 1], std::make_integer_sequence<int, W>{});
+      rows[i] = Combine<T>::of(rows[2 * i], rows[2 * i + 1]);
+    }
+    return combine_lanes<T, Combine, 2 * HALF>(rows);
+  }
+}
+
 template <class In, class Out, int... R>
 CONVLM_INLINE void transpose_square(const In* in, int64_t in_pitch, Out* out, int64_t out_pitch,
                                     std::integer_sequence<int, R...>) {
