@@ -110,7 +110,7 @@ void gradients_depthwise(const Correlation<S>& p, const WeightGradient<S>& q) {
         const int64_t low = larger(from, -p.tap_offset[j]);
         const int64_t high = smaller(to, p.length - p.tap_offset[j]);
         const S *a = grad + low + p.tap_offset[j], *b = x + low;
-        if (low < high) dot_products<S, S, 1, 1>({&a, &b, high - low, lanes + j * W, 1});
+        if (low < high) dot_products<S, S, 1, 1, true>({&a, &b, high - low, lanes + j * W, 1});
       }
     };
     if (begin < inner) edge(begin, inner);

@@ -275,13 +275,13 @@ void stage(const Staging& plan, const S* in, int64_t channels, int64_t channel_s
                     out + c * plan.channel_pitch());
     return;
   }
-  // A channel's streams one after another read the same part of its row.
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t s = 0; s < plan.streams; ++s)
-      if (with_padding || has_input(plan, s, length, first_position))
-        stage_row(in + c * channel_stride, position_stride, length,
-                  plan.stream_start[s] + first_position, plan.element_step,
-                  out + c * plan.channel_pitch() + s * plan.pitch, plan.width);
+  for (int64_t s = 0; s < plan.streams; ++s) {
+    if (!with_padding && !has_input(plan, s, length, first_position)) continue;
+    for (int64_t c = 0; c < channels; ++c)
+      stage_row(in + c * channel_stride, position_stride, length,
+                plan.stream_start[s] + first_position, plan.element_step,
+                out + c * plan.channel_pitch() + s * plan.pitch, plan.width);
+  }
 }
 
 #if defined(CONVLM_DOT_BFLOAT16)
