@@ -42,10 +42,10 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
 
   // Strips are as wide as the core; a tile is staged for several of them.
   const int64_t vectors = divide_up(p.outputs, W);
-  const int64_t strips = divide_up(vectors, kMaxVectors);
-  int64_t tile_strips = smaller(strips, kMaxTileVectors / kMaxVectors);
+  const int64_t strips = divide_up(vectors, kTallVectors);
+  int64_t tile_strips = smaller(strips, kMaxTileVectors / kTallVectors);
   for (;; --tile_strips) {
-    const int64_t outputs = smaller(vectors, tile_strips * kMaxVectors) * W;
+    const int64_t outputs = smaller(vectors, tile_strips * kTallVectors) * W;
     if (p.in_step == 1)
       plan_for_scalars(staging, outputs, 1, p.tap_offset, taps, W);
     else
@@ -55,7 +55,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
       break;
   }
   const int64_t tiles = divide_up(strips, tile_strips);
-  const int64_t blocks = divide_up(p.rows, kMaxRows);
+  const int64_t blocks = divide_up(p.rows, kTallRows);
   const int64_t weight_pitch = divide_up(p.rows, blocks);
   const int64_t block_size = channels * taps * weight_pitch;
   Staging of_part = staging;
@@ -86,12 +86,23 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   const int64_t splits = smaller(blocks, divide_up(kJobs, larger(1, p.batch * p.groups * tiles)));
   const int64_t jobs = p.batch * p.groups * tiles * splits;
   parallel_jobs(
-      jobs, divide_up(p.rows, splits) * p.channels * taps * tile_strips * kMaxVectors * W,
+      jobs, divide_up(p.rows, splits) * p.channels * taps * tile_strips * kTallVectors * W,
       [&](int64_t begin, int64_t end) {
         T* staged =
             static_cast<T*>(scratch(Slot::staged, sizeof(T) * channels * staging.channel_pitch()));
-        Sum<T>* tile =
-            static_cast<Sum<T>*>(scratch(Slot::tile, CONVLM_VECTOR_BYTES * kMaxRows * kMaxVectors));
+        Sum<T>* tile = static_cast<Sum<T>*>(
+            scratch(Slot::tile, CONVLM_VECTOR_BYTES * kTallRows * kTallVectors));
+        const auto first_strip_of = [&](int64_t tile_job) {
+          return strips * (tile_job % tiles) / tiles;
+        };
+        const auto first_of = [&](int64_t tile_job) {
+          return vectors * first_strip_of(tile_job) / strips;
+        };
+        const auto input_of = [&](int64_t tile_job) {
+          const int64_t group = tile_job / tiles % p.groups, n = tile_job / tiles / p.groups;
+          return p.in + n * p.in_batch + group * p.channels * p.in_channel;
+        };
+        LinesAhead in_ahead;
         int64_t staged_job = -1;
         for (int64_t job = begin; job < end; ++job) {
           const int64_t split = job % splits, tile_job = job / splits;
@@ -100,20 +111,27 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
           const int64_t first_strip = strips * t / tiles, last_strip = strips * (t + 1) / tiles;
           const int64_t first = vectors * first_strip / strips;
           if (staged_job != tile_job)
-            stage(staging, p.in + n * p.in_batch + group * p.channels * p.in_channel, p.channels,
-                  p.in_channel, p.in_position, p.length, first * W * p.in_step, staged, false);
+            stage(staging, input_of(tile_job), p.channels, p.in_channel, p.in_position, p.length,
+                  first * W * p.in_step, staged, false);
           staged_job = tile_job;
+          const int64_t next_job = (job + 1) / splits;
+          if (job + 1 < end)
+            in_ahead = lines_to_stage(staging, input_of(next_job), p.channels, p.in_channel,
+                                      p.in_position, first_of(next_job) * W * p.in_step);
+          const int64_t in_share =
+              divide_up(in_ahead.count(), divide_up(blocks, splits) * (last_strip - first_strip));
           for (int64_t block = blocks * split / splits; block < blocks * (split + 1) / splits;
                ++block) {
             const int64_t row = p.rows * block / blocks;
             const int rows = static_cast<int>(p.rows * (block + 1) / blocks - row);
             const T* weight = weights + (group * blocks + block) * block_size;
-            Sum<T> bias[kMaxRows];
+            Sum<T> bias[kTallRows];
             for (int i = 0; i < rows; ++i) bias[i] = bias_of(p, group * p.rows + row + i);
             int64_t v = first;
             for (int64_t strip = first_strip; strip < last_strip; ++strip) {
               const int64_t next = vectors * (strip + 1) / strips;
               const int width = static_cast<int>(next - v);
+              in_ahead.ask(in_share);
               for (int64_t part = 0; part < part_count; ++part) {
                 const Correlation<S>& q = parts[part];
                 const int64_t count = smaller(width * W, q.outputs - v * W);
@@ -139,7 +157,8 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                                    plain ? if_same<Stored<T>>(out) : nullptr,
                                    q.out_row,
                                    bias};
-                multiply<T, true>(product, rows, width, steps, kForwardChain<T>);
+                multiply<T, true, kTallRows, kTallVectors>(product, rows, width, steps,
+                                                           kForwardChain<T>);
                 for (int i = 0; product.out == nullptr && i < rows; ++i)
                   finish_row(q, tile + i * width * W, bias[i], count, out + i * q.out_row);
               }

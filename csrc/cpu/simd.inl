@@ -242,3 +242,12 @@ CONVLM_INLINE void store_partial(float* p, Vector<float> v, int count) {
   _mm256_maskstore_ps(p, first_lanes(count), v);
 }
 #endif
+
+// The first `count` lanes, or all; the others are zero.
+template <class T>
+CONVLM_INLINE Vector<T> first_lanes(Vector<T> v, int64_t count) {
+  if (count >= kLanes<T>) return v;
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  return load_partial(lanes, static_cast<int>(count));
+}
