@@ -124,15 +124,19 @@ PARTLY_FAST = [
 FAST = [
     Case("fast filtering, neighbours: tiles of 2 and 4 do not divide 131", 2, 64, 64, 131, 3),
     Case("fast filtering, causal, runs shorter than a vector", 2, 64, 80, 100, 3, 1, 2, 1, (4, 0)),
-    Case("fast filtering, runs that are no power of two", 1, 90, 96, 97, 3, 1, 5, 1, (3, 9)),
+    Case("fast filtering, runs that are no power of two", 1, 120, 130, 97, 3, 1, 5, 1, (3, 9)),
     Case("fast filtering, half a vector a run", 1, 96, 98, 129, 3, 1, 8, 1, (8, 8)),
     Case("fast filtering, long runs, cut", 1, 96, 96, 1000, 3, 1, 100, 1, (170, 0)),
-    Case("fast filtering, four taps: a group and a lone one", 1, 112, 112, 97, 4, 1, 3, 1, (0, 9)),
+    Case("fast filtering, four taps: a group and a lone one", 1, 160, 160, 97, 4, 1, 3, 1, (0, 9)),
     Case("fast filtering, two groups of taps, the last of two", 1, 72, 64, 90, 5, 1, 1, 1, (2, 2)),
-    Case("fast filtering, seven taps far apart", 1, 80, 80, 500, 7, 1, 21, 1, (63, 63)),
+    Case("fast filtering, seven taps far apart", 1, 112, 112, 500, 7, 1, 21, 1, (63, 63)),
     Case("fast filtering, two taps need more channels", 1, 160, 150, 80, 2, 1, 4, 1, (4, 0)),
     Case("fast filtering in each of two groups", 2, 128, 140, 77, 3, 1, 1, 2, (1, 1)),
     Case("fast filtering, several stretches and a remainder", 1, 64, 64, 1100, 3, 1, 1, 1, (2, 0)),
+    Case("fast filtering, a vector a run", 2, 64, 66, 300, 3, 1, 16, 1, (32, 0)),
+    Case("fast filtering, groups of taps in the padding", 1, 64, 66, 1100, 7, 1, 64, 1, (384, 0)),
+    Case("fast filtering, padding at both ends", 1, 80, 80, 900, 7, 1, 130, 1, (390, 390)),
+    Case("fast filtering, two taps far apart", 1, 160, 150, 780, 2, 1, 130, 1, (130, 0)),
 ]
 
 GROUPS = [

@@ -44,7 +44,7 @@ def language_model(channels: int, kernel_size: int, dilation: int) -> Case:
     return Case("", 16, channels, channels, 1024, kernel_size, 1, dilation, 1, pads)
 
 
-@pytest.mark.parametrize("dilation", [1, 3, 4, 16])
+@pytest.mark.parametrize("dilation", [1, 4, 16, 64])
 @pytest.mark.parametrize("channels", [64, 100, 256, 512])
 @pytest.mark.parametrize("kernel_size", [3, 6, 7])
 def test_layers_of_language_models_are_filtered_fast(
@@ -54,6 +54,18 @@ def test_layers_of_language_models_are_filtered_fast(
     assert kernel("forward", case) == "fast_filter_2"
     assert kernel("grad_input", case) == "fast_filter_2"
     assert kernel("grad_weight", case) == "fast_filter_4"
+
+
+def test_runs_that_must_be_copied_need_more_channels() -> None:
+    assert kernel("forward", language_model(64, 3, 3)) == "positions"
+    assert kernel("forward", language_model(256, 3, 3)) == "fast_filter_2"
+
+
+@pytest.mark.parametrize("dilation", [1, 64])
+def test_two_taps_and_few_channels_are_worth_it(dilation: int) -> None:
+    assert kernel("forward", language_model(64, 2, dilation)) == "fast_filter_2"
+    assert kernel("forward", language_model(32, 3, dilation)) == "fast_filter_2"
+    assert kernel("forward", language_model(32, 2, dilation)) == "positions"
 
 
 @parametrize("case", FAST)

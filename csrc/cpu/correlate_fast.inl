@@ -1,7 +1,8 @@
 // The correlation by fast filtering, with vectors of tiles: components of the weights are the
 // scalars. Short samples share a vector.
 
-constexpr int64_t kFastTiles = 96;  // worked on at once, where there are so many
+constexpr int64_t kFastTiles = 128;  // worked on at once, where there are so many
+constexpr int64_t kMostSamples = 8;
 
 // Components of packed weights: packed[channel][tap][pitch] to out[slot][channel][pitch].
 template <class F, class T>
@@ -27,92 +28,113 @@ void transform_weight(const FastTiling<F>& t, const T* packed, int64_t channels,
   }
 }
 
-// sums[component][tile] to out[output][tile], for `vectors` vectors of tiles.
-template <class F, class T>
-CONVLM_INLINE void transform_output(const T* sums, int64_t component_pitch, int vectors, T bias,
-                                    T* out, int64_t output_pitch) {
-  for (int64_t i = 0; i < vectors * kLanes<T>; i += kLanes<T>) {
-    Vector<T> component[F::kComponents];
-#pragma GCC unroll 8
-    for (int j = 0; j < F::kComponents; ++j) component[j] = load(sums + j * component_pitch + i);
-#pragma GCC unroll 8
-    for (int a = 0; a < F::kOutputs; ++a) {
-      Vector<T> sum = broadcast(bias);
-#pragma GCC unroll 8
-      for (int j = 0; j < F::kComponents; ++j)
-        if (F::kOutput[j][a] != 0) sum += F::kOutput[j][a] * component[j];
-      store(out + a * output_pitch + i, sum);
-    }
-  }
+// Out of the way of the loops, most of which have none.
+template <int COUNT, class T>
+__attribute__((noinline)) void activate_each(Vector<T>* v, Activation activation) {
+  for (int i = 0; i < COUNT; ++i) v[i] = activate(v[i], activation);
 }
 
-// Writes one row of a stretch of one sample, y[output][tile] with `pitch` between outputs. Adds NaN
-// to `poison` where a value is not finite.
-template <class S>
+// Turns sums[component][row][tile] of some tiles of one sample into outputs and writes them.
+template <class F, class S>
 struct OutputWriter {
   using T = Compute<S>;
-  static constexpr int W = kLanes<T>;
+  static constexpr int W = kLanes<T>, m = F::kOutputs;
+  const T* sums;
+  int64_t component_pitch, row_pitch;
+  int64_t rows, first_tile, tiles;
+  const T* bias;
   Activation activation;
-  const T* y;
-  int64_t pitch, tiles, positions;  // positions: outputs that may be written, from `out` on
-  T* buffer;                        // of one row
-  S* out;
-  Vector<T> poison{};
+  S* out;  // of the stretch
+  int64_t out_row;
+  int64_t positions;   // outputs that may be written, from `out` on
+  T* buffer;           // of one row
+  Vector<T> poison{};  // NaN once a value is not finite
 
-  CONVLM_INLINE Vector<T> take(const T* p, int64_t count) {
-    const Vector<T> v = count >= W ? load(p) : load_partial(p, static_cast<int>(count));
-    poison += v * 0;
-    return activate(v, activation);
+  // The outputs of a vector of tiles, of which `count`, or all, exist.
+  CONVLM_INLINE void take(int64_t row, int64_t tile, int64_t count, Vector<T>* output) {
+    Vector<T> component[F::kComponents];
+#pragma GCC unroll 8
+    for (int j = 0; j < F::kComponents; ++j)
+      component[j] = load(sums + j * component_pitch + row * row_pitch + tile);
+#pragma GCC unroll 8
+    for (int a = 0; a < m; ++a) {
+      output[a] = broadcast(bias[row]);
+#pragma GCC unroll 8
+      for (int j = 0; j < F::kComponents; ++j)
+        if (F::kOutput[j][a] != 0) output[a] += F::kOutput[j][a] * component[j];
+      poison += first_lanes<T>(output[a], count) * 0;
+    }
+    if (activation != Activation::none) activate_each<m, T>(output, activation);
   }
 
-  void run(const T* from, int64_t count, int64_t position) {
-    count = smaller(count, positions - position);
-    for (int64_t i = 0; i < count; i += W) {
-      const Vector<T> v = take(from + i, count - i);
-      if (count - i >= W)
-        store(out + position + i, v);
-      else
-        store_partial(out + position + i, v, static_cast<int>(count - i));
+  CONVLM_INLINE void put(int64_t row, int64_t position, Vector<T> v, int64_t count) const {
+    S* to = out + row * out_row + position;
+    if (count >= W)
+      store(to, v);
+    else if (count > 0)
+      store_partial(to, v, static_cast<int>(count));
+  }
+
+  // Calls body(row, tile, count) for each vector of tiles.
+  template <class Body>
+  CONVLM_INLINE void for_each_vector(const Body& body) const {
+    for (int64_t row = 0; row < rows; ++row) {
+      int64_t i = 0;
+      for (; i + W <= tiles; i += W) body(row, i, W);
+      if (i < tiles) body(row, i, tiles - i);
     }
   }
 
-  template <int PHASES, int DILATION>
-  void merge() {
-    for (int64_t i = 0; i < tiles; i += W) {
-      Vector<T> v[PHASES];
+  // Outputs of one kind lie together.
+  void write_runs(int64_t distance) {
+    OutputWriter w = *this;  // which no store can change
+    w.for_each_vector([&](int64_t row, int64_t tile, int64_t count) {
+      Vector<T> v[m];
+      w.take(row, tile, count, v);
 #pragma GCC unroll 4
-      for (int a = 0; a < PHASES; ++a) v[a] = take(y + a * pitch + i, tiles - i);
-      merge_phases<PHASES, DILATION, T>(v);
-#pragma GCC unroll 4
-      for (int a = 0; a < PHASES; ++a) {
-        const int64_t position = i * PHASES + a * W;
-        if (position + W <= positions)
-          store(out + position, v[a]);
-        else if (position < positions)
-          store_partial(out + position, v[a], static_cast<int>(positions - position));
+      for (int a = 0; a < m; ++a) {
+        const int64_t position = a * distance + w.first_tile + tile;
+        w.put(row, position, v[a], smaller(count, w.positions - position));
       }
+    });
+    poison = w.poison;
+  }
+
+  template <int DILATION>
+  void write_merged(int64_t period) {
+    if constexpr (DILATION > 1)
+      if (period < DILATION) return write_merged<DILATION / 2>(period);
+    OutputWriter w = *this;  // which no store can change
+    w.for_each_vector([&](int64_t row, int64_t tile, int64_t count) {
+      Vector<T> v[m];
+      w.take(row, tile, count, v);
+      merge_phases<m, DILATION, T>(v);
+#pragma GCC unroll 4
+      for (int a = 0; a < m; ++a) {
+        const int64_t position = (w.first_tile + tile) * m + a * W;
+        w.put(row, position, v[a], w.positions - position);
+      }
+    });
+    poison = w.poison;
+  }
+
+  // Every run in whole vectors, the last first; what is too much is overwritten by the next.
+  void write_copies(int64_t period) {
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t tile = 0; tile < tiles; tile += period)
+        for (int64_t i = (period - 1) / W * W; i >= 0; i -= W) {
+          Vector<T> v[m];
+          take(row, tile + i, larger(0, tiles - tile - i), v);
+          for (int a = 0; a < m; ++a) store(buffer + tile * m + a * period + i, v[a]);
+        }
+      for (int64_t i = 0; i < positions; i += W) put(row, i, load(buffer + i), positions - i);
     }
   }
 
-  template <int PHASES>
   void write(const Stretch& s) {
-    if (s.runs > 1) {
-      for (int a = 0; a < PHASES; ++a) run(y + a * pitch, tiles, a * s.run_output);
-      return;
-    }
-    if (s.period == 1) return merge<PHASES, 1>();
-    if constexpr (W > 2)
-      if (s.period == 2) return merge<PHASES, 2>();
-    if constexpr (W > 4)
-      if (s.period == 4) return merge<PHASES, 4>();
-    if constexpr (W > 8)
-      if (s.period == 8) return merge<PHASES, 8>();
-    // Every run in whole vectors; what is too much is overwritten by the next.
-    for (int64_t tile = 0; tile < tiles; tile += s.period)
-      for (int a = 0; a < PHASES; ++a)
-        for (int64_t i = 0; i < s.period; i += W)
-          store(buffer + tile * PHASES + a * s.period + i, load(y + a * pitch + tile + i));
-    run(buffer, positions, 0);
+    if (s.runs > 1) return write_runs(s.run_output);
+    if (cut_in_registers<T>(s.period)) return write_merged<W>(s.period);
+    write_copies(s.period);
   }
 };
 
@@ -123,6 +145,80 @@ CONVLM_INLINE bool any_nan(Vector<T> v) {
   return found;
 }
 
+// The position that the first tap in the order of positions reads for output 0.
+template <class S>
+int64_t first_tap_offset(const Correlation<S>& p) {
+  return smaller(p.tap_offset[0], p.tap_offset[p.taps - 1]);
+}
+
+// How many slots of how many tiles are left out.
+template <class F, class S>
+int64_t slots_of_padding(const Correlation<S>& p, const FastTiling<F>& t) {
+  const Stretches<F> stretches(t, kFastTiles, kLanes<Compute<S>>);
+  int64_t total = 0;
+  const auto count = [&](int64_t index) {
+    const Stretch s = stretches.at(t, index);
+    int64_t slots = 0;
+    for (int j = 0; j < F::kComponents; ++j)
+      for (int64_t group = 0; group < t.groups_of(j); ++group)
+        slots += reads_padding(t, s, j, group, s.first_output + first_tap_offset(p), p.length);
+    total += slots * s.tiles;
+    return slots > 0;
+  };
+  // Padding is at the ends.
+  int64_t begin = 0, end = stretches.count;
+  while (begin < end && count(begin)) ++begin;
+  while (begin < end && count(end - 1)) --end;
+  return total;
+}
+
+// What a stretch reads anew of the rows that begin at `in`.
+template <class F, class S>
+LinesAhead input_lines(const Correlation<S>& p, const FastTiling<F>& t, const Stretch& s,
+                       int64_t first_tap, const S* in) {
+  if (p.in_position != 1) return {};
+  in += s.first_output + first_tap;
+  if (s.runs == 1) return {in, p.channels, p.in_channel, 1, 0, F::kOutputs * s.tiles};
+  // Where a stretch is a whole block, the other values are those of the block before.
+  const int64_t values = s.tiles < t.dilation ? t.streams : F::kOutputs;
+  in += (t.streams - values) * t.dilation;
+  return {in, p.channels, p.in_channel, values, t.dilation, s.tiles};
+}
+
+// What the tiles from `first` on write of the rows that begin at `out`.
+template <class F, class S>
+LinesAhead output_lines(const Correlation<S>& p, const Stretch& s, int64_t first, int64_t tiles,
+                        int64_t rows, S* out) {
+  const bool apart = s.runs > 1;
+  return {out + s.first_output + (apart ? 1 : F::kOutputs) * first,
+          rows,
+          p.out_row,
+          apart ? F::kOutputs : 1,
+          s.run_output,
+          apart ? tiles : F::kOutputs * tiles};
+}
+
+// The reduction of each component: where its slots start in the input and in the weights, but for
+// those of nothing but padding.
+template <class F>
+struct ReductionOfSlots {
+  int64_t *in_start, *weight_start;
+  int64_t count[F::kComponents];
+
+  void plan(const FastTiling<F>& t, const Stretch& s, int64_t first_tap, int64_t length,
+            int64_t in_pitch, int64_t weight_pitch) {
+    for (int j = 0; j < F::kComponents; ++j) {
+      count[j] = 0;
+      for (int64_t group = 0; group < t.groups_of(j); ++group) {
+        if (reads_padding(t, s, j, group, s.first_output + first_tap, length)) continue;
+        const int64_t slot = t.first_slot[j] + group, next = t.first_slot[j] + count[j]++;
+        in_start[next] = slot * in_pitch;
+        weight_start[next] = slot * weight_pitch;
+      }
+    }
+  }
+};
+
 template <class S>
 void correlate_directly(const Correlation<S>& p);
 
@@ -130,17 +226,21 @@ template <class F, class S>
 void correlate_fast(const Correlation<S>& p) {
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
-  const bool reversed = p.taps > 1 && p.tap_offset[1] < p.tap_offset[0];
-  const int64_t first_tap = p.tap_offset[reversed ? p.taps - 1 : 0];
+  const int64_t first_tap = first_tap_offset(p);
+  const bool reversed = first_tap != p.tap_offset[0];
   const int64_t spacing = p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 1;
   const FastTiling<F> tiling(p.outputs, p.taps, larger(spacing, -spacing));
   const Stretches<F> stretches(tiling, kFastTiles, W);
-  const int64_t samples = larger(1, kFastTiles / tiling.tiles);  // of one job
+  const int64_t samples = smaller(kMostSamples, larger(1, kFastTiles / tiling.tiles));  // of a job
   const int64_t max_lanes = divide_up(samples * stretches.max_tiles, W) * W;
-  const InputTransform<F> input = plan_input(tiling, stretches, W);
+  const InputTransform<F> input = plan_input<F, T>(tiling, stretches);
   const int64_t lane_pitch = staged_pitch(max_lanes + W, W);
+  // Sums are written out as soon as they are there, unless a vector of tiles is no run of outputs.
+  const bool in_pieces =
+      samples == 1 && (!stretches.whole_blocks || cut_in_registers<T>(tiling.dilation));
+  const int64_t piece_lanes = in_pieces ? kTallVectors * W : max_lanes;
 
-  const int64_t blocks = divide_up(p.rows, kMaxRows);
+  const int64_t blocks = divide_up(p.rows, kTallRows);
   const int64_t weight_pitch = divide_up(p.rows, blocks);
   const int64_t block_size = tiling.slots * p.channels * weight_pitch;
   T* weights = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.groups * blocks * block_size));
@@ -157,14 +257,6 @@ void correlate_fast(const Correlation<S>& p) {
     }
   });
 
-  // Where the reduction of each component starts, in the input and in the weights.
-  int64_t* in_start =
-      static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * tiling.slots));
-  int64_t* weight_start = in_start + tiling.slots;
-  for (int64_t slot = 0; slot < tiling.slots; ++slot) {
-    in_start[slot] = slot * p.channels * lane_pitch;
-    weight_start[slot] = slot * p.channels * weight_pitch;
-  }
   bool* finite = static_cast<bool*>(scratch(Slot::partial, p.batch));
   for (int64_t n = 0; n < p.batch; ++n) finite[n] = true;
 
@@ -178,12 +270,16 @@ void correlate_fast(const Correlation<S>& p) {
         T* streams = static_cast<T*>(scratch(
             Slot::staged, sizeof(T) * (stream_elements + tiling.slots * p.channels * lane_pitch)));
         T* staged = streams + stream_elements;
-        constexpr int64_t kStrip = kMaxVectors * W;
-        T* sums = static_cast<T*>(scratch(
-            Slot::tile, sizeof(T) * kMaxRows * (F::kComponents * kStrip + F::kOutputs * max_lanes) +
-                            sizeof(T) * (F::kOutputs * (max_lanes + 2 * W) + W)));
-        T* outputs = sums + kMaxRows * F::kComponents * kStrip;  // [row][output][lane]
-        T* row_buffer = outputs + kMaxRows * F::kOutputs * max_lanes;
+        const int64_t row_pitch = staged_pitch(piece_lanes + W, W);
+        const int64_t component_pitch = kTallRows * row_pitch;
+        T* sums = static_cast<T*>(
+            scratch(Slot::tile, sizeof(T) * (F::kComponents * component_pitch +
+                                             F::kOutputs * (max_lanes + 2 * W) + W)));
+        T* row_buffer = sums + F::kComponents * component_pitch;
+        int64_t* starts =
+            static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * tiling.slots));
+        ReductionOfSlots<F> reduction{starts, starts + tiling.slots, {}};
+        LinesAhead ahead;
         int64_t staged_job = -1;
         for (int64_t index = begin; index < end; ++index) {
           const int64_t split = index % splits, job = index / splits;
@@ -200,41 +296,81 @@ void correlate_fast(const Correlation<S>& p) {
                   p.in_position, p.length, first_tap, streams,
                   staged + c * lane_pitch + i * s.tiles, p.channels * lane_pitch);
           staged_job = job;
+          reduction.plan(tiling, s, first_tap, p.length, p.channels * lane_pitch,
+                         p.channels * weight_pitch);
           const int64_t vectors = divide_up(count * s.tiles, W);
-          const int64_t strips = divide_up(vectors, kMaxVectors);
-          for (int64_t block = blocks * split / splits; block < blocks * (split + 1) / splits;
-               ++block) {
+          const int64_t strips = divide_up(vectors, kTallVectors);
+          const int64_t pieces = in_pieces ? strips : 1;
+          const int64_t first_block = blocks * split / splits;
+          const int64_t last_block = blocks * (split + 1) / splits;
+          if (index + 1 < end) {
+            const int64_t next = (index + 1) / splits;
+            ahead = input_lines(p, tiling, stretches.at(tiling, next % stretches.count), first_tap,
+                                p.in + next / stretches.count / p.groups * samples * p.in_batch +
+                                    next / stretches.count % p.groups * p.channels * p.in_channel);
+          }
+          const int64_t share =
+              divide_up(ahead.count(), (last_block - first_block) * strips * F::kComponents);
+          S* const out = p.out + n0 * p.out_batch + group * p.out_group;
+          Vector<T> poison[kMostSamples] = {};
+          for (int64_t block = first_block; block < last_block; ++block) {
             const int64_t row = p.rows * block / blocks;
             const int rows = static_cast<int>(p.rows * (block + 1) / blocks - row);
             const T* weight = weights + (group * blocks + block) * block_size;
-            for (int64_t strip = 0; strip < strips; ++strip) {
-              const int64_t v = vectors * strip / strips;
-              const int width = static_cast<int>(vectors * (strip + 1) / strips - v);
-              for (int j = 0; j < F::kComponents; ++j)
-                multiply<T, true>(
-                    Product<T>{&weight, staged + v * W, weight_start + tiling.first_slot[j],
-                               in_start + tiling.first_slot[j], tiling.groups_of(j), p.channels,
-                               weight_pitch, lane_pitch, sums + j * kMaxRows * kStrip, kStrip,
-                               false},
-                    rows, width);
-              for (int i = 0; i < rows; ++i)
-                transform_output<F>(sums + i * kStrip, kMaxRows * kStrip, width,
-                                    bias_of(p, group * p.rows + row + i),
-                                    outputs + i * F::kOutputs * max_lanes + v * W, max_lanes);
-            }
-            for (int64_t n = 0; n < count; ++n) {
-              OutputWriter<S> writer{p.activation, nullptr,    max_lanes, s.tiles,
-                                     s.positions,  row_buffer, nullptr};
-              for (int i = 0; i < rows; ++i) {
-                writer.y = outputs + i * F::kOutputs * max_lanes + n * s.tiles;
-                writer.out = p.out + (n0 + n) * p.out_batch + group * p.out_group +
-                             (row + i) * p.out_row + s.first_output;
-                writer.template write<F::kOutputs>(s);
+            T bias[kTallRows];
+            for (int i = 0; i < rows; ++i) bias[i] = bias_of(p, group * p.rows + row + i);
+            for (int64_t piece = 0; piece < pieces; ++piece) {
+              const int64_t first_strip = strips * piece / pieces;
+              const int64_t last_strip = strips * (piece + 1) / pieces;
+              const int64_t first_vector = vectors * first_strip / strips;
+              const int64_t last_vector = vectors * last_strip / strips;
+              // The next piece, of this block or of the one below.
+              const bool is_last = piece + 1 == pieces;
+              LinesAhead out_ahead =
+                  output_lines<F>(p, s, is_last ? 0 : last_vector * W,
+                                  smaller((last_vector - first_vector) * W, s.tiles),
+                                  is_last && block + 1 == last_block ? 0 : rows,
+                                  out + (row + (is_last ? rows : 0)) * p.out_row);
+              const int64_t out_share =
+                  divide_up(out_ahead.count(), (last_strip - first_strip) * F::kComponents);
+              for (int64_t strip = first_strip; strip < last_strip; ++strip) {
+                const int64_t v = vectors * strip / strips;
+                const int width = static_cast<int>(vectors * (strip + 1) / strips - v);
+                for (int j = 0; j < F::kComponents; ++j) {
+                  ahead.ask(share);
+                  out_ahead.ask(out_share);
+                  multiply<T, true, kTallRows, kTallVectors>(
+                      Product<T>{
+                          &weight, staged + v * W, reduction.weight_start + tiling.first_slot[j],
+                          reduction.in_start + tiling.first_slot[j], reduction.count[j], p.channels,
+                          weight_pitch, lane_pitch,
+                          sums + j * component_pitch + (v - first_vector) * W, row_pitch, false},
+                      rows, width);
+                }
               }
-              if (any_nan<T>(writer.poison))
-                __atomic_store_n(finite + n0 + n, false, __ATOMIC_RELAXED);
+              for (int64_t n = 0; n < count; ++n) {
+                OutputWriter<F, S> writer{
+                    sums + n * s.tiles,
+                    component_pitch,
+                    row_pitch,
+                    rows,
+                    first_vector * W,
+                    smaller(s.tiles - first_vector * W, (last_vector - first_vector) * W),
+                    bias,
+                    p.activation,
+                    p.out + (n0 + n) * p.out_batch + group * p.out_group + row * p.out_row +
+                        s.first_output,
+                    p.out_row,
+                    s.positions,
+                    row_buffer,
+                    poison[n]};
+                writer.write(s);
+                poison[n] = writer.poison;
+              }
             }
           }
+          for (int64_t n = 0; n < count; ++n)
+            if (any_nan<T>(poison[n])) __atomic_store_n(finite + n0 + n, false, __ATOMIC_RELAXED);
         }
       });
 

@@ -9,25 +9,6 @@ CONVLM_INLINE A* if_same(void*) {
   return nullptr;
 }
 
-// What the next tile will stage, brought closer a little at a time: it lies in stretches so short
-// and far apart that the processor does not foresee them.
-struct ReadAhead {
-  const char* row;
-  int64_t rows, pitch, lines;  // bytes from row to row, cache lines of each
-  int64_t at_once;
-  int64_t line;
-
-  CONVLM_INLINE void some() {
-    for (int64_t i = 0; i < at_once && rows > 0; ++i) {
-      __builtin_prefetch(row + line * 64, 0, 2);
-      if (++line < lines) continue;
-      line = 0;
-      row += pitch;
-      --rows;
-    }
-  }
-};
-
 struct PartOfPositions {
   Reduction reduction;
   int64_t weight_offset;  // within those of a block of rows
@@ -45,9 +26,12 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   constexpr int64_t kJobs =
       16;  // enough for the threads of a common processor; the bits do not depend on it
 
-  constexpr int64_t kTileSize = W * kMaxRows * kMaxVectors;
-
   const Correlation<S>& p = parts[0];
+  // Few rows need several vectors each, or they wait for their sums.
+  const bool tall = p.rows > kMaxRows;
+  const int64_t most_rows = tall ? kTallRows : kMaxRows;
+  const int64_t most_vectors = tall ? kTallVectors : kMaxVectors;
+  const int64_t tile_size = W * most_rows * most_vectors;
   // All classes of a stride, in order: together they are whole rows of the output.
   const bool interleaved = part_count > 1 && part_count == p.out_step;
   int64_t length = 0;
@@ -67,10 +51,10 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
 
   // Strips are as wide as the core; a tile is staged for several of them.
   const int64_t vectors = divide_up(p.outputs, W);
-  const int64_t strips = divide_up(vectors, kMaxVectors);
-  int64_t tile_strips = smaller(strips, kMaxTileVectors / kMaxVectors);
+  const int64_t strips = divide_up(vectors, most_vectors);
+  int64_t tile_strips = smaller(strips, kMaxTileVectors / most_vectors);
   for (;; --tile_strips) {
-    const int64_t outputs = smaller(vectors, tile_strips * kMaxVectors) * W;
+    const int64_t outputs = smaller(vectors, tile_strips * most_vectors) * W;
     if (p.in_step == 1)
       plan_for_scalars(staging, outputs, 1, p.tap_offset, taps, W);
     else
@@ -80,7 +64,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
       break;
   }
   const int64_t tiles = divide_up(strips, tile_strips);
-  const int64_t blocks = divide_up(p.rows, kMaxRows);
+  const int64_t blocks = divide_up(p.rows, most_rows);
   const int64_t weight_pitch = divide_up(p.rows, blocks);
   const int64_t block_size = channels * taps * weight_pitch;
   Staging of_part = staging;
@@ -111,58 +95,57 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   const int64_t splits = smaller(blocks, divide_up(kJobs, larger(1, p.batch * p.groups * tiles)));
   const int64_t jobs = p.batch * p.groups * tiles * splits;
   parallel_jobs(
-      jobs, divide_up(p.rows, splits) * p.channels * taps * tile_strips * kMaxVectors * W,
+      jobs, divide_up(p.rows, splits) * p.channels * taps * tile_strips * most_vectors * W,
       [&](int64_t begin, int64_t end) {
         T* staged =
             static_cast<T*>(scratch(Slot::staged, sizeof(T) * channels * staging.channel_pitch()));
         Sum<T>* sums = static_cast<Sum<T>*>(
-            scratch(Slot::tile, sizeof(Sum<T>) * kTileSize * (interleaved ? part_count : 1)));
+            scratch(Slot::tile, sizeof(Sum<T>) * tile_size * (interleaved ? part_count : 1)));
+        const auto first_strip_of = [&](int64_t tile_job) {
+          return strips * (tile_job % tiles) / tiles;
+        };
+        const auto first_of = [&](int64_t tile_job) {
+          return vectors * first_strip_of(tile_job) / strips;
+        };
+        const auto input_of = [&](int64_t tile_job) {
+          const int64_t group = tile_job / tiles % p.groups, n = tile_job / tiles / p.groups;
+          return p.in + n * p.in_batch + group * p.channels * p.in_channel;
+        };
+        LinesAhead in_ahead;
         int64_t staged_job = -1;
-        ReadAhead ahead{};
         for (int64_t job = begin; job < end; ++job) {
           const int64_t split = job % splits, tile_job = job / splits;
           const int64_t t = tile_job % tiles, group = tile_job / tiles % p.groups,
                         n = tile_job / tiles / p.groups;
           const int64_t first_strip = strips * t / tiles, last_strip = strips * (t + 1) / tiles;
           const int64_t first = vectors * first_strip / strips;
-          if (staged_job != tile_job) {
-            const S* in = p.in + n * p.in_batch + group * p.channels * p.in_channel;
-            stage(staging, in, p.channels, p.in_channel, p.in_position, p.length,
+          if (staged_job != tile_job)
+            stage(staging, input_of(tile_job), p.channels, p.in_channel, p.in_position, p.length,
                   first * W * p.in_step, staged, false);
-            staged_job = tile_job;
-            // Those without a stride read less than they compute with.
-            ahead = {};
-            if (p.in_step > 1 && p.in_position == 1 && t + 1 < tiles) {
-              const int64_t next = vectors * last_strip / strips;
-              const int64_t last = vectors * (strips * (t + 2) / tiles) / strips;
-              const int64_t start = next * W * p.in_step + p.tap_offset[0];
-              const int64_t row_bytes = (last - next) * W * p.in_step * sizeof(S);
-              const int64_t products = blocks / splits * (last_strip - first_strip);
-              ahead = {reinterpret_cast<const char*>(in + larger(0, start)),
-                       p.channels,
-                       p.in_channel * static_cast<int64_t>(sizeof(S)),
-                       divide_up(row_bytes, 64),
-                       divide_up(p.channels * divide_up(row_bytes, 64), products),
-                       0};
-            }
-          }
+          staged_job = tile_job;
+          const int64_t next_job = (job + 1) / splits;
+          if (job + 1 < end)
+            in_ahead = lines_to_stage(staging, input_of(next_job), p.channels, p.in_channel,
+                                      p.in_position, first_of(next_job) * W * p.in_step);
+          const int64_t in_share =
+              divide_up(in_ahead.count(), divide_up(blocks, splits) * (last_strip - first_strip));
           for (int64_t block = blocks * split / splits; block < blocks * (split + 1) / splits;
                ++block) {
             const int64_t row = p.rows * block / blocks;
             const int rows = static_cast<int>(p.rows * (block + 1) / blocks - row);
             const T* weight = weights + (group * blocks + block) * block_size;
-            Sum<T> bias[kMaxRows];
+            Sum<T> bias[kTallRows];
             for (int i = 0; i < rows; ++i) bias[i] = bias_of(p, group * p.rows + row + i);
             int64_t v = first;
             for (int64_t strip = first_strip; strip < last_strip; ++strip) {
               const int64_t next = vectors * (strip + 1) / strips;
               const int width = static_cast<int>(next - v);
-              ahead.some();
+              in_ahead.ask(in_share);
               for (int64_t part = 0; part < part_count; ++part) {
                 const Correlation<S>& q = parts[part];
                 const int64_t count = smaller(width * W, q.outputs - v * W);
                 if (count <= 0) continue;
-                Sum<T>* tile = sums + (interleaved ? part * kTileSize : 0);
+                Sum<T>* tile = sums + (interleaved ? part * tile_size : 0);
                 const Reduction& reduction = plans[part].reduction;
                 const Steps steps = steps_of(reduction, taps_inside(q, v * W, v * W + count));
                 const T* part_weight = weight + plans[part].weight_offset;
@@ -184,12 +167,16 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                                    plain ? if_same<Stored<T>>(out) : nullptr,
                                    q.out_row,
                                    bias};
-                multiply<T, true>(product, rows, width, steps, kForwardChain<T>);
+                if (tall)
+                  multiply<T, true, kTallRows, kTallVectors>(product, rows, width, steps,
+                                                             kForwardChain<T>);
+                else
+                  multiply<T, true>(product, rows, width, steps, kForwardChain<T>);
                 for (int i = 0; product.out == nullptr && !interleaved && i < rows; ++i)
                   finish_row(q, tile + i * width * W, bias[i], count, out + i * q.out_row);
               }
               for (int i = 0; interleaved && i < rows; ++i)
-                interleave(sums + i * width * W, kTileSize, p.out_step,
+                interleave(sums + i * width * W, tile_size, p.out_step,
                            smaller(width * W * p.out_step, length - v * W * p.out_step),
                            p.out + n * p.out_batch + group * p.out_group + (row + i) * p.out_row +
                                v * W * p.out_step);

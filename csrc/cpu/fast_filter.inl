@@ -146,3 +146,17 @@ struct Stretches {
     return s;
   }
 };
+
+// Whether a slot of a stretch reads nothing but padding; `first` is what the first tap of the first
+// output reads.
+template <class F>
+bool reads_padding(const FastTiling<F>& t, const Stretch& s, int component, int64_t group,
+                   int64_t first, int64_t length) {
+  if (s.runs == 1) return false;
+  const auto& matrix = F::kInput[t.taps_of(group) - F::kFewestTaps][component];
+  for (int64_t k = 0; k < F::kOutputs + kGroupTaps - 1; ++k) {
+    const int64_t position = first + (group * kGroupTaps + k) * t.dilation;
+    if (matrix[k] != 0 && position < length && position + s.tiles > 0) return false;
+  }
+  return true;
+}

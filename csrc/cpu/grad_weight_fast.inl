@@ -191,7 +191,7 @@ void grad_weight_fast(const WeightGradient<S>& p) {
   constexpr int64_t kMaxSums = 256 * 1024;  // as in plan_units
   const FastTiling<F> tiling(p.outputs, p.taps, p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 1);
   const Stretches<F> stretches(tiling, kFastGradWeightTiles, W);
-  FastGradWeightPlan<F> plan{tiling, stretches, plan_input(tiling, stretches, W)};
+  FastGradWeightPlan<F> plan{tiling, stretches, plan_input<F, T>(tiling, stretches)};
   plan.samples = smaller(p.batch, larger(1, kFastGradWeightTiles / tiling.tiles));
   plan.units = divide_up(p.batch, plan.samples) * stretches.count;
   plan.lanes = plan.samples * stretches.max_tiles;

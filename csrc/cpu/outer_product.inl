@@ -29,12 +29,12 @@ template <class T, int ROWS, int VECTORS, bool CONTIGUOUS_ROWS>
 void outer_product(const Product<T>& p) {
   constexpr int W = kLanes<T>;
   Vector<Sum<T>> sum[ROWS][VECTORS];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<Sum<T>>{};
   const T* row[ROWS];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i) row[i] = CONTIGUOUS_ROWS ? p.rows[0] + i : p.rows[i];
 
   for (int64_t o = 0; o < p.outer; ++o) {
@@ -42,12 +42,12 @@ void outer_product(const Product<T>& p) {
     const T* vector = p.vectors + p.vector_start[o];
     for (int64_t s = 0; s < p.inner; ++s) {
       Vector<T> v[VECTORS];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int j = 0; j < VECTORS; ++j) v[j] = load(vector + j * W);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < ROWS; ++i) {
         const T scalar = row[i][r];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(sum[i][j], scalar, v[j]);
       }
       r += p.row_step;
@@ -57,18 +57,18 @@ void outer_product(const Product<T>& p) {
 
   if constexpr (CONTIGUOUS_ROWS)
     if (p.out != nullptr) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int j = 0; j < VECTORS; ++j) {
           if (p.accumulate) sum[i][j] += load(p.tile + i * p.tile_pitch + j * W);
           store(p.out + i * p.out_pitch + j * W, sum[i][j] + p.bias[i]);
         }
       return;
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int j = 0; j < VECTORS; ++j) {
       Sum<T>* out = p.tile + i * p.tile_pitch + j * W;
       store(out, p.accumulate ? load(out) + sum[i][j] : sum[i][j]);
@@ -78,16 +78,20 @@ void outer_product(const Product<T>& p) {
 // The largest tile whose sums, vectors and one scalar fit in the registers of this instruction set.
 constexpr int kMaxRows = CONVLM_VECTOR_BYTES == 64 ? 8 : 4;
 constexpr int kMaxVectors = 3;
+// Another shape for contiguous rows, whose scalars AVX-512 takes from memory as it multiplies: next
+// to nothing is read twice, so operands may come from the L2 cache.
+constexpr int kTallRows = CONVLM_VECTOR_BYTES == 64 ? 16 : kMaxRows;
+constexpr int kTallVectors = CONVLM_VECTOR_BYTES == 64 ? 1 : kMaxVectors;
 
 template <class T>
 using ProductFunction = void (*)(const Product<T>&);
 
-template <class T, bool CONTIGUOUS_ROWS, int... I>
+template <class T, bool CONTIGUOUS_ROWS, int MAX_VECTORS, int... I>
 CONVLM_INLINE ProductFunction<T> select_product(int rows, int vectors,
                                                 std::integer_sequence<int, I...>) {
   static constexpr ProductFunction<T> table[] = {
-      &outer_product<T, I / kMaxVectors + 1, I % kMaxVectors + 1, CONTIGUOUS_ROWS>...};
-  return table[(rows - 1) * kMaxVectors + vectors - 1];
+      &outer_product<T, I / MAX_VECTORS + 1, I % MAX_VECTORS + 1, CONTIGUOUS_ROWS>...};
+  return table[(rows - 1) * MAX_VECTORS + vectors - 1];
 }
 
 // A longer chain of additions in one register loses accuracy: past this many steps the tile
@@ -104,15 +108,15 @@ struct Steps {
   int64_t first_outer, last_outer, first_inner, last_inner;
 };
 
-// Runs the reduction of `p` in chains, of which it takes no more than `steps`; `rows` <= kMaxRows,
-// `vectors` <= kMaxVectors. Where chains begin does not depend on the steps, and so no bits do.
-template <class T, bool CONTIGUOUS_ROWS>
+// Runs the reduction of `p` in chains, of which it takes no more than `steps`; `rows` <= MAX_ROWS,
+// `vectors` <= MAX_VECTORS. Where chains begin does not depend on the steps, and so no bits do.
+template <class T, bool CONTIGUOUS_ROWS, int MAX_ROWS = kMaxRows, int MAX_VECTORS = kMaxVectors>
 CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors, const Steps& steps,
                             int64_t chain) {
-  const ProductFunction<T> product = select_product<T, CONTIGUOUS_ROWS>(
-      rows, vectors, std::make_integer_sequence<int, kMaxRows * kMaxVectors>{});
+  const ProductFunction<T> product = select_product<T, CONTIGUOUS_ROWS, MAX_VECTORS>(
+      rows, vectors, std::make_integer_sequence<int, MAX_ROWS * MAX_VECTORS>{});
   const Product<T> whole = p;
-  const T* start[kMaxRows];
+  const T* start[MAX_ROWS];
   p.rows = start;
   const auto run = [&](int64_t outer, int64_t last_outer, int64_t inner, int64_t last_inner) {
     p.row_start = whole.row_start + outer;
@@ -142,8 +146,9 @@ CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors, const Steps& st
 }
 
 // All of it.
-template <class T, bool CONTIGUOUS_ROWS>
+template <class T, bool CONTIGUOUS_ROWS, int MAX_ROWS = kMaxRows, int MAX_VECTORS = kMaxVectors>
 CONVLM_INLINE void multiply(const Product<T>& p, int rows, int vectors,
                             int64_t chain = kForwardChain<T>) {
-  multiply<T, CONTIGUOUS_ROWS>(p, rows, vectors, {0, p.outer, 0, p.inner}, chain);
+  multiply<T, CONTIGUOUS_ROWS, MAX_ROWS, MAX_VECTORS>(p, rows, vectors, {0, p.outer, 0, p.inner},
+                                                      chain);
 }

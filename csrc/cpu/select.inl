@@ -32,14 +32,23 @@ inline int64_t joined_cost(int64_t batch, int64_t vectors, int64_t rows, int64_t
 
 // ---- forward and grad_input ----
 
-// What a fast filter costs per tile, in multiply-adds: the products, and the making of components
-// and outputs, whose prices were measured.
+// What a fast filter costs, in multiply-adds: the products, and the making of components and
+// outputs, whose prices were measured. Copies make them dearer.
 template <class F, class S>
 int64_t fast_correlation_cost(const Correlation<S>& p, int64_t dilation) {
+  using T = Compute<S>;
   const FastTiling<F> t(p.outputs, p.taps, dilation);
-  const int64_t tile =
-      t.slots * p.channels * p.rows + 12 * t.slots * p.channels + 25 * F::kOutputs * p.rows;
-  return t.tiles * tile;
+  const bool copies =
+      Stretches<F>(t, kFastTiles, kLanes<T>).whole_blocks && !cut_in_registers<T>(dilation);
+  const int64_t transforms = 6 * t.slots * p.channels + 14 * F::kOutputs * p.rows;
+  return t.tiles * (t.slots * p.channels * p.rows + (copies ? 3 : 1) * transforms) -
+         slots_of_padding(p, t) * p.channels * p.rows;
+}
+
+// What the direct sum costs, with its staging and storing.
+template <class S>
+int64_t direct_correlation_cost(const Correlation<S>& p) {
+  return products_inside(p) * p.channels * p.rows + p.outputs * (3 * p.channels + 6 * p.rows);
 }
 
 // Products of one channel and row for one sample, where outputs go in strips that leave out the
@@ -129,7 +138,7 @@ Kernel correlation_kernel(const Correlation<S>& p) {
     const int64_t four =
         exact_enough_for_four(p) ? fast_correlation_cost<FastFilter<4>>(p, dilation) : two;
     // A twentieth of the direct sum's cost is not worth the change.
-    if (20 * smaller(two, four) < 19 * products_inside(p) * p.channels * p.rows)
+    if (20 * smaller(two, four) < 19 * direct_correlation_cost(p))
       return four < two ? Kernel::fast_filter_4 : Kernel::fast_filter_2;
   }
   return direct_correlation_kernel(p);

@@ -280,3 +280,12 @@ CONVLM_INLINE Vector<float> approximate_reciprocal(Vector<float> v) {
 #endif
 }
 CONVLM_INLINE Vector<double> approximate_reciprocal(Vector<double> v) { return 1.0 / v; }
+
+// The first `count` lanes, or all; the others are zero.
+template <class T>
+CONVLM_INLINE Vector<T> first_lanes(Vector<T> v, int64_t count) {
+  if (count >= kLanes<T>) return v;
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  return load_partial(lanes, static_cast<int>(count));
+}

@@ -302,3 +302,61 @@ inline void stage(const Staging& plan, const bfloat16* in, int64_t channels, int
   }
 }
 #endif
+
+// Cache lines that will be wanted soon: pieces of rows. They are asked for a few at a time, between
+// products, so that memory is at work all the time; many at once would keep products waiting.
+class LinesAhead {
+ public:
+  LinesAhead() = default;
+  // Pitches and lengths are in elements.
+  template <class S>
+  LinesAhead(const S* start, int64_t rows, int64_t row_pitch, int64_t pieces, int64_t piece_pitch,
+             int64_t length)
+      : next(reinterpret_cast<uintptr_t>(start)),
+        rows(rows),
+        pieces(pieces),
+        piece_pitch(piece_pitch * sizeof(S)),
+        to_next_row((row_pitch - pieces * piece_pitch) * sizeof(S)),
+        lines(divide_up(length * sizeof(S), kLine)),
+        rows_left(rows),
+        pieces_left(pieces) {}
+
+  int64_t count() const { return rows * pieces * lines; }
+
+  CONVLM_INLINE void ask(int64_t wanted) {
+    while (wanted > 0 && rows_left > 0) {
+      const int64_t end = smaller(lines, line + wanted);
+      wanted -= end - line;
+      for (; line < end; ++line)
+        __builtin_prefetch(reinterpret_cast<const void*>(next + line * kLine));
+      if (line < lines) return;
+      line = 0;
+      next += piece_pitch;
+      if (--pieces_left > 0) continue;
+      pieces_left = pieces;
+      next += to_next_row;
+      --rows_left;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  uintptr_t next{};  // the piece to be asked for, from `line` on
+  int64_t rows{}, pieces{}, piece_pitch{}, to_next_row{}, lines{};
+  int64_t rows_left{}, pieces_left{}, line{};
+};
+
+// What stage() will read.
+template <class S>
+LinesAhead lines_to_stage(const Staging& plan, const S* in, int64_t channels,
+                          int64_t channel_stride, int64_t position_stride, int64_t first_position) {
+  if (position_stride != 1) return {};
+  const bool apart = plan.streams > 1 && plan.element_step == 1;
+  const int64_t step = apart ? plan.stream_start[1] - plan.stream_start[0] : 0;
+  return {in + plan.stream_start[0] + first_position,
+          channels,
+          channel_stride,
+          apart ? plan.streams : 1,
+          step,
+          plan.width * plan.element_step};
+}
