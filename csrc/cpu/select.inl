@@ -115,10 +115,12 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
       !is_joined && by_positions * 8 <= by_rows * 9 ? Kernel::positions : Kernel::rows;
   if (taps_first_pays(p, direct)) return Kernel::taps;
   if (!is_joined) return direct;
-  // These two add up in the same order.
+  // These two add up in the same order, and rows leave out the products of most padding.
   const int64_t joined = joined_cost(p.batch, divide_up(p.batch * p.outputs, W), p.rows,
                                      p.in_step * p.in_position, p.taps);
-  return 8 * joined <= 9 * p.batch * by_rows ? Kernel::joined : Kernel::rows;
+  const int64_t all = p.taps * p.outputs;
+  const int64_t taken = smaller(all, products_inside(p) + p.taps * kMaxRows / 2);
+  return 8 * joined * all <= 9 * p.batch * by_rows * taken ? Kernel::joined : Kernel::rows;
 }
 
 // The error of F(4, 3), a few times that of a direct sum, shows in float32 where that must be
@@ -190,8 +192,11 @@ template <class S>
 bool joining_pays(const Correlation<S>* parts, int64_t count) {
   constexpr int W = kLanes<Compute<S>>;
   constexpr int64_t kAddingCost = 8;  // of a vector of products to the positions
+  // More taps at a step of one are read often enough for copies to pay.
+  constexpr int64_t kMostTaps = 4;
   const Correlation<S>& p = parts[0];
   if (p.channels == 1) return false;
+  if (count == 1 && p.taps > kMostTaps && correlation_kernel(p) == Kernel::taps) return false;
   int64_t taps = 0, correlations = 0;
   for (int64_t i = 0; i < count; ++i) {
     const Kernel kernel = parts[i].taps > 0 ? correlation_kernel(parts[i]) : Kernel::rows;
