@@ -271,7 +271,7 @@ class DilatedCNN(CharModel):
 
     def stack_parameters(self) -> list[Tensor]:
         """The embedding, the weights, and the biases: those of `parameters`, in less time."""
-        layers = list(self.layers)
+        layers: list[Any] = list(self.layers)
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
         return [self.embedding.weight, *weights, *biases]
 
