@@ -103,8 +103,8 @@ def test_all_three_functions(case: Case) -> None:
     check(case, torch.float32)
 
 
-def test_half_of_the_cases_are_affordable() -> None:
-    assert 2 * len(AFFORDABLE) >= len(CASES)
+def test_a_third_of_the_cases_is_affordable() -> None:
+    assert 3 * len(AFFORDABLE) >= len(CASES)
 
 
 @parametrize("dtype", (torch.bfloat16, torch.float16, torch.float64))
