@@ -147,10 +147,10 @@ Kernel correlation_kernel(const Correlation<S>& p) {
 }
 
 template <class S>
-void correlate_directly(const Correlation<S>& p) {
+void correlate_directly(const Correlation<S>& p, Kernel kernel) {
   // A lone channel has no other to share a pair with.
   const bool lone = p.channels == 1;
-  switch (direct_correlation_kernel(p)) {
+  switch (kernel) {
     case Kernel::depthwise:
       return correlate_depthwise(p);
     case Kernel::taps:
@@ -167,14 +167,19 @@ void correlate_directly(const Correlation<S>& p) {
 }
 
 template <class S>
+void correlate_directly(const Correlation<S>& p) {
+  correlate_directly(p, direct_correlation_kernel(p));
+}
+
+template <class S>
 void correlate(const Correlation<S>& p) {
   if (p.batch == 0 || p.outputs <= 0) return;
+  const Kernel kernel = correlation_kernel(p);
   if constexpr (kMayFilter<S>) {
-    const Kernel kernel = correlation_kernel(p);
     if (kernel == Kernel::fast_filter_2) return correlate_fast<FastFilter<2>>(p);
     if (kernel == Kernel::fast_filter_4) return correlate_fast<FastFilter<4>>(p);
   }
-  correlate_directly(p);
+  correlate_directly(p, kernel);
 }
 
 // Classes of positions of one grad_input, which differ in taps and outputs alone.
