@@ -272,6 +272,7 @@ def test_the_plan_counts_contexts() -> None:
     assert "layer 2: 84 positions, the result" in str(plan)
     varied = torch.randint(7, (3, 14), generator=torch.Generator().manual_seed(0))
     assert "layer 1: 33 positions, more than half distinct" in str(stack.plan(varied))
+    assert stack.plan(tokens.int()) == plan
     stack.share_contexts = False
     assert stack.plan(tokens).rows == plan.positions
 

@@ -201,6 +201,11 @@ def _wrong(**changes: object) -> tuple:
         ({"activations": ["none", "gate"]}, r"weights\[1\] must have the shape"),
         ({"residuals": [1, 0]}, "residual layer 0 must have as many channels as its input, 3, g"),
         ({"biases": [torch.zeros(3), torch.zeros(0)]}, r"biases\[0\] must have the shape \(8\)"),
+        (
+            {"residuals": [0, 1], "weights": [torch.zeros(8, 3, 2), torch.zeros(4, 4, 2)]}
+            | {"biases": [torch.zeros(0)] * 2, "pads": [0, 9], "dilations": [1, 2]},
+            "residual layer 1 must not be padded by more than its reach, 2, got 9",
+        ),
         ({"weights": []}, "weights must have at least one entry"),
     ],
 )
@@ -223,6 +228,9 @@ def test_impossible_gradients() -> None:
         backward(y[1:], saved)
     with pytest.raises(RuntimeError, match="saved must have [0-9]+ elements, got 5"):
         backward(y, saved[:5])
+    for wrong in (saved.float(), saved[:1].expand(len(saved))):
+        with pytest.raises(RuntimeError, match="saved must be contiguous, of bytes"):
+            backward(y, wrong)
 
 
 def test_impossible_targets() -> None:

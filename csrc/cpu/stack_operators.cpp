@@ -198,7 +198,8 @@ Tensor stack_rows(const Tensor& x, const Tensor& tokens, Tensors weights, Tensor
                   bool share) {
   const StackSettings settings = settings_of(dilations, pads, activations, residuals);
   LinkedCall call("stack_rows", x, tokens, weights, biases, settings, share, false);
-  Tensor rows = torch::stable::new_empty(tokens, {call.arguments().depth});
+  Tensor rows = torch::stable::new_empty(tokens, {call.arguments().depth},
+                                         torch::headeronly::ScalarType::Long);
   int64_t* out = static_cast<int64_t*>(rows.mutable_data_ptr());
   for (const StackLayer& layer : call.layers()) *out++ = layer.out_rows;
   return rows;
