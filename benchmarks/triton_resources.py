@@ -23,7 +23,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from convlm_kernels.geometry import Conv1dGeometry
-from convlm_kernels.triton_kernels import functions, launch
+from convlm_kernels.triton_kernels import functions, launch, lookup
 from convlm_kernels.triton_kernels.configurations import TABLE, Configuration, Key
 
 ARCHITECTURES = (80, 90)
@@ -36,6 +36,7 @@ DTYPES = {
     "ieee": torch.float32,
     "float64": torch.float64,
 }
+LOOKUPS = ("lookup", "lookup_grad_table")
 FUNCTIONS = {
     "correlation": ("forward", "grad_input"),
     "described_correlation": ("forward", "grad_input"),  # channels last, on Hopper
@@ -102,6 +103,9 @@ def _empty(dtype: torch.dtype, *shape: int, channels_last: bool = False) -> Tens
 
 def _call(target: Target) -> None:
     """A layer as language models have it: causal, dilated, three taps."""
+    if target.function in LOOKUPS:
+        _call_lookup(target)
+        return
     rows, dtype = target.rows, DTYPES[target.kind]
     channels, groups = (rows, rows) if target.depthwise else (max(64, rows), 1)
     channels_in, channels_out = channels, rows
@@ -124,6 +128,19 @@ def _call(target: Target) -> None:
         functions.grad_input(out, y, weight, geometry, precision, through, target.activation)
     else:
         functions.grad_weight(weight, bias, y, x, geometry, precision, through, target.activation)
+
+
+def _call_lookup(target: Target) -> None:
+    """Of 28 words."""
+    geometry = Conv1dGeometry(8, 28, target.rows, 1, 4096, 3, 1, 4, 8, 0)
+    dtype = DTYPES[target.kind]
+    tokens = torch.empty((8, 4096), dtype=torch.int64, device="meta")
+    table, bias = _empty(dtype, 3, 28, target.rows), _empty(dtype, target.rows)
+    y = _empty(dtype, 8, target.rows, 4096)
+    if target.function == "lookup":
+        lookup.forward(y, tokens, table, bias, geometry, target.activation)
+    else:
+        lookup.grad_table(table, y, tokens, geometry)
 
 
 def compiled(target: Target) -> list[Resources]:
@@ -194,6 +211,9 @@ def every_target() -> Iterator[Target]:
                 yield Target(
                     function, "half", 512, architecture, channels_last=last, depthwise=True
                 )
+        for kind in ("half", "ieee", "float64"):
+            yield Target("lookup", kind, 64, architecture, "tanh")
+            yield Target("lookup_grad_table", kind, 64, architecture)
 
 
 def table(targets: Iterator[Target]) -> str:

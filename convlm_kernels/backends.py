@@ -91,6 +91,10 @@ def can_run_triton(
 
     With TRITON_INTERPRET=1 also on the CPU, slowly: that is how they are tested without a GPU.
     """
+    return reason_no_triton_kernels(dtype, device)
+
+
+def reason_no_triton_kernels(dtype: torch.dtype, device: torch.device) -> str | None:
     reason, interpreted = _triton()
     if reason is not None:
         return reason

@@ -69,6 +69,8 @@ SOME_TARGETS = [
     ("grad_weight", "half", 128, 90, "tanh"),
     ("grad_weight", "float64", 16, 80),
     ("forward", "half", 512, 80, "none", False, True),
+    ("lookup", "ieee", 64, 90, "tanh"),
+    ("lookup_grad_table", "float64", 64, 80),
 ]
 
 
@@ -110,8 +112,13 @@ def test_awkward_sizes_compile(
         functions.forward(y, x, weight, bias, geometry, "ieee", "tanh")
         functions.grad_input(x, y, weight, geometry, "ieee", y, "relu")
         functions.grad_weight(weight, bias, y, x, geometry, "ieee", None, "none")
+        words = geometry._replace(groups=1, batch=1)
+        tokens = torch.empty((1, geometry.length), dtype=torch.int32, device="meta")
+        table = torch.empty(geometry.kernel_size, *weight.shape[1::-1], device="meta")
+        resources.lookup.forward(y, tokens, table, bias, words, "gelu")
+        resources.lookup.grad_table(table, y, tokens, words)
 
-    assert len(resources.compile_launches(call, 80)) == 4
+    assert len(resources.compile_launches(call, 80)) == 6
 
 
 @pytest.mark.skipif(

@@ -20,8 +20,8 @@ STACK = ("stack_forward", "stack_backward", "stack_cross_entropy", "stack_losses
 def on_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in STACK:
         monkeypatch.setattr(stack_ops, name, emulated(name))
-    monkeypatch.setattr(lookup_ops, "lookup", emulated("lookup"))
-    monkeypatch.setattr(lookup_ops, "grad_table", emulated("lookup_grad_table"))
+    lookups = lookup_ops.Operators(emulated("lookup"), emulated("lookup_grad_table"))
+    monkeypatch.setitem(lookup_ops.OPERATORS, "native", lookups)
     monkeypatch.setattr(embedding_loss, "_is_gpu_stack", lambda *_: True)
 
 
