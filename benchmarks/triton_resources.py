@@ -23,8 +23,9 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from convlm_kernels.geometry import Conv1dGeometry
-from convlm_kernels.triton_kernels import functions, launch, lookup
+from convlm_kernels.triton_kernels import functions, launch, lookup, stack
 from convlm_kernels.triton_kernels.configurations import TABLE, Configuration, Key
+from convlm_kernels.triton_kernels.stack_plan import Layer, saved_size
 
 ARCHITECTURES = (80, 90)
 # Of one program, in bytes: what CUDA allows on an A100 and on an H100.
@@ -37,6 +38,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 LOOKUPS = ("lookup", "lookup_grad_table")
+STACKS = ("stack_forward", "stack_backward", "stack_grad_weight")
 FUNCTIONS = {
     "correlation": ("forward", "grad_input"),
     "described_correlation": ("forward", "grad_input"),  # channels last, on Hopper
@@ -106,6 +108,9 @@ def _call(target: Target) -> None:
     if target.function in LOOKUPS:
         _call_lookup(target)
         return
+    if target.function in STACKS:
+        _call_stack(target)
+        return
     rows, dtype = target.rows, DTYPES[target.kind]
     channels, groups = (rows, rows) if target.depthwise else (max(64, rows), 1)
     channels_in, channels_out = channels, rows
@@ -143,8 +148,27 @@ def _call_lookup(target: Target) -> None:
         lookup.grad_table(table, y, tokens, geometry)
 
 
+def _call_stack(target: Target) -> None:
+    """Over 28 words, two layers of the same kind, gated if that is the activation."""
+    dtype, channels, words = DTYPES[target.kind], target.rows, 28
+    columns = channels * (2 if target.activation == "gate" else 1)
+    layers = tuple(
+        Layer(channels, columns, 3, 4, 8, 128, 128, target.activation, True, True) for _ in range(2)
+    )
+    x, tokens = _empty(dtype, words, channels), torch.empty((8, 128), dtype=torch.int64)
+    weights = [_empty(dtype, columns, channels, 3) for _ in layers]
+    biases = [_empty(dtype, columns) for _ in layers]
+    y, saved = _empty(dtype, 8, channels, 128), _empty(dtype, 8, saved_size(layers))
+    if target.function == "stack_forward":
+        stack.forward(y, saved, x, tokens.to("meta"), weights, biases, layers)
+    else:
+        stack.backward(y, saved, weights, biases, layers, True)
+
+
 def compiled(target: Target) -> list[Resources]:
-    return compile_launches(lambda: _call(target), target.architecture)
+    """The kernels of a target; that of the weights of a stack is the second of its backward."""
+    found = compile_launches(lambda: _call(target), target.architecture)
+    return found[target.function == "stack_grad_weight" :]
 
 
 def compile_launches(call: Callable[[], None], architecture: int) -> list[Resources]:
@@ -214,6 +238,8 @@ def every_target() -> Iterator[Target]:
         for kind in ("half", "ieee", "float64"):
             yield Target("lookup", kind, 64, architecture, "tanh")
             yield Target("lookup_grad_table", kind, 64, architecture)
+            for function in STACKS:
+                yield Target(function, kind, 64, architecture, "gate")
 
 
 def table(targets: Iterator[Target]) -> str:

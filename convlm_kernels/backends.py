@@ -72,7 +72,7 @@ def can_run_steps(device: torch.device) -> str | None:
 def _triton() -> tuple[str | None, bool]:
     """Imports the Triton kernels: why that cannot be, and whether the interpreter runs them."""
     try:
-        from . import triton_ops
+        from . import triton_ops, triton_stack_ops  # noqa: F401
     except ImportError as error:
         if error.name != "triton":
             raise

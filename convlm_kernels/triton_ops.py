@@ -132,9 +132,10 @@ def _lookup_geometry(tokens: Tensor, table_shape: torch.Size, window: Any) -> Co
     return _geometry(one_hot, torch.Size((out_channels, vocab, kernel_size)), (*window, 1))
 
 
-def _define(
+def define(
     natives: Iterable[OpOverload], implementations: Iterable[Callable]
 ) -> Iterator[OpOverload]:
+    """Operators of this namespace with the names and schemas of ``natives``."""
     for native, implementation in zip(natives, implementations, strict=True):
         name, schema = native.name().split("::")[1], str(native._schema).split("::")[1]
         _library.define(schema)
@@ -144,11 +145,11 @@ def _define(
 
 
 ops.OPERATORS["triton"] = ops.Operators(
-    *_define(ops.OPERATORS["native"], (_forward, _grad_input, _grad_weight))
+    *define(ops.OPERATORS["native"], (_forward, _grad_input, _grad_weight))
 )
 ops.register("convlm_triton", ops.OPERATORS["triton"])
 
 lookup_ops.OPERATORS["triton"] = lookup_ops.Operators(
-    *_define(lookup_ops.OPERATORS["native"], (_lookup, _lookup_grad_table))
+    *define(lookup_ops.OPERATORS["native"], (_lookup, _lookup_grad_table))
 )
 lookup_ops.register("convlm_triton", lookup_ops.OPERATORS["triton"])

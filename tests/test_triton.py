@@ -71,6 +71,8 @@ SOME_TARGETS = [
     ("forward", "half", 512, 80, "none", False, True),
     ("lookup", "ieee", 64, 90, "tanh"),
     ("lookup_grad_table", "float64", 64, 80),
+    ("stack_forward", "ieee", 64, 90, "gate"),
+    ("stack_backward", "half", 64, 90, "gate"),
 ]
 
 
@@ -119,6 +121,17 @@ def test_awkward_sizes_compile(
         resources.lookup.grad_table(table, y, tokens, words)
 
     assert len(resources.compile_launches(call, 80)) == 6
+
+
+def test_a_stack_of_ones_compiles(resources: ModuleType) -> None:
+    layers = (resources.Layer(1, 1, 1, 1, 0, 1, 1, "none", False, False),)
+    x, nothing = torch.empty((1, 1, 1), device="meta"), torch.empty(0, device="meta")
+
+    def call() -> None:
+        resources.stack.forward(x, None, x, None, [x], [nothing], layers)
+        resources.stack.backward(x, x, [x], [nothing], layers, True)
+
+    assert len(resources.compile_launches(call, 80)) == 3
 
 
 @pytest.mark.skipif(
