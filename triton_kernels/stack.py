@@ -19,8 +19,8 @@ from .weight_gradient import PROGRAMS, add_up_parts
 # Rows, positions and channels that are multiplied at a time. Not measured on a GPU yet.
 _SAMPLES = {
     "half": Configuration(64, 64, 32, warps=8, stages=2),
-    "ieee": Configuration(64, 32, 16, warps=8, stages=2),
-    "float64": Configuration(32, 32, 16, warps=4, stages=2),
+    "ieee": Configuration(64, 64, 32, warps=8, stages=2),
+    "float64": Configuration(32, 32, 16, warps=8, stages=2),
 }
 # Rows, columns, and positions.
 _WEIGHTS = {
@@ -61,7 +61,7 @@ def _plan(layers: tuple[Layer, ...], save: bool, like: Tensor) -> Plan:
 def _samples(layers: Sequence[Layer], like: Tensor) -> Configuration:
     """The tile, no larger than the largest layer."""
     most = _SAMPLES[kind_of(like.dtype, "ieee")]
-    rows = max(max(layer.in_channels, layer.out_channels) for layer in layers)
+    rows = max(max(layer.in_channels, layer.columns) for layer in layers)
     longest = max(max(layer.in_length, layer.out_length) for layer in layers)
     return most._replace(
         rows=launch.block(rows, most.rows), columns=launch.block(longest, most.columns)

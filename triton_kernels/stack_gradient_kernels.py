@@ -99,9 +99,11 @@ def stack_backward_kernel(
             position = tile % position_blocks * BLOCK_POSITIONS
             o_row, o_position = tile_of(row, position, BLOCK_ROWS, BLOCK_POSITIONS)
             m_any = (o_row < in_channels) & (o_position < in_length)
+            o_channel = row + tl.arange(0, BLOCK_ROWS)
             b_sum = product(
                 p_weights + tl.load(p_layer + WEIGHT), taps, in_channels * taps, p_product,
-                out_length, in_channels, columns, taps, row, position + pad, -dilation,
+                out_length, columns, taps, o_channel, o_channel < in_channels, position + pad,
+                -dilation,
                 ACCUMULATE, BLOCK_ROWS, BLOCK_POSITIONS, BLOCK_CHANNELS,
             )  # fmt: skip
             if residual != 0:

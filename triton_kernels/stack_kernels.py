@@ -85,54 +85,100 @@ def stack_forward_kernel(
         activation, bias = tl.load(p_layer + ACTIVATION), tl.load(p_layer + BIAS)
         residual, slope = tl.load(p_layer + RESIDUAL), tl.load(p_layer + SLOPE)
         p_in = p_kept + tl.load(p_layer + INPUT)
-        p_weight = p_weights + tl.load(p_layer + WEIGHT)
+        p_result = p_kept + tl.load(p_layer + RESULT)
+        if layer + 1 == depth:
+            p_result = p_out + sample * (out_channels * out_length)
+        # A tile of a gate has as many rows of either half, so that it ends in whole results.
+        HALF: tl.constexpr = BLOCK_ROWS // 2
+        tile_rows = tl.where(activation == GATE, HALF, BLOCK_ROWS)
+        o_in_tile = tl.arange(0, BLOCK_ROWS) % tile_rows
+        o_half = tl.arange(0, BLOCK_ROWS) // tile_rows * out_channels
         position_blocks = tl.cdiv(out_length, BLOCK_POSITIONS)
         tl.debug_barrier()  # what the layer before wrote
-        for tile in range(tl.cdiv(out_channels, BLOCK_ROWS) * position_blocks):
-            row = tile // position_blocks * BLOCK_ROWS
+        for tile in range(tl.cdiv(out_channels, tile_rows) * position_blocks):
+            row = tile // position_blocks * tile_rows
             position = tile % position_blocks * BLOCK_POSITIONS
-            o_row, o_position = tile_of(row, position, BLOCK_ROWS, BLOCK_POSITIONS)
-            m_any = (o_row < out_channels) & (o_position < out_length)
+            m_row = row + o_in_tile < out_channels
+            o_row = row + o_in_tile + o_half
             b_z = product(
-                p_weight, in_channels * taps, taps, p_in, in_length, out_channels, in_channels,
-                taps, row, position - pad, dilation,
+                p_weights + tl.load(p_layer + WEIGHT), in_channels * taps, taps, p_in, in_length,
+                in_channels, taps, o_row, m_row, position - pad, dilation,
                 ACCUMULATE, BLOCK_ROWS, BLOCK_POSITIONS, BLOCK_CHANNELS,
             )  # fmt: skip
             if bias != NONE:
-                p_bias = p_weights + bias + o_row
-                b_z += tl.load(p_bias, mask=o_row < out_channels, other=0.0).to(ACCUMULATE)
-            o = o_row * out_length + o_position
-            p_slope = p_kept + slope + o
+                b_bias = tl.load(p_weights + bias + o_row, mask=m_row, other=0.0)
+                b_z += b_bias.to(ACCUMULATE)[:, None]
             if activation == GATE:
-                b_other = product(
-                    p_weight + out_channels * in_channels * taps, in_channels * taps, taps, p_in,
-                    in_length, out_channels, in_channels, taps, row, position - pad, dilation,
-                    ACCUMULATE, BLOCK_ROWS, BLOCK_POSITIONS, BLOCK_CHANNELS,
+                _store_gated(
+                    b_z, p_in, p_kept, slope, p_result, residual, row, position, out_channels,
+                    in_length, out_length,
                 )  # fmt: skip
-                if bias != NONE:
-                    p_bias = p_weights + bias + out_channels + o_row
-                    b_other += tl.load(p_bias, mask=o_row < out_channels, other=0.0).to(ACCUMULATE)
-                b_tanh, b_sigmoid = activate(b_z, "tanh"), activate(b_other, "sigmoid")
-                b_y = b_tanh * b_sigmoid
-                b_slope = through_activation(b_sigmoid, b_tanh, "tanh")
-                if slope != NONE:
-                    b_other_slope = through_activation(b_tanh, b_sigmoid, "sigmoid")
-                    p_other_slope = p_slope + out_channels * out_length
-                    tl.store(p_other_slope, b_other_slope.to(p_out.dtype.element_ty), mask=m_any)
             else:
-                b_y, b_slope = _activate(b_z, activation)
-            if slope != NONE:
-                tl.store(p_slope, b_slope.to(p_out.dtype.element_ty), mask=m_any)
-            if residual != 0:
-                o_before = o_position + (in_length - out_length)
-                p_before = p_in + o_row * in_length + o_before
-                b_before = tl.load(p_before, mask=m_any & (o_before >= 0), other=0.0)
-                b_y += b_before.to(ACCUMULATE)
-            b_result = b_y.to(p_out.dtype.element_ty)
-            if layer + 1 < depth:
-                tl.store(p_kept + tl.load(p_layer + RESULT) + o, b_result, mask=m_any)
-            else:
-                tl.store(p_out + sample * (out_channels * out_length) + o, b_result, mask=m_any)
+                _store_activated(
+                    b_z, activation, p_in, p_kept, slope, p_result, residual, row, position,
+                    out_channels, in_length, out_length,
+                )  # fmt: skip
+
+
+@triton.jit
+def _store_gated(
+    b_z, p_in, p_kept, slope, p_result, residual, row, position, channels, in_length, out_length
+):
+    """The result of a tile of both halves, and its slopes in either."""
+    b_halves = b_z.reshape(2, b_z.shape[0] // 2, b_z.shape[1]).permute(1, 2, 0)
+    b_a, b_b = tl.split(b_halves)
+    b_tanh, b_sigmoid = activate(b_a, "tanh"), activate(b_b, "sigmoid")
+    if slope != NONE:
+        p_slope = p_kept + slope
+        b_slope = through_activation(b_sigmoid, b_tanh, "tanh")
+        _store(p_slope, b_slope, row, position, channels, out_length)
+        b_slope = through_activation(b_tanh, b_sigmoid, "sigmoid")
+        _store(p_slope + channels * out_length, b_slope, row, position, channels, out_length)
+    b_y = b_tanh * b_sigmoid
+    if residual != 0:
+        b_y += _before(p_in, b_y, row, position, channels, in_length, out_length)
+    _store(p_result, b_y, row, position, channels, out_length)
+
+
+@triton.jit
+def _store_activated(
+    b_z,
+    activation,
+    p_in,
+    p_kept,
+    slope,
+    p_result,
+    residual,
+    row,
+    position,
+    channels,
+    in_length,
+    out_length,
+):
+    b_y, b_slope = _activate(b_z, activation)
+    if slope != NONE:
+        _store(p_kept + slope, b_slope, row, position, channels, out_length)
+    if residual != 0:
+        b_y += _before(p_in, b_y, row, position, channels, in_length, out_length)
+    _store(p_result, b_y, row, position, channels, out_length)
+
+
+@triton.jit
+def _store(p, b, row, position, channels, length):
+    """A tile of a contiguous (channels, length)."""
+    o_row, o_position = tile_of(row, position, b.shape[0], b.shape[1])
+    m_any = (o_row < channels) & (o_position < length)
+    tl.store(p + o_row * length + o_position, b.to(p.dtype.element_ty), mask=m_any)
+
+
+@triton.jit
+def _before(p_in, b, row, position, channels, in_length, out_length):
+    """What a residual adds to the tile ``b``: the last positions of the layer's input."""
+    o_row, o_position = tile_of(row, position, b.shape[0], b.shape[1])
+    m_any = (o_row < channels) & (o_position < out_length)
+    o_before = o_position + (in_length - out_length)
+    p_before = p_in + o_row * in_length + o_before
+    return tl.load(p_before, mask=m_any & (o_before >= 0), other=0.0).to(b.dtype)
 
 
 @triton.jit
@@ -166,10 +212,10 @@ def product(
     weight_channel,
     p_in,
     in_length,
-    rows,
     channels,
     taps,
-    row,
+    o_row,
+    m_row,
     read,
     step,
     ACCUMULATE: tl.constexpr,
@@ -179,9 +225,10 @@ def product(
 ):
     """sum over taps, channels of weight[row, channel, tap] * in[channel, read + tap * step].
 
+    Of the rows ``o_row``, and of positions one after the other.
+
     Outside [0, in_length) ``p_in`` is zero. The taps of a weight lie side by side.
     """
-    o_row = row + tl.arange(0, BLOCK_ROWS)
     o_read = read + tl.arange(0, BLOCK_POSITIONS)
     channel_blocks = tl.cdiv(channels, BLOCK_CHANNELS)
     b_sum = tl.zeros((BLOCK_ROWS, BLOCK_POSITIONS), dtype=ACCUMULATE)
@@ -190,7 +237,7 @@ def product(
         o_channel = i % channel_blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
         m_channel = o_channel < channels
         o_weight = (o_row * weight_row)[:, None] + (o_channel * weight_channel)[None, :] + tap
-        m_weight = (o_row < rows)[:, None] & m_channel[None, :]
+        m_weight = m_row[:, None] & m_channel[None, :]
         b_weight = tl.load(p_weight + o_weight, mask=m_weight, other=0.0)
         o_from = o_read + tap * step
         m_in = m_channel[:, None] & ((o_from >= 0) & (o_from < in_length))[None, :]

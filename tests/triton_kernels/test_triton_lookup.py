@@ -87,7 +87,7 @@ def test_a_batch_and_a_length_of_nothing() -> None:
         assert not grad_bias.any()
 
 
-@pytest.mark.parametrize("wrong", [28, -(2**63)])
+@pytest.mark.parametrize("wrong", [28, -(2**63)] if EVERY_CASE else [28])
 def test_a_token_that_is_no_word(wrong: int) -> None:
     check_a_token_that_is_no_word(OPERATORS, wrong)
 
@@ -186,11 +186,13 @@ def run(tokens: Tensor, *leaves: Tensor, backend: str = "triton") -> Tensor:
 def test_first_and_second_derivatives() -> None:
     tokens, leaves = operands(TINY)
 
-    def function(*leaves: Tensor) -> Tensor:
-        return run(tokens, *leaves)
+    def derivatives(backend: str) -> list[Tensor]:
+        y = run(tokens, *leaves, backend=backend)
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), leaves)
+        return [y, *first, *second]
 
-    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
-    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+    torch.testing.assert_close(derivatives("triton"), derivatives("torch"))
 
 
 @pytest.mark.usefixtures("table_alone")
