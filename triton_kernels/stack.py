@@ -19,7 +19,7 @@ from .weight_gradient import PROGRAMS, add_up_parts
 # Rows, positions and channels that are multiplied at a time. Not measured on a GPU yet.
 _SAMPLES = {
     "half": Configuration(64, 64, 32, warps=8, stages=2),
-    "ieee": Configuration(64, 64, 32, warps=8, stages=2),
+    "ieee": Configuration(32, 64, 32, warps=8, stages=2),
     "float64": Configuration(32, 32, 16, warps=8, stages=2),
 }
 # Rows, columns, and positions.
