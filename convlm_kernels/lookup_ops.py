@@ -236,9 +236,11 @@ def _grad_table_vmap(
     words = _front(tokens, in_dims[1], size)
     grad_b = grads.sum((1, 3)) if with_bias else grads.new_empty(0)
     first_words = vocab * torch.arange(size, dtype=words.dtype, device=words.device)
+    known = (words >= 0) & (words < vocab)  # what is none must not become another example's
+    words = torch.where(known, words + first_words[:, None, None], -1)
     grad_t, _ = grad_table(
         grads.flatten(0, 1),
-        (words + first_words[:, None, None]).flatten(0, 1),
+        words.flatten(0, 1),
         kernel_size,
         size * vocab,
         *window,

@@ -213,6 +213,17 @@ def test_transforms() -> None:
     torch.testing.assert_close(derivatives("triton"), derivatives("torch"))
 
 
+def test_a_token_that_is_no_word_is_none_in_any_example() -> None:
+    tokens = torch.tensor([[[0, 2, 1]], [[-1, 1, 1]]], device=DEVICE)
+    grads = random(2, 1, 3, 3).to(DEVICE)
+
+    def gradient(grad_output: Tensor, tokens: Tensor) -> Tensor:
+        return KERNELS.lookup_grad_table(grad_output, tokens, 1, 2, *ONE_TAP, False)[0]
+
+    each = [gradient(*example) for example in zip(grads, tokens, strict=True)]
+    assert torch.equal(func.vmap(gradient)(grads, tokens), torch.stack(each))
+
+
 @parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("by_table", [False, True], ids=["gathered", "table"])
 @pytest.mark.usefixtures("table_alone")

@@ -150,7 +150,7 @@ def test_impossible_gradients() -> None:
 
     with pytest.raises(RuntimeError, match="grad_output and x must have one dtype"):
         backward(y.double(), saved)
-    with pytest.raises(RuntimeError, match=r"grad_output must have the shape \(2, 5, 11\), got"):
+    with pytest.raises(RuntimeError, match=rf"must have the shape \({stack.batch}, 5, 11\), got"):
         backward(y[1:], saved)
     with pytest.raises(RuntimeError, match="saved must have [0-9]+ elements, got 5"):
         backward(y, saved.flatten()[:5])
