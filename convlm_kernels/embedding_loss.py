@@ -16,7 +16,7 @@ from .embedding import (
     _autocast_enabled,
     _by_tap,
     _check_tokens,
-    _has_kernels,
+    _kernels,
     _prefers_table,
     _window,
     embedding_conv1d,
@@ -203,7 +203,7 @@ def _is_fused(
     return (
         embedding.dtype in (torch.float32, torch.float64)
         and not tokens.is_cuda
-        and _has_kernels(tokens, embedding, backend)
+        and _kernels(tokens, embedding, backend) == "native"
         and not _autocast_enabled(tokens)
         and _prefers_table(embedding, batch, tokens.shape[1], kernel_size, window)
     )

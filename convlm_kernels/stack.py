@@ -123,7 +123,8 @@ class DilatedStack(Streaming, nn.Sequential):
     groups and with padding on the left only, runs as one operator: activations stay in cache, and
     one call gives all gradients. Anything else, or hooks on a layer, and it runs layer by layer;
     :meth:`plan` says why. So it does on a GPU, unless all layers ask for ``backend="cuda"`` and a
-    sample fits the shared memory of a block: then forward is one launch, and backward two.
+    sample fits the shared memory of a block: then forward is one launch, and backward two. Or all
+    ask for ``backend="triton"``, and a layer of a sample fits a multiprocessor's cache.
 
     The first layer may be an :class:`EmbeddingConv1d` of the same kind: a stack over tokens. A unit
     sees only its receptive field, and in a batch of padded words most of these repeat. A layer in
@@ -147,7 +148,7 @@ class DilatedStack(Streaming, nn.Sequential):
             return super().forward(input)
         x, tokens, layers = self._operands(input)
         operands = x, tokens, *parameters_of(layers, x), settings_of(layers)
-        y = stack_autograd.stack(*operands, self.share_contexts)
+        y = stack_autograd.stack(*operands, self.share_contexts, self._kernels())
         return y if input.dim() == self._batched_dim() else y.squeeze(0)
 
     def plan(self, input: Tensor) -> StackPlan:
@@ -156,7 +157,7 @@ class DilatedStack(Streaming, nn.Sequential):
         if reason is not None:
             return StackPlan(False, reason)
         x, tokens, layers = self._operands(input)
-        if tokens is None or tokens.is_cuda:
+        if tokens is None or tokens.is_cuda or self._kernels() == "triton":
             return StackPlan(True, "")
         operands = x, tokens, *parameters_of(layers, x), *settings_of(layers)
         rows, positions = (
@@ -164,6 +165,12 @@ class DilatedStack(Streaming, nn.Sequential):
             for share in (self.share_contexts, False)
         )
         return StackPlan(True, "", rows, positions)
+
+    def _kernels(self) -> str:
+        """Whose operators run it fused, an entry of ``stack_ops.OPERATORS``."""
+        first: Any = self[0]
+        conv = first.conv if type(first) is EmbeddingConv1d else first
+        return "triton" if getattr(conv, "backend", None) == "triton" else "native"
 
     def _batched_dim(self) -> int:
         return 2 if isinstance(self[0], EmbeddingConv1d) else 3
@@ -195,19 +202,20 @@ class DilatedStack(Streaming, nn.Sequential):
             return f"tokens must be int64 or int32, not {input.dtype}"
         if input.device != x.device:
             return "tokens and embedding are on two devices"
-        reason = reason_not_fusable(x)
+        kernels = self._kernels()
+        reason = reason_not_fusable(x, kernels)
         if reason is not None:
             return reason
         for name, layer in layers.items():
-            reason = _reason_layer_not_fusable(layer, x)
+            reason = _reason_layer_not_fusable(layer, x, kernels)
             if reason is not None:
                 return f"layer {name} {reason}"
-        if not x.is_cuda:
+        if not x.is_cuda and kernels == "native":
             return None
         x, tokens, convolutions = self._operands(input)
         weights, settings = [layer.weight for layer in convolutions], settings_of(convolutions)
-        has_tokens = tokens is not None
-        return stack_ops.reason_does_not_fit(x, input.shape[-1], has_tokens, weights, settings)
+        sizes = x, input.shape[-1], tokens is not None
+        return stack_ops.reason_does_not_fit(*sizes, weights, settings, kernels)
 
 
 def settings_of(layers: list[Any]) -> stack_autograd.Settings:
@@ -230,13 +238,17 @@ def parameters_of(layers: list[Any], x: Tensor) -> tuple[list[Tensor], list[Tens
     return weights, [x.new_empty(0) if layer.bias is None else layer.bias for layer in layers]
 
 
-def reason_not_fusable(x: Tensor) -> str | None:
+def reason_not_fusable(x: Tensor, kernels: str = "native") -> str | None:
     """Why no stack runs fused on ``x``, a signal or an embedding, or None."""
     if x.device.type not in ("cpu", "cuda"):
         return f"the fused kernels run on CPUs and CUDA devices, not on {x.device.type}"
     if x.dtype not in backends.KERNEL_DTYPES:
         return f"there is no kernel for {x.dtype}"
-    reason = backends.reason_no_cuda_kernels(x.dtype, x.device) if x.is_cuda else None
+    reason = None
+    if kernels == "triton":
+        reason = backends.reason_no_triton_kernels(x.dtype, x.device)
+    elif x.is_cuda:
+        reason = backends.reason_no_cuda_kernels(x.dtype, x.device)
     if reason is not None:
         return reason
     if _autocast_enabled(x.device.type):
@@ -255,9 +267,9 @@ def _pads(layer: Conv1d) -> tuple[int, int]:
 _WIDEST = 128
 
 
-def _reason_layer_not_fusable(layer: Any, x: Tensor) -> str | None:
+def _reason_layer_not_fusable(layer: Any, x: Tensor, kernels: str) -> str | None:
     """Why a stack with ``layer`` in it does not run fused on ``x``, or None."""
-    reason = reason_not_a_plain_layer(layer, x)
+    reason = reason_not_a_plain_layer(layer, x, kernels)
     if reason is not None:
         return reason
     if as_int("stride", layer.stride) != 1:
@@ -277,13 +289,14 @@ def _reason_layer_not_fusable(layer: Any, x: Tensor) -> str | None:
     return None
 
 
-def reason_not_a_plain_layer(layer: Any, x: Tensor) -> str | None:
+def reason_not_a_plain_layer(layer: Any, x: Tensor, kernels: str = "native") -> str | None:
     """Why ``layer`` must be called itself, whatever its geometry, or None."""
     if type(layer) not in (StackLayer, Conv1d, CausalConv1d):
         return f"is a {type(layer).__name__}"
     if has_hooks(layer):
         return "has hooks"
-    if layer.backend not in (("cuda",) if x.is_cuda else ("auto", "cpp")):
+    native = ("cuda",) if x.is_cuda else ("auto", "cpp")
+    if layer.backend not in (native if kernels == "native" else (kernels,)):
         return f"asks for backend={layer.backend!r}"
     weight = layer.weight  # looking it up takes longer than comparing it
     if weight.dtype != x.dtype or weight.device != x.device:
