@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from . import backends, functional, lookup
+from . import backends, functional, indices, lookup
 from .functional import check_activation, conv1d
 from .geometry import Padding, as_int, output_length, resolve_padding
 from .layers import Conv1d
@@ -105,7 +104,7 @@ def _run(
     kernels = _kernels(tokens, embedding, backend)
     batch, length = tokens.shape
     if kernels is None:
-        x = F.embedding(tokens, embedding).transpose(1, 2)
+        x = indices.embed(tokens, embedding)
     elif _prefers_table(embedding, batch, length, weight.shape[2], window):
         return _by_table(tokens, embedding, weight, bias, window, activation or "none", kernels)
     else:  # a table of one tap: gathers, and checks the tokens on the way

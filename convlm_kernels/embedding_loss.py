@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from . import backends, lookup, lookup_ops, stack_autograd, stack_ops
+from . import backends, indices, lookup, lookup_ops, stack_autograd, stack_ops
 from .embedding import (
     _autocast_enabled,
     _by_tap,
@@ -43,13 +42,16 @@ def embedding_conv1d_cross_entropy(
 ) -> Tensor:
     """cross_entropy(embedding_conv1d(tokens, ...), target), differentiable to any order.
 
+    Every position counts: there is no ``ignore_index``, and a target of -100 is an error.
+
     On the CPU in float32 and float64, the logits stay in the cache: one pass over the tokens makes
     the mean loss and its gradients, or the losses where no gradient is wanted. So does
     ``backend="cuda"`` at stride 1 without padding on the right, as a stack of one layer.
 
     Args:
         tokens: (batch, length), int64 or int32, in [0, vocab).
-        target: (batch, out_length), int64 or int32, in [0, out_channels).
+        target: (batch, out_length), int64 or int32, in [0, out_channels); on a GPU and in compiled
+            code one outside gives NaN.
         embedding, weight, bias, stride, padding, dilation, backend: as for
             :func:`embedding_conv1d`.
         reduction: "mean", "sum" or "none".
@@ -60,13 +62,15 @@ def embedding_conv1d_cross_entropy(
 
     Raises:
         ValueError: an unknown ``reduction`` or ``backend``.
-        RuntimeError: a target outside [0, out_channels) on the CPU, and as
-            :func:`embedding_conv1d`.
+        RuntimeError: a target outside [0, out_channels) on the CPU, or one of another shape or
+            dtype; tokens without a batch, and as :func:`embedding_conv1d`.
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     backends.check_name(backend)
     _check_tokens(tokens)
+    if tokens.dim() != 2:
+        raise RuntimeError(f"tokens must be (batch, length), got shape {tuple(tokens.shape)}")
     window = _window(_by_tap(embedding, weight), stride, padding, dilation)
     if _is_gpu_stack(tokens, embedding, weight, window, backend):
         (weights, biases), settings = _as_stack(embedding, weight, bias, window)
@@ -84,7 +88,7 @@ def embedding_conv1d_cross_entropy(
     )
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
-    return F.cross_entropy(logits, target.long(), reduction=reduction)
+    return indices.cross_entropy(logits, target, reduction)
 
 
 def loss_with_gradients(

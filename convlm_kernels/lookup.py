@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from . import autograd, lookup_ops
+from . import autograd, indices, lookup_ops
 from .autograd import _FROM_OUTPUT, ACTIVATIONS, _apply_transformed, _direct, _transformed
 
 Window = tuple[int, int, int, int]
@@ -210,7 +209,7 @@ def composed_cross_entropy(
     if weight.shape[1] != embedding_dim:  # embeddings laid end to end
         weight = weight.reshape(weight.shape[0], -1, embedding_dim).mT
     logits = lookup(tokens, make_table(embedding, weight), bias, window)
-    return F.cross_entropy(logits, target.long())
+    return indices.cross_entropy(logits, target)
 
 
 def cross_entropy(

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from . import autograd, stack_ops
+from . import autograd, indices, lookup, stack_ops
 
 
 class Settings(NamedTuple):
@@ -30,6 +29,11 @@ def gate(z: Tensor) -> Tensor:
     return torch.tanh(a) * torch.sigmoid(b)
 
 
+def _embed(tokens: Tensor, embedding: Tensor, kernels: str) -> Tensor:
+    """embedding[tokens].mT by a table of one tap, which checks the tokens on the way."""
+    return lookup.lookup(tokens, embedding.unsqueeze(0), None, (1, 0, 0, 1), kernels=kernels)
+
+
 def compose(
     x: Tensor,
     tokens: Tensor | None,
@@ -40,7 +44,7 @@ def compose(
 ) -> Tensor:
     """What :func:`stack` computes, layer by layer."""
     if tokens is not None:
-        x = F.embedding(tokens, x).transpose(1, 2)
+        x = _embed(tokens, x, kernels)
     for weight, bias, dilation, pad, activation, residual in zip(
         weights, biases, *settings, strict=True
     ):
@@ -120,7 +124,7 @@ class _CrossEntropy(torch.autograd.Function):
         needed = ctx.needs_input_grad[4:]
         if torch.is_grad_enabled():  # to be differentiated again: by the formula
             logits = compose(inputs[0], tokens, *_halves(inputs[1:]), ctx.settings)
-            loss = F.cross_entropy(logits, target.long())
+            loss = indices.cross_entropy(logits, target)
             found = _gradients_with_graph(loss, grad_loss, inputs, needed)
         else:
             found = [g * grad_loss for g in gradients]
@@ -182,7 +186,7 @@ def stack(
     native = kernels == "native"
     if native and tokens is not None and x.shape[0] > tokens.shape[0] * tokens.shape[1]:
         # Rows of the embedding that no position reads would be multiplied too.
-        x, tokens = F.embedding(tokens, x).transpose(1, 2), None
+        x, tokens = _embed(tokens, x, kernels), None
     if _wants_gradients(x, *weights, *biases):
         return _Stack.apply(tokens, settings, share, kernels, x, *weights, *biases)
     operands = x, tokens, weights, biases, *settings
@@ -220,7 +224,7 @@ def cross_entropy(
     wants_gradients = _wants_gradients(x, *weights, *biases)
     if composed or (wants_gradients and reduction != "mean"):
         logits = stack(x, tokens, weights, biases, settings, share)
-        return F.cross_entropy(logits, target.long(), reduction=reduction)
+        return indices.cross_entropy(logits, target, reduction)
     if wants_gradients:
         return _CrossEntropy.apply(tokens, target, settings, share, x, *weights, *biases)
     losses = stack_ops.stack_losses(x, tokens, target, weights, biases, *settings, share)

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import indices
 from ..embedding import embedding_conv1d
 from ..layers import Conv1d
 from ..optim import sgd_step
@@ -21,10 +21,13 @@ from .pretrained import Pretrained
 
 
 def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of logits (batch, vocab, length) and y (batch, length), in float32 at least."""
+    """Cross-entropy of logits (batch, vocab, length) and y (batch, length), in float32 at least.
+
+    Raises RuntimeError for a `y` that is no token, -100 included.
+    """
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
-    return F.cross_entropy(logits, y, reduction=reduction)
+    return indices.cross_entropy(logits, y, reduction)
 
 
 def batch_of(x: Tensor, y: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -48,11 +51,6 @@ class CharModel(Streamed, Pretrained):
         self.context = context
         self.embedding = nn.Embedding(vocab, embedding)
 
-    @property
-    def receptive_field(self) -> int:
-        """How many characters, the newest included, one prediction depends on."""
-        return self.context
-
     def sizes(self) -> dict[str, int]:
         """The arguments that build a model of the same shape."""
         return {
@@ -67,7 +65,10 @@ class CharModel(Streamed, Pretrained):
         return cls(**options)
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy of the predictions from `x` (batch, length) and what follows, `y`."""
+        """Cross-entropy of the predictions from `x` (batch, length) and what follows, `y`.
+
+        Every position counts: a `y` of -100 is no token, and raises RuntimeError.
+        """
         return loss_of(self(x), y, reduction)
 
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:

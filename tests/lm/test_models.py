@@ -26,12 +26,12 @@ BUILDS = [
 
 
 @pytest.mark.parametrize(("kind", "sizes"), BUILDS)
-def test_logits_and_receptive_field(kind: type[CharModel], sizes):
+def test_logits_and_their_context(kind: type[CharModel], sizes):
     """A prediction depends on each of its own characters, and on no others."""
     torch.manual_seed(0)
     model = kind(**sizes).double()
     assert {**model.sizes(), **{k: v for k, v in sizes.items() if k != "fused"}} == model.sizes()
-    field = model.receptive_field
+    field = model.context
     length = 2 * field + 3
     tokens = torch.randint(model.vocab, (2, length))
     logits = model(tokens)
