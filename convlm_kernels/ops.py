@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from . import _library  # noqa: F401  (importing it loads the operators)
+from . import _library, flops  # noqa: F401  (importing _library loads the operators)
 from .geometry import output_length
 
 forward = torch.ops.convlm.forward.default
@@ -401,3 +401,4 @@ def register(namespace: str, operators: Operators) -> None:
 
 
 register("convlm", OPERATORS["native"])
+flops.count("convlm")

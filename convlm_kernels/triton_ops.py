@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from . import lookup_ops, ops
+from . import flops, lookup_ops, ops
 from .geometry import Conv1dGeometry
 from .triton_kernels import functions, launch, lookup
 
@@ -142,6 +142,7 @@ def define(
         for key in ("CPU", "CUDA") if INTERPRETED else ("CUDA",):
             _library.impl(name, implementation, key)
         yield getattr(torch.ops.convlm_triton, name).default
+    flops.count("convlm_triton")
 
 
 ops.OPERATORS["triton"] = ops.Operators(
