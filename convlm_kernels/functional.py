@@ -81,7 +81,7 @@ def conv1d(
         pad_left, pad_right = resolve_padding(padding, _kernel_size(weight), stride, dilation)
     if activation is None:
         activation = "none"
-    elif activation not in ACTIVATIONS:
+    elif type(activation) is not str or activation not in ACTIVATIONS:
         check_activation(activation)
 
     on_cpu = input.is_cpu
@@ -151,7 +151,8 @@ fp32_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def check_activation(activation: str | None) -> None:
     """ValueError unless ``activation`` is None or a name that :func:`conv1d` knows."""
-    if activation is not None and activation not in ACTIVATIONS:
+    known = activation is None or (isinstance(activation, str) and activation in ACTIVATIONS)
+    if not known:
         allowed = ", ".join(ACTIVATIONS)
         raise ValueError(f"activation must be None or one of {allowed}, got {activation!r}")
 

@@ -295,7 +295,12 @@ class Network:
         return PackedNetwork(embedding, weights, biases, self.plan)
 
     def step(self, x: Tensor, state: tuple[Tensor, Tensor], dtype: torch.dtype | None) -> Tensor:
-        """The outputs (batch, out_channels) for features (batch, in_channels) or tokens (batch)."""
+        """The outputs (batch, out_channels) for features (batch, in_channels) or tokens (batch).
+
+        Without gradients.
+        """
+        if x.requires_grad:  # costs less than no_grad
+            x = x.detach()
         embedding, weights, biases, plan = self.packed(dtype)
         rings, position = state
         return step_ops.step(

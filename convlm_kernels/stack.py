@@ -140,9 +140,6 @@ class DilatedStack(Streaming, nn.Sequential):
 
     share_contexts: bool = True
 
-    def __init__(self, *layers: Any) -> None:
-        super().__init__(*layers)
-
     def forward(self, input: Tensor) -> Tensor:
         if self._reason_not_fused(input) is not None:
             return super().forward(input)
