@@ -20,9 +20,10 @@ template <class T>
 int64_t draw(T* logits, int64_t count, double temperature, int64_t top_k, double top_p,
              double uniform) {
   const int64_t best = likeliest(logits, count);
-  if (best < 0 || T(temperature) == 0) return best;
+  if (best < 0) return best;
   const T largest = logits[best];
   if (!(largest - largest == 0)) return -1;
+  if (T(temperature) == 0) return best;
   for (int64_t i = 0; i < count; i += kLanes<T>)
     store(logits + i, exponential<T>((load(logits + i) - largest) / T(temperature)));
   const int64_t* order = nullptr;

@@ -322,8 +322,14 @@ def test_logits_that_are_no_distribution_give_no_token(value: float) -> None:
     tokens, state = generated(step_ops.generate, model, stop=0)
     assert tokens.tolist() == [[-1] * 12] * 5
     assert state.position.tolist() == [5] * 5
-    tokens, _ = generated(step_ops.generate, constant_model([0.0, 0.0]), never=(0, 1))
-    assert (tokens == -1).all()
+    for temperature in (0.0, 1.0):
+        tokens, _ = generated(
+            step_ops.generate,
+            constant_model([0.0, 0.0]),
+            never=(0, 1),
+            temperature=temperature,
+        )
+        assert (tokens == -1).all()
     batch = Batch(model, Sampling())
     batch.add("a", [1], 3)
     (event,) = batch.step(2)
