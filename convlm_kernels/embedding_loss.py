@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from . import backends, lookup, lookup_ops, stack_autograd, stack_ops
 from .embedding import (
-    _autocast_enabled,
     _by_tap,
     _check_tokens,
     _has_kernels,
@@ -21,6 +20,7 @@ from .embedding import (
     _window,
     embedding_conv1d,
 )
+from .functional import autocast_enabled
 from .geometry import Padding
 from .lookup import Window
 from .optim import mark_changed
@@ -204,6 +204,6 @@ def _is_fused(
         embedding.dtype in (torch.float32, torch.float64)
         and not tokens.is_cuda
         and _has_kernels(tokens, embedding, backend)
-        and not _autocast_enabled(tokens)
+        and not autocast_enabled(tokens)
         and _prefers_table(embedding, batch, tokens.shape[1], kernel_size, window)
     )

@@ -78,6 +78,14 @@ class Conv1d(Streaming, nn.Conv1d):
         self.activation = activation
         self.backend = backend
 
+    def forward(self, input: Tensor) -> Tensor:
+        own: Any = self._parameters
+        try:  # where Module.__getattr__ finds them too, which takes as long as half an operator
+            weight, bias = own["weight"], own["bias"]
+        except KeyError:  # a parametrization has them elsewhere
+            weight, bias = self.weight, self.bias
+        return self._conv_forward(input, weight, bias)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding
         if self.padding_mode != "zeros":

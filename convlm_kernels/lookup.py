@@ -6,7 +6,8 @@ is linear in the table, and so is its gradient in the gradient of the output: th
 each other's derivatives. The table of an embedding followed by a convolution is a pointwise
 convolution, whose derivatives are those of ``autograd``.
 
-``window`` stands for the settings (stride, pad_left, pad_right, dilation) throughout.
+``window`` stands for the settings (stride, pad_left, pad_right, dilation) throughout, ``settings``
+for all that is no tensor, as in ``autograd``.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ class _Lookup(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> Tensor:
-        return lookup_ops.lookup(*inputs)
+    def forward(tokens: Tensor, table: Tensor, bias: Tensor | None, settings: Any) -> Tensor:
+        window, activation = settings
+        return lookup_ops.lookup(tokens, table, bias, *window, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        tokens, table, _, *window, activation = inputs
-        ctx.settings = table.shape[0], table.shape[1], window, activation
+        tokens, table, _, settings = inputs
+        ctx.settings = table.shape[0], table.shape[1], *settings
         ctx.save_for_backward(tokens, table, output)
         ctx.save_for_forward(tokens, table, output)
 
@@ -45,7 +47,7 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         tokens, _, y = ctx.saved_tensors
         kernel_size, vocab, window, activation = ctx.settings
-        _, table_needed, bias_needed, *_ = ctx.needs_input_grad
+        _, table_needed, bias_needed, _ = ctx.needs_input_grad
         grad_t = grad_b = None
         if activation != "none":
             grad_output = _FROM_OUTPUT[activation](grad_output, y)
@@ -55,10 +57,10 @@ class _Lookup(torch.autograd.Function):
             )
         elif bias_needed:
             grad_b = grad_output.sum((0, 2))
-        return None, grad_t, grad_b if bias_needed else None, *(None,) * 5
+        return None, grad_t, grad_b if bias_needed else None, None
 
     @staticmethod
-    def jvp(ctx: Any, _: None, table_tangent: Any, bias_tangent: Any, *__: None) -> Tensor:
+    def jvp(ctx: Any, _: None, table_tangent: Any, bias_tangent: Any, __: None) -> Tensor:
         tokens, table, y = ctx.saved_tensors
         _, _, window, activation = ctx.settings
         if table_tangent is None:
@@ -71,37 +73,40 @@ class _GradTable(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return lookup_ops.grad_table(*inputs)
+    def forward(grad_output: Tensor, tokens: Tensor, settings: Any) -> tuple[Tensor, Tensor]:
+        kernel_size, vocab, window, with_bias = settings
+        return lookup_ops.grad_table(grad_output, tokens, kernel_size, vocab, *window, with_bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, tokens, *ctx.settings = inputs
+        _, tokens, ctx.settings = inputs
         ctx.save_for_backward(tokens)
         ctx.save_for_forward(tokens)
 
     @staticmethod
     def backward(ctx: Any, grad_t: Tensor, grad_b: Tensor) -> Any:
         (tokens,) = ctx.saved_tensors
-        _, _, *window, with_bias = ctx.settings
+        _, _, window, with_bias = ctx.settings
         grad_grad_output = lookup(tokens, grad_t, grad_b if with_bias else None, window)
-        return grad_grad_output, *(None,) * 8
+        return grad_grad_output, None, None
 
     @staticmethod
     def jvp(ctx: Any, grad_output_tangent: Tensor, *_: None) -> tuple[Tensor, Tensor]:
         (tokens,) = ctx.saved_tensors
-        kernel_size, vocab, *window, with_bias = ctx.settings
-        return grad_table(grad_output_tangent, tokens, kernel_size, vocab, window, with_bias)
+        return grad_table(grad_output_tangent, tokens, *ctx.settings)
 
 
-def _save_what_is_needed(ctx: Any, inputs: Any, output: Any) -> None:
-    tokens, table, _, *window, activation = inputs
-    ctx.settings = table.shape[0], table.shape[1], window, activation
-    ctx.save_for_backward(tokens, None, None if activation == "none" else output)
+def _lookup_and_save(
+    ctx: Any, tokens: Tensor, table: Tensor, bias: Tensor | None, settings: Any
+) -> Tensor:
+    y = _Lookup.forward(tokens, table, bias, settings)
+    ctx.settings = table.shape[0], table.shape[1], *settings
+    ctx.save_for_backward(tokens, None, None if settings[1] == "none" else y)
+    return y
 
 
-_LookupDirect = _direct(_Lookup, _save_what_is_needed)
-_GradTableDirect = _direct(_GradTable, _GradTable.setup_context)
+_LookupDirect = _direct(_Lookup, _lookup_and_save)
+_GradTableDirect = _direct(_GradTable)
 
 
 def make_table(embedding: Tensor, weight: Tensor) -> Tensor:
@@ -125,11 +130,11 @@ def lookup(
         RuntimeError: a token outside [0, vocab), an impossible geometry; names argument and value.
     """
     fused = activation == "none" or activation in _FROM_OUTPUT
-    settings = *window, activation if fused else "none"
+    settings = window, activation if fused else "none"
     if _transformed():
-        y = _apply_transformed(_Lookup, tokens, table, bias, *settings)
+        y = _apply_transformed(_Lookup, tokens, table, bias, settings=settings)
     elif wants_gradients(table, bias):
-        y = _LookupDirect.apply(tokens, table, bias, *settings)
+        y = _LookupDirect.apply(tokens, table, bias, settings)
     else:
         return lookup_ops.lookup(tokens, table, bias, *window, activation)
     return y if fused else ACTIVATIONS[activation](y)
@@ -144,12 +149,12 @@ def grad_table(
     with_bias: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of table and of bias (empty unless ``with_bias``), differentiable to any order."""
-    inputs = grad_output, tokens, kernel_size, vocab, *window, with_bias
+    settings = kernel_size, vocab, window, with_bias
     if _transformed():
-        return _apply_transformed(_GradTable, *inputs)
+        return _apply_transformed(_GradTable, grad_output, tokens, settings=settings)
     if _grad_enabled() and grad_output.requires_grad:
-        return _GradTableDirect.apply(*inputs)
-    return lookup_ops.grad_table(*inputs)
+        return _GradTableDirect.apply(grad_output, tokens, settings)
+    return _GradTable.forward(grad_output, tokens, settings)
 
 
 class _CrossEntropy(torch.autograd.Function):

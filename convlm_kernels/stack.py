@@ -11,7 +11,7 @@ from torch.nn.modules import module as _module
 
 from . import autograd, backends, stack_autograd, stack_ops
 from .embedding import EmbeddingConv1d, _without_gradient
-from .functional import _autocast_enabled
+from .functional import autocast_enabled
 from .geometry import Padding, as_int, resolve_padding
 from .layers import CausalConv1d, Conv1d
 from .streaming import Streaming
@@ -239,7 +239,7 @@ def reason_not_fusable(x: Tensor) -> str | None:
     reason = backends.reason_no_cuda_kernels(x.dtype, x.device) if x.is_cuda else None
     if reason is not None:
         return reason
-    if _autocast_enabled(x.device.type):
+    if autocast_enabled(x):
         return "autocast is on"
     if autograd._transformed():
         return "a torch.func transform or forward-mode differentiation is active"

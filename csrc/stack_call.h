@@ -20,7 +20,7 @@ inline StackSettings settings_of(std::vector<int64_t> dilations, std::vector<int
 }
 
 inline Tensor bytes_like(const Tensor& t, int64_t size) {
-  return torch::stable::new_empty(t, {size}, torch::headeronly::ScalarType::Byte);
+  return empty(t, {size}, aoti_torch_dtype_uint8());
 }
 
 // Of a row in the type that is computed with; rows begin at cache lines.
@@ -58,15 +58,14 @@ class StackCall {
   Tensors allocate_gradients(const Tensor& x, const Tensors& weights, const Tensors& biases,
                              bool with_x) {
     Tensors results;
-    const std::vector<int64_t> x_sizes(x.sizes().begin(), x.sizes().end());
-    results.push_back(torch::stable::new_empty(x, with_x ? x_sizes : std::vector<int64_t>{0}));
+    results.push_back(with_x ? empty(x, x.sizes()) : empty(x, {0}));
     if (with_x) arguments_.grad_input = writable(results[0]);
     for (size_t i = 0; i < weights.size(); ++i) {
       results.push_back(torch::stable::empty_like(weights[i]));
       layers()[i].grad_weight = writable(results.back());
     }
     for (size_t i = 0; i < biases.size(); ++i) {
-      results.push_back(torch::stable::new_empty(biases[i], {biases[i].numel()}));
+      results.push_back(empty(biases[i], {biases[i].numel()}));
       if (biases[i].numel() > 0) layers()[i].grad_bias = writable(results.back());
     }
     return results;
@@ -134,8 +133,7 @@ class StackCall {
     STD_TORCH_CHECK(t.scalar_type() == Dtype::Long || t.scalar_type() == Dtype::Int, function, ": ",
                     argument, " must be int64 or int32, got ",
                     torch::headeronly::toString(t.scalar_type()));
-    STD_TORCH_CHECK(t.device() == x.device(), function, ": ", argument,
-                    " and x must be on one device");
+    STD_TORCH_CHECK(same_device(t, x), function, ": ", argument, " and x must be on one device");
   }
 
   void check_x(const char* function, const Tensor& x) {

@@ -91,7 +91,7 @@ std::tuple<Tensor, Tensor> stack_forward(const Tensor& x, const OptionalTensor& 
   const StackSettings settings = settings_of(dilations, pads, activations, residuals);
   LinkedCall call("stack_forward", x, tokens, weights, biases, settings, share, true);
   StackArguments& a = call.arguments();
-  Tensor y = torch::stable::new_empty(x, {a.batch, call.last().out_channels(), a.out_length});
+  Tensor y = empty(x, {a.batch, call.last().out_channels(), a.out_length});
   Tensor saved = bytes_like(x, save ? call.saved_size(x) : 0);
   a.output = y.mutable_data_ptr();
   a.saved = save ? saved.mutable_data_ptr() : nullptr;
@@ -139,7 +139,7 @@ std::tuple<Tensor, Tensors> loss_with_gradients(const char* function, const Tens
       loss_call(function, x, tokens, target, rows, weights, biases, settings, share, false);
   StackArguments& a = call.arguments();
   const int64_t positions = a.batch * a.out_length;
-  Tensor loss = torch::stable::new_empty(x, {});
+  Tensor loss = empty(x, {});
   Tensors results = call.allocate_gradients(x, weights, biases, true);
   a.losses = scratch(Slot::losses, positions * x.element_size());
   if (a.batch > 0)
@@ -185,7 +185,7 @@ Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target,
   LinkedCall call = loss_call("stack_losses", x, tokens, target, std::nullopt, weights, biases,
                               settings, share, true);
   StackArguments& a = call.arguments();
-  Tensor losses = torch::stable::new_empty(x, {a.batch, a.out_length});
+  Tensor losses = empty(x, {a.batch, a.out_length});
   a.losses = losses.mutable_data_ptr();
   if (a.batch > 0) kernels().stack_loss(a);
   return losses;
@@ -198,7 +198,7 @@ Tensor stack_rows(const Tensor& x, const Tensor& tokens, Tensors weights, Tensor
                   bool share) {
   const StackSettings settings = settings_of(dilations, pads, activations, residuals);
   LinkedCall call("stack_rows", x, tokens, weights, biases, settings, share, false);
-  Tensor rows = torch::stable::new_empty(tokens, {call.arguments().depth});
+  Tensor rows = empty(tokens, {call.arguments().depth});
   int64_t* out = static_cast<int64_t*>(rows.mutable_data_ptr());
   for (const StackLayer& layer : call.layers()) *out++ = layer.out_rows;
   return rows;

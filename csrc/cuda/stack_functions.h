@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor> stack_forward(const Tensor& x, const OptionalTensor& 
   StackCall call("stack_forward", x, tokens, weights, biases,
                  settings_of(dilations, pads, activations, residuals));
   StackArguments& a = call.arguments();
-  Tensor y = torch::stable::new_empty(x, {a.batch, call.last().out_channels(), a.out_length});
+  Tensor y = empty(x, {a.batch, call.last().out_channels(), a.out_length});
   Tensor saved = bytes_like(x, save ? call.saved_size(x) : 0);
   a.output = y.mutable_data_ptr();
   a.saved = save ? saved.mutable_data_ptr() : nullptr;
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& t
   StackCall call("stack_cross_entropy", x, tokens, weights, biases,
                  settings_of(dilations, pads, activations, residuals));
   call.check_target("stack_cross_entropy", x, tokens, target);
-  Tensor loss = torch::stable::new_empty(x, {});
+  Tensor loss = empty(x, {});
   Tensors results = call.allocate_gradients(x, weights, biases, true);
   StackProblem problem;
   problem.forward = problem.backward = true;
@@ -96,7 +96,7 @@ Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
                  settings_of(dilations, pads, activations, residuals), rows);
   call.check_target("stack_sgd_", x, tokens, target);
   call.take_parameters(x, weights, biases);
-  Tensor loss = torch::stable::new_empty(x, {});
+  Tensor loss = empty(x, {});
   StackProblem problem;
   problem.forward = problem.backward = true;
   problem.target = indices(target, rows);
@@ -115,7 +115,7 @@ Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target,
                  settings_of(dilations, pads, activations, residuals));
   call.check_target("stack_losses", x, tokens, target);
   StackArguments& a = call.arguments();
-  Tensor losses = torch::stable::new_empty(x, {a.batch, a.out_length});
+  Tensor losses = empty(x, {a.batch, a.out_length});
   a.losses = losses.mutable_data_ptr();
   StackProblem problem;
   problem.forward = true;
