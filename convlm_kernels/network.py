@@ -19,7 +19,7 @@ from .geometry import as_int, resolve_padding
 _PANEL, _FILL = 64, 16
 
 # Where the forwards are defined that a step repeats.
-_KNOWN_FORWARDS = ("torch.nn.modules.conv", f"{__package__}.layers", f"{__package__}.stack")
+_KNOWN_FORWARDS = ("torch.nn.modules.conv", f"{__package__}.layers", f"{__package__}.stack_layers")
 
 _version_of = attrgetter("_version")
 _address_of = Tensor.data_ptr

@@ -13,11 +13,11 @@ from ..embedding_loss import (
     sgd_step_of_loss,
     steps_on_gpu,
 )
-from ..layers import Conv1d
+from ..layers import Conv1d, parameters_of
 from ..network import NetworkLayer, layers_of
 from ..optim import mark_changed
-from ..stack import parameters_of, reason_not_fusable
 from ..stack_autograd import Settings
+from ..stack_layers import operands_of, reason_not_fusable
 from .char_model import CharModel, all_require_grad, batch_of, check_positive
 
 
@@ -68,9 +68,8 @@ class CNN(CharModel):
         """Without autograd where the loss comes with its gradients."""
         if not self.is_by_look_up():
             return super().training_step(x, y, rows)
-        conv = self.conv
-        parameters = self.embedding.weight, conv.weight, conv.bias
-        found = loss_with_gradients(x, y, rows, *parameters, backend=conv.backend)
+        parameters, backend = self.look_up_parameters()
+        found = loss_with_gradients(x, y, rows, *parameters, backend=backend)
         if found is None:
             return super().training_step(x, y, rows)
         loss, *gradients = found
@@ -79,28 +78,33 @@ class CNN(CharModel):
                 parameter.grad = gradient if parameter.requires_grad else None
         return loss
 
-    @torch.no_grad()
     def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor | None = None) -> Tensor:
         """In one operator where the loss comes with its gradients."""
-        conv = self.conv
-        words, weight, bias = self.embedding.weight, conv.weight, conv.bias
-        if self.is_by_look_up() and all_require_grad(words, weight, bias):
-            loss = sgd_step_of_loss(x, y, rows, words, weight, bias, lr, backend=conv.backend)
-            if loss is not None:
-                return loss
+        if self.is_by_look_up():
+            parameters, backend = self.look_up_parameters()
+            if all_require_grad(*parameters):
+                loss = sgd_step_of_loss(x, y, rows, *parameters, lr, backend=backend)
+                if loss is not None:
+                    return loss
         return super().sgd_step(x, y, lr, rows)
 
     def steps_on_gpu(self, x: Tensor) -> bool:
-        parameters = self.embedding.weight, self.conv.weight, self.conv.bias
+        parameters, backend = self.look_up_parameters()
         return (
             self.is_by_look_up()
             and all_require_grad(*parameters)
-            and steps_on_gpu(x, *parameters[:2], self.conv.backend)
+            and steps_on_gpu(x, *parameters[:2], backend)
         )
 
     def is_by_look_up(self) -> bool:
         """Whether the embedding and the convolution are computed as one."""
-        return self.fused and self.is_plain((self.conv,))
+        conv: Any = self._modules["conv"]
+        return self.fused and self.is_plain((conv,))
+
+    def look_up_parameters(self) -> tuple[tuple[Tensor, Tensor, Tensor | None], str]:
+        """Embedding, weight and bias, and the backend of the convolution."""
+        conv: Any = self._modules["conv"]
+        return (self.words(), *parameters_of(conv)), conv.backend
 
 
 class MLP(CharModel):
@@ -235,27 +239,26 @@ class DilatedCNN(CharModel):
             return super().training_step(x, y, rows)
         x, y = batch_of(x, y, rows)
         self.check_tokens(x)
-        words, weights, biases, settings = self.stack_operands()
-        with torch.no_grad():
+        with torch.set_grad_enabled(False):
+            words, weights, biases, settings = self.stack_operands()
             loss, gradients = stack_ops.stack_cross_entropy(
                 words, x, y, weights, biases, *settings, self.share_contexts
             )
-            first: Any = self.layers[0]
-            gradients[1] = gradients[1].transpose(1, 2).view_as(first.weight)
+            gradients[1] = gradients[1].transpose(1, 2).view_as(parameters[1])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient if parameter.requires_grad else None
         return loss
 
-    @torch.no_grad()
     def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor | None = None) -> Tensor:
         """In one operator where the loss comes with its gradients."""
         if not self.is_trained_at_once(x):
             return super().sgd_step(x, y, lr, rows)
         self.check_tokens(x)
-        words, weights, biases, settings = self.stack_operands()
-        loss = stack_ops.stack_sgd_(
-            words, x, y, rows, weights, biases, *settings, self.share_contexts, lr
-        )
+        with torch.set_grad_enabled(False):
+            words, weights, biases, settings = self.stack_operands()
+            loss = stack_ops.stack_sgd_(
+                words, x, y, rows, weights, biases, *settings, self.share_contexts, lr
+            )
         mark_changed([words, *weights, *biases])
         return loss
 
@@ -271,19 +274,20 @@ class DilatedCNN(CharModel):
 
     def stack_parameters(self) -> list[Tensor]:
         """The embedding, the weights, and the biases: those of `parameters`, in less time."""
-        layers: list[Any] = list(self.layers)
-        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        return [self.embedding.weight, *weights, *biases]
+        weights, biases = zip(*map(parameters_of, self.convolutions()), strict=True)
+        return [self.words(), *weights, *biases]
+
+    def convolutions(self) -> list[Any]:
+        layers: Any = self._modules["layers"]
+        return list(layers._modules.values())
 
     def is_a_stack(self, length: int | None = None) -> bool:
         """Whether fused operators take the whole model, on rows of `length` tokens (default: one
         context).
         """
-        words = self.embedding.weight
+        words = self.words()
         plain = (
-            self.fused
-            and reason_not_fusable(self.embedding.weight) is None
-            and self.is_plain(self.layers)
+            self.fused and reason_not_fusable(words) is None and self.is_plain(self.convolutions())
         )
         if not plain or words.is_cpu:
             return plain
@@ -293,13 +297,13 @@ class DilatedCNN(CharModel):
 
     def is_a_stack_with_loss(self, length: int | None = None) -> bool:
         """Whether the loss comes with its gradients."""
-        has_loss = self.embedding.weight.dtype in (torch.float32, torch.float64)
+        has_loss = self.words().dtype in (torch.float32, torch.float64)
         return has_loss and self.is_a_stack(length)
 
     def stack_operands(self) -> tuple[Tensor, list[Tensor], list[Tensor], Settings]:
         """Embedding, weights whose kernels count characters, biases, and settings."""
-        words = self.embedding.weight
-        weights, biases = parameters_of(list(self.layers), words)
+        words = self.words()
+        weights, biases = operands_of(self.convolutions(), words)
         by_tap = weights[0].view(weights[0].shape[0], -1, words.shape[1])
         weights[0] = by_tap.transpose(1, 2)
         return words, weights, biases, self.settings
