@@ -24,8 +24,8 @@ from .functional import autocast_enabled
 from .geometry import Padding
 from .lookup import Window
 from .optim import mark_changed
-from .stack_autograd import Settings
 from .stack_layers import reason_not_fusable
+from .stack_ops import LayerSettings, Settings
 
 
 def embedding_conv1d_cross_entropy(
@@ -110,7 +110,7 @@ def loss_with_gradients(
         stack, settings = _as_stack(embedding, weight, bias, _STEP_WINDOW)
         with torch.no_grad():
             loss, (grad_e, grad_w, grad_b) = stack_ops.stack_cross_entropy(
-                embedding, tokens, target, *stack, *settings, False
+                embedding, tokens, target, *stack, settings, False
             )
         return loss, grad_e, _like(weight, grad_w), grad_b
     if not _steps_fused(tokens, rows, embedding, weight, backend):
@@ -141,7 +141,7 @@ def sgd_step_of_loss(
     if _is_gpu_stack(tokens, embedding, weight, _STEP_WINDOW, backend):
         with torch.set_grad_enabled(False):
             stack, settings = _as_stack(embedding, weight, bias, _STEP_WINDOW)
-            operands = embedding, tokens, target, rows, *stack, *settings
+            operands = embedding, tokens, target, rows, *stack, settings
             loss = stack_ops.stack_sgd_(*operands, False, lr)
     elif _steps_fused(tokens, rows, embedding, weight, backend):
         with torch.set_grad_enabled(False):
@@ -181,7 +181,7 @@ def _as_stack(
 ) -> tuple[tuple[list[Tensor], list[Tensor]], Settings]:
     _, pad_left, _, dilation = window
     biases = [embedding.new_empty(0) if bias is None else bias]
-    settings = Settings([dilation], [pad_left], ["none"], [0])
+    settings = stack_ops.settings_of([LayerSettings(dilation, pad_left, "none", False)])
     return ([_by_tap(embedding, weight)], biases), settings
 
 

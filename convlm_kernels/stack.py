@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from . import stack_autograd, stack_ops
 from .embedding import EmbeddingConv1d, _without_gradient
-from .stack_autograd import Settings
 from .stack_layers import (
     StackLayer,
     has_hooks,
@@ -19,6 +18,7 @@ from .stack_layers import (
     reason_not_fusable,
     settings_of,
 )
+from .stack_ops import Settings
 from .streaming import Streaming
 
 __all__ = ["DilatedStack", "StackLayer", "StackPlan"]
@@ -101,7 +101,7 @@ class DilatedStack(Streaming, nn.Sequential):
         if tokens is None or tokens.is_cuda:
             return StackPlan(True, "")
         rows, positions = (
-            tuple(stack_ops.stack_rows(x, tokens, weights, biases, *settings, share).tolist())
+            tuple(stack_ops.stack_rows(x, tokens, weights, biases, settings, share).tolist())
             for share in (self.share_contexts, False)
         )
         return StackPlan(True, "", rows, positions)
@@ -133,7 +133,7 @@ class DilatedStack(Streaming, nn.Sequential):
             if reason is not None:
                 return f"layer {name} {reason}"
         settings = settings_of(layers)
-        if not isinstance(settings, Settings):
+        if isinstance(settings, tuple):
             number, reason = settings
             return f"layer {names[number]} {reason}"
         weights, biases = operands_of(layers, x)

@@ -6,22 +6,14 @@ those of the same layers composed, which are differentiable to any order: right,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import autograd, stack_ops
-
-
-class Settings(NamedTuple):
-    """A stack without its parameters: one entry for each layer."""
-
-    dilations: list[int]
-    pads: list[int]  # zeros on the left
-    activations: list[str]  # "none", as of a convolution, or "gate"
-    residuals: list[int]  # 0 or 1
+from .stack_ops import Settings
 
 
 def gate(z: Tensor) -> Tensor:
@@ -40,8 +32,8 @@ def compose(
     """What :func:`stack` computes, layer by layer."""
     if tokens is not None:
         x = F.embedding(tokens, x).transpose(1, 2)
-    for weight, bias, dilation, pad, activation, residual in zip(
-        weights, biases, *settings, strict=True
+    for weight, bias, (dilation, pad, activation, residual) in zip(
+        weights, biases, stack_ops.layers_of(settings), strict=True
     ):
         gated = activation == "gate"
         y = autograd.forward(
@@ -68,7 +60,7 @@ class _Stack(torch.autograd.Function):
         *parameters: Any,
     ) -> Tensor:
         weights, biases = _halves(parameters)
-        y, saved = stack_ops.stack_forward(x, tokens, weights, biases, *settings, share, True)
+        y, saved = stack_ops.stack_forward(x, tokens, weights, biases, settings, share, True)
         ctx.save_for_backward(tokens, saved, x, *parameters)
         ctx.settings = settings, share
         return y
@@ -85,7 +77,7 @@ class _Stack(torch.autograd.Function):
             gradients = _gradients_with_graph(y, grad_output, [x, *parameters], needed)
         else:
             gradients = stack_ops.stack_backward(
-                grad_output, saved, x, tokens, weights, biases, *settings, share, needed[0]
+                grad_output, saved, x, tokens, weights, biases, settings, share, needed[0]
             )
         return None, None, None, *_wanted(gradients, needed)
 
@@ -104,7 +96,7 @@ class _CrossEntropy(torch.autograd.Function):
         *parameters: Any,
     ) -> Tensor:
         loss, gradients = stack_ops.stack_cross_entropy(
-            x, tokens, target, *_halves(parameters), *settings, share
+            x, tokens, target, *_halves(parameters), settings, share
         )
         ctx.save_for_backward(tokens, target, x, *parameters, *gradients)
         ctx.settings = settings
@@ -178,7 +170,7 @@ def stack(
         x, tokens = F.embedding(tokens, x).transpose(1, 2), None
     if _wants_gradients(x, *weights, *biases):
         return _Stack.apply(tokens, settings, share, x, *weights, *biases)
-    y, _ = stack_ops.stack_forward(x, tokens, weights, biases, *settings, share, False)
+    y, _ = stack_ops.stack_forward(x, tokens, weights, biases, settings, share, False)
     return y
 
 
@@ -215,7 +207,7 @@ def cross_entropy(
         return F.cross_entropy(logits, target.long(), reduction=reduction)
     if wants_gradients:
         return _CrossEntropy.apply(tokens, target, settings, share, x, *weights, *biases)
-    losses = stack_ops.stack_losses(x, tokens, target, weights, biases, *settings, share)
+    losses = stack_ops.stack_losses(x, tokens, target, weights, biases, settings, share)
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.mean()

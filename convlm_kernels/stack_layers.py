@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
-from . import autograd, backends, stack_autograd
+from . import autograd, backends, stack_autograd, stack_ops
 from .functional import autocast_enabled
 from .geometry import Padding, as_int, resolve_padding
 from .layers import CausalConv1d, Conv1d, parameters_of
-from .stack_autograd import Settings
+from .stack_ops import LayerSettings, Settings
 
 
 class StackLayer(Conv1d):
@@ -147,7 +147,7 @@ def _judge(layers: tuple[tuple[Any, ...], ...]) -> Settings | tuple[int, str]:
         if isinstance(row, str):
             return number, row
         rows.append(row)
-    return Settings(*map(list, zip(*rows, strict=True)))
+    return stack_ops.settings_of(rows)
 
 
 _remembered = functools.lru_cache(maxsize=256)(_judge)
@@ -165,8 +165,8 @@ def _row(
     activation: str | None,
     gated: bool,
     residual: bool,
-) -> tuple[int, int, str, int] | str:
-    """A layer's entries of the settings, or why there are none."""
+) -> LayerSettings | str:
+    """A layer's settings, or why there are none."""
     stride, dilation, taps = as_int("stride", stride), as_int("dilation", dilation), kernel_size[0]
     if stride != 1:
         return f"has stride {stride}"
@@ -181,7 +181,7 @@ def _row(
         return "has a residual and more positions than its input"
     if taps > 2 and min(in_channels, out_channels) > _WIDEST:
         return f"has more than {_WIDEST} channels and more than two taps"
-    return dilation, left, "gate" if gated else activation or "none", int(residual)
+    return LayerSettings(dilation, left, "gate" if gated else activation or "none", residual)
 
 
 def reason_not_fusable(x: Tensor) -> str | None:

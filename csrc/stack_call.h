@@ -13,12 +13,6 @@ namespace convlm {
 using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
 
-inline StackSettings settings_of(std::vector<int64_t> dilations, std::vector<int64_t> pads,
-                                 std::vector<std::string> activations,
-                                 std::vector<int64_t> residuals) {
-  return {std::move(dilations), std::move(pads), std::move(activations), std::move(residuals)};
-}
-
 inline Tensor bytes_like(const Tensor& t, int64_t size) {
   return empty(t, {size}, aoti_torch_dtype_uint8());
 }
@@ -34,7 +28,7 @@ class StackCall {
  public:
   // `rows` names the rows of tokens and target that are the batch, as a list; without it, all are.
   StackCall(const char* function, const Tensor& x, const OptionalTensor& tokens,
-            const Tensors& weights, const Tensors& biases, const StackSettings& settings,
+            const Tensors& weights, const Tensors& biases, const std::vector<int64_t>& settings,
             const OptionalTensor& rows = std::nullopt)
       : checks_(function, weights, biases, settings) {
     arguments_.dtype = dtype_of(x);

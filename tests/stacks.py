@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from convlm_kernels import stack_ops
 from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.stack_ops import LayerSettings
 
 
 class Operators(NamedTuple):
@@ -52,10 +53,15 @@ class Stack(NamedTuple):
         return len(self.dilations)
 
     @property
-    def settings(self) -> tuple[list[int], list[int], list[str], list[int]]:
+    def layers(self) -> list[LayerSettings]:
         pads = [d * (self.kernel_size - 1) if self.causal else 0 for d in self.dilations]
         residuals = self.residuals or (0,) * self.depth
-        return list(self.dilations), pads, list(self.activations), list(residuals)
+        rows = zip(self.dilations, pads, self.activations, map(bool, residuals), strict=True)
+        return [LayerSettings(*row) for row in rows]
+
+    @property
+    def settings(self) -> list[int]:
+        return stack_ops.settings_of(self.layers)
 
 
 SEED = ("tanh", "tanh", "none")
@@ -124,8 +130,8 @@ def reference(stack: Stack, inputs: Inputs) -> Tensor:
     x, tokens, weights, biases = inputs
     if tokens is not None:
         x = F.embedding(tokens, x).transpose(1, 2)
-    for weight, bias, dilation, pad, activation, residual in zip(
-        weights, biases, *stack.settings, strict=True
+    for weight, bias, (dilation, pad, activation, residual) in zip(
+        weights, biases, stack.layers, strict=True
     ):
         z = F.conv1d(F.pad(x, (pad, 0)), weight, bias if bias.numel() else None, dilation=dilation)
         if activation == "gate":
@@ -175,9 +181,9 @@ def run(
 ) -> list[Tensor]:
     """The result, and the gradients of everything, on the CPU."""
     inputs = inputs.to(operators.device)
-    y, saved = operators.forward(*inputs, *stack.settings, share, True)
+    y, saved = operators.forward(*inputs, stack.settings, share, True)
     seed = random(*y.shape, dtype=y.dtype, seed=9).to(y.device)
-    gradients = operators.backward(seed, saved, *inputs, *stack.settings, share, True)
+    gradients = operators.backward(seed, saved, *inputs, stack.settings, share, True)
     return [t.cpu() for t in (y, *gradients)]
 
 
@@ -187,7 +193,7 @@ def run_loss(
     """The losses, their mean, and its gradients of everything, on the CPU."""
     target = target_of(stack, inputs).to(operators.device)
     inputs = inputs.to(operators.device)
-    operands = (*inputs[:2], target, *inputs[2:], *stack.settings, share)
+    operands = (*inputs[:2], target, *inputs[2:], stack.settings, share)
     loss, gradients = operators.cross_entropy(*operands)
     return [t.cpu() for t in (operators.losses(*operands), loss, *gradients)]
 

@@ -10,8 +10,8 @@ from .. import stack_autograd, stack_ops
 from ..layers import Conv1d, parameters_of
 from ..network import NetworkLayer, layers_of
 from ..optim import PLAIN, mark_changed
-from ..stack_autograd import Settings
 from ..stack_layers import operands_of, reason_not_fusable
+from ..stack_ops import LayerSettings, Settings
 from .char_model import CharModel, all_require_grad, batch_of, check_positive
 
 
@@ -59,11 +59,8 @@ class DilatedCNN(CharModel):
                     backend=backend,
                 )
             )
-        self.settings = Settings(
-            dilations=[2**i for i in range(depth)],
-            pads=[0] * depth,
-            activations=["tanh"] * (depth - 1) + ["none"],
-            residuals=[0] * depth,
+        self.settings = stack_ops.settings_of(
+            LayerSettings(2**i, 0, "tanh" if i < depth - 1 else "none", False) for i in range(depth)
         )
 
     def sizes(self) -> dict[str, int]:
@@ -103,7 +100,7 @@ class DilatedCNN(CharModel):
         with torch.set_grad_enabled(False):
             words, weights, biases, settings = self.stack_operands()
             loss, gradients = stack_ops.stack_cross_entropy(
-                words, x, y, weights, biases, *settings, self.share_contexts
+                words, x, y, weights, biases, settings, self.share_contexts
             )
             gradients[1] = gradients[1].transpose(1, 2).view_as(parameters[1])
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -118,7 +115,7 @@ class DilatedCNN(CharModel):
         with torch.set_grad_enabled(False):
             words, weights, biases, settings = self.stack_operands()
             loss = stack_ops.stack_sgd_(
-                words, x, y, rows, weights, biases, *settings, self.share_contexts, lr
+                words, x, y, rows, weights, biases, settings, self.share_contexts, lr
             )
         mark_changed([p for p in self.stack_parameters() if p is not None])
         return loss
