@@ -223,9 +223,15 @@ def _forward_and_save(
     return y
 
 
-def _direct(
-    function: type[torch.autograd.Function], forward: Callable | None = None
-) -> type[torch.autograd.Function]:
+def called_directly(function: Any) -> Any:
+    """``function``, never called while a transform is active, without the half of ``apply`` that
+    is about transforms.
+    """
+    function.apply = super(torch.autograd.Function, function).apply
+    return function
+
+
+def _direct(function: type[torch.autograd.Function], forward: Callable | None = None) -> Any:
     """``function`` without its ``setup_context``, which costs more than the rest of the call.
 
     Transforms like torch.func.grad need it; while none is active, this does the same. ``forward``
@@ -241,10 +247,7 @@ def _direct(
         "forward": staticmethod(forward or forward_and_save),
         "backward": staticmethod(function.backward),
     }
-    direct: Any = type(f"{function.__name__}Direct", (torch.autograd.Function,), members)
-    # Without Function's own in front of it, which is about transforms alone, too.
-    direct.apply = super(torch.autograd.Function, direct).apply
-    return direct
+    return called_directly(type(f"{function.__name__}Direct", (torch.autograd.Function,), members))
 
 
 _ForwardDirect = _direct(_Forward, _forward_and_save)

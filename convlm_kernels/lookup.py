@@ -19,7 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import autograd, lookup_ops
-from .autograd import _FROM_OUTPUT, ACTIVATIONS, _apply_transformed, _direct, _transformed
+from .autograd import (
+    _FROM_OUTPUT,
+    ACTIVATIONS,
+    _apply_transformed,
+    _direct,
+    _transformed,
+    called_directly,
+)
 
 Window = tuple[int, int, int, int]
 
@@ -157,6 +164,7 @@ def grad_table(
     return _GradTable.forward(grad_output, tokens, settings)
 
 
+@called_directly
 class _CrossEntropy(torch.autograd.Function):
     """The mean loss, which comes with its gradients."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import autograd, stack_ops
+from .autograd import called_directly
 from .stack_ops import Settings
 
 
@@ -49,6 +50,7 @@ def compose(
     return x
 
 
+@called_directly
 class _Stack(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -82,6 +84,7 @@ class _Stack(torch.autograd.Function):
         return None, None, None, *_wanted(gradients, needed)
 
 
+@called_directly
 class _CrossEntropy(torch.autograd.Function):
     """The mean loss, which comes with its gradients."""
 

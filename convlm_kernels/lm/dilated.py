@@ -10,7 +10,7 @@ from .. import stack_autograd, stack_ops
 from ..layers import Conv1d, parameters_of
 from ..network import NetworkLayer, layers_of
 from ..optim import PLAIN, mark_changed
-from ..stack_layers import operands_of, reason_not_fusable
+from ..stack_layers import reason_not_fusable
 from ..stack_ops import LayerSettings, Settings
 from .char_model import CharModel, all_require_grad, batch_of, check_positive
 
@@ -72,7 +72,7 @@ class DilatedCNN(CharModel):
     def forward(self, tokens: Tensor) -> Tensor:
         if self.is_a_stack(tokens.shape[-1]):
             self.check_tokens(tokens)
-            words, weights, biases, settings = self.stack_operands()
+            words, weights, biases, settings = self.stack_operands(self.stack_parameters())
             return stack_autograd.stack(
                 words, tokens, weights, biases, settings, self.share_contexts
             )
@@ -85,7 +85,7 @@ class DilatedCNN(CharModel):
         if not self.is_a_stack_with_loss(x.shape[-1]):
             return super().loss(x, y, reduction)
         self.check_tokens(x)
-        words, weights, biases, settings = self.stack_operands()
+        words, weights, biases, settings = self.stack_operands(self.stack_parameters())
         return stack_autograd.cross_entropy(
             words, x, y, weights, biases, settings, reduction, self.share_contexts
         )
@@ -98,7 +98,7 @@ class DilatedCNN(CharModel):
         x, y = batch_of(x, y, rows)
         self.check_tokens(x)
         with torch.set_grad_enabled(False):
-            words, weights, biases, settings = self.stack_operands()
+            words, weights, biases, settings = self.stack_operands(parameters)
             loss, gradients = stack_ops.stack_cross_entropy(
                 words, x, y, weights, biases, settings, self.share_contexts
             )
@@ -109,26 +109,28 @@ class DilatedCNN(CharModel):
 
     def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor | None = None) -> Tensor:
         """In one operator where the loss comes with its gradients."""
-        if not self.is_trained_at_once(x):
+        parameters = self.stack_parameters()
+        if not self.is_trained_at_once(x, parameters):
             return super().sgd_step(x, y, lr, rows)
         self.check_tokens(x)
         with torch.set_grad_enabled(False):
-            words, weights, biases, settings = self.stack_operands()
+            words, weights, biases, settings = self.stack_operands(parameters)
             loss = stack_ops.stack_sgd_(
                 words, x, y, rows, weights, biases, settings, self.share_contexts, lr
             )
-        mark_changed([p for p in self.stack_parameters() if p is not None])
+        mark_changed([words, *weights, *biases])
         return loss
 
     def steps_on_gpu(self, x: Tensor) -> bool:
-        return x.is_cuda and self.is_trained_at_once(x)
+        return x.is_cuda and self.is_trained_at_once(x, self.stack_parameters())
 
-    def is_trained_at_once(self, x: Tensor) -> bool:
+    def is_trained_at_once(self, x: Tensor, parameters: list[Any]) -> bool:
         """Whether a step of SGD on rows like those of `x` is one operator."""
-        if not self.is_a_stack_with_loss(x.shape[-1]):
-            return False
-        parameters = self.stack_parameters()
-        return all_require_grad(*parameters) and not are_tied(parameters)
+        return (
+            self.is_a_stack_with_loss(x.shape[-1])
+            and all_require_grad(*parameters)
+            and not are_tied(parameters)
+        )
 
     def stack_parameters(self) -> list[Tensor]:
         """The embedding, the weights, and the biases: those of `parameters`, in less time."""
@@ -149,7 +151,7 @@ class DilatedCNN(CharModel):
         )
         if not plain or words.is_cpu:
             return plain
-        _, weights, _, settings = self.stack_operands()
+        _, weights, _, settings = self.stack_operands(self.stack_parameters())
         length = max(self.context, length or 0)  # a shorter one is refused for what it is
         return stack_ops.reason_does_not_fit(words, length, True, weights, settings) is None
 
@@ -158,10 +160,13 @@ class DilatedCNN(CharModel):
         has_loss = self.words().dtype in (torch.float32, torch.float64)
         return has_loss and self.is_a_stack(length)
 
-    def stack_operands(self) -> tuple[Tensor, list[Tensor], list[Tensor], Settings]:
+    def stack_operands(
+        self, parameters: list[Any]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], Settings]:
         """Embedding, weights whose kernels count characters, biases, and settings."""
-        words = self.words()
-        weights, biases = operands_of(self.convolutions(), words)
+        depth = len(parameters) // 2
+        words, weights = parameters[0], parameters[1 : 1 + depth]
+        biases = [words.new_empty(0) if b is None else b for b in parameters[1 + depth :]]
         weights[0] = self.by_tap(weights[0], words)
         return words, weights, biases, self.settings
 
