@@ -104,7 +104,8 @@ class DilatedCNN(CharModel):
             )
             gradients[1] = gradients[1].transpose(1, 2).view_as(parameters[1])
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient if parameter.requires_grad else None
+            if parameter is not None:
+                parameter.grad = gradient if parameter.requires_grad else None
         return loss
 
     def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor | None = None) -> Tensor:
@@ -118,7 +119,7 @@ class DilatedCNN(CharModel):
             loss = stack_ops.stack_sgd_(
                 words, x, y, rows, weights, biases, settings, self.share_contexts, lr
             )
-        mark_changed([words, *weights, *biases])
+        mark_changed([p for p in parameters if p is not None])
         return loss
 
     def steps_on_gpu(self, x: Tensor) -> bool:
@@ -176,16 +177,14 @@ class DilatedCNN(CharModel):
         Steps take the same view again while it is of the same memory: making one takes longer than
         all else that they do in Python.
         """
-        kept, seen = self._by_tap, None
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            if type(weight) in PLAIN and weight.is_contiguous():
-                seen = weight.data_ptr(), weight.shape, weight.dtype
-            if kept is not None and kept[0] == seen:
-                return kept[1]
-        view = weight.view(weight.shape[0], -1, words.shape[1]).mT
-        if seen is not None:
-            self._by_tap = seen, view
-        return view
+        shape = weight.shape[0], -1, words.shape[1]
+        lasting = type(weight) in PLAIN and weight.is_contiguous()
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not lasting:
+            return weight.view(shape).mT
+        seen = weight.data_ptr(), weight.shape, weight.dtype
+        if self._by_tap is None or self._by_tap[0] != seen:
+            self._by_tap = seen, weight.detach().view(shape).mT  # no part of a graph
+        return self._by_tap[1]
 
 
 def are_tied(parameters: list[Tensor]) -> bool:
