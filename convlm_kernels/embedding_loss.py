@@ -15,7 +15,7 @@ from . import backends, lookup, lookup_ops, stack_autograd, stack_ops
 from .embedding import (
     _by_tap,
     _check_tokens,
-    _has_kernels,
+    _kernels,
     _prefers_table,
     _window,
     embedding_conv1d,
@@ -205,7 +205,7 @@ def _is_fused(
     return (
         embedding.dtype in (torch.float32, torch.float64)
         and not tokens.is_cuda
-        and _has_kernels(tokens, embedding, backend)
+        and _kernels(tokens, embedding, backend) == "native"
         and not autocast_enabled(tokens)
         and _prefers_table(embedding, batch, tokens.shape[1], kernel_size, window)
     )

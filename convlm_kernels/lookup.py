@@ -6,8 +6,9 @@ is linear in the table, and so is its gradient in the gradient of the output: th
 each other's derivatives. The table of an embedding followed by a convolution is a pointwise
 convolution, whose derivatives are those of ``autograd``.
 
-``window`` stands for the settings (stride, pad_left, pad_right, dilation) throughout, ``settings``
-for all that is no tensor, as in ``autograd``.
+``window`` stands for the settings (stride, pad_left, pad_right, dilation) throughout, ``kernels``
+for an entry of ``lookup_ops.OPERATORS``: whose two operators compute them; ``settings`` for all
+that is no tensor, as in ``autograd``.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ _grad_enabled = torch.is_grad_enabled
 
 _POINTWISE = (1, 0, 0, 1, 1, "ieee")
 
+# For the window, one more setting and the kernels; both functions have them last.
+_NO_GRADIENTS = (None,) * 6
+
 
 class _Lookup(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(tokens: Tensor, table: Tensor, bias: Tensor | None, settings: Any) -> Tensor:
-        window, activation = settings
-        return lookup_ops.lookup(tokens, table, bias, *window, activation)
+        window, activation, kernels = settings
+        return lookup_ops.OPERATORS[kernels].lookup(tokens, table, bias, *window, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -53,14 +57,14 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         tokens, _, y = ctx.saved_tensors
-        kernel_size, vocab, window, activation = ctx.settings
+        kernel_size, vocab, window, activation, kernels = ctx.settings
         _, table_needed, bias_needed, _ = ctx.needs_input_grad
         grad_t = grad_b = None
         if activation != "none":
             grad_output = _FROM_OUTPUT[activation](grad_output, y)
         if table_needed:
             grad_t, grad_b = grad_table(
-                grad_output, tokens, kernel_size, vocab, window, bias_needed
+                grad_output, tokens, kernel_size, vocab, window, bias_needed, kernels
             )
         elif bias_needed:
             grad_b = grad_output.sum((0, 2))
@@ -69,10 +73,10 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _: None, table_tangent: Any, bias_tangent: Any, __: None) -> Tensor:
         tokens, table, y = ctx.saved_tensors
-        _, _, window, activation = ctx.settings
+        _, _, window, activation, kernels = ctx.settings
         if table_tangent is None:
             table_tangent = torch.zeros_like(table)
-        tangent = lookup(tokens, table_tangent, bias_tangent, window)
+        tangent = lookup(tokens, table_tangent, bias_tangent, window, kernels=kernels)
         return tangent if activation == "none" else _FROM_OUTPUT[activation](tangent, y)
 
 
@@ -81,8 +85,9 @@ class _GradTable(torch.autograd.Function):
 
     @staticmethod
     def forward(grad_output: Tensor, tokens: Tensor, settings: Any) -> tuple[Tensor, Tensor]:
-        kernel_size, vocab, window, with_bias = settings
-        return lookup_ops.grad_table(grad_output, tokens, kernel_size, vocab, *window, with_bias)
+        kernel_size, vocab, window, with_bias, kernels = settings
+        operator = lookup_ops.OPERATORS[kernels].lookup_grad_table
+        return operator(grad_output, tokens, kernel_size, vocab, *window, with_bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -93,8 +98,9 @@ class _GradTable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_t: Tensor, grad_b: Tensor) -> Any:
         (tokens,) = ctx.saved_tensors
-        _, _, window, with_bias = ctx.settings
-        grad_grad_output = lookup(tokens, grad_t, grad_b if with_bias else None, window)
+        _, _, window, with_bias, kernels = ctx.settings
+        bias = grad_b if with_bias else None
+        grad_grad_output = lookup(tokens, grad_t, bias, window, kernels=kernels)
         return grad_grad_output, None, None
 
     @staticmethod
@@ -116,17 +122,23 @@ _LookupDirect = _direct(_Lookup, _lookup_and_save)
 _GradTableDirect = _direct(_GradTable)
 
 
-def make_table(embedding: Tensor, weight: Tensor) -> Tensor:
+def make_table(embedding: Tensor, weight: Tensor, kernels: str = "native") -> Tensor:
     """The table (kernel_size, vocab, out_channels) of an embedding and the convolution after it.
 
     Shapes: embedding (vocab, embedding_dim), weight (out_channels, embedding_dim, kernel_size).
     Differentiable to any order.
     """
-    return autograd.forward(weight.permute(2, 1, 0), embedding.unsqueeze(2), None, _POINTWISE)
+    operands = weight.permute(2, 1, 0), embedding.unsqueeze(2), None
+    return autograd.forward(*operands, _POINTWISE, kernels=kernels)
 
 
 def lookup(
-    tokens: Tensor, table: Tensor, bias: Tensor | None, window: Any, activation: str = "none"
+    tokens: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    window: Any,
+    activation: str = "none",
+    kernels: str = "native",
 ) -> Tensor:
     """activation(sums of rows of ``table`` + bias), differentiable to any order.
 
@@ -134,16 +146,17 @@ def lookup(
     (out_channels), result (batch, out_channels, out_length), of one dtype.
 
     Raises:
-        RuntimeError: a token outside [0, vocab), an impossible geometry; names argument and value.
+        RuntimeError: a token outside [0, vocab) on the CPU, where a GPU gives NaN; an impossible
+            geometry; names argument and value.
     """
     fused = activation == "none" or activation in _FROM_OUTPUT
-    settings = window, activation if fused else "none"
+    settings = window, activation if fused else "none", kernels
     if _transformed():
         y = _apply_transformed(_Lookup, tokens, table, bias, settings=settings)
     elif wants_gradients(table, bias):
         y = _LookupDirect.apply(tokens, table, bias, settings)
     else:
-        return lookup_ops.lookup(tokens, table, bias, *window, activation)
+        return lookup_ops.OPERATORS[kernels].lookup(tokens, table, bias, *window, activation)
     return y if fused else ACTIVATIONS[activation](y)
 
 
@@ -154,9 +167,10 @@ def grad_table(
     vocab: int,
     window: Any,
     with_bias: bool,
+    kernels: str = "native",
 ) -> tuple[Tensor, Tensor]:
     """Gradients of table and of bias (empty unless ``with_bias``), differentiable to any order."""
-    settings = kernel_size, vocab, window, with_bias
+    settings = kernel_size, vocab, window, with_bias, kernels
     if _transformed():
         return _apply_transformed(_GradTable, grad_output, tokens, settings=settings)
     if _grad_enabled() and grad_output.requires_grad:

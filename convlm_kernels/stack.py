@@ -56,6 +56,7 @@ class _Operands(NamedTuple):
     weights: list[Tensor]
     biases: list[Tensor]
     settings: Settings
+    kernels: str  # an entry of stack_ops.OPERATORS, whose they are
 
 
 class DilatedStack(Streaming, nn.Sequential):
@@ -65,7 +66,8 @@ class DilatedStack(Streaming, nn.Sequential):
     groups and with padding on the left only, runs as one operator: activations stay in cache, and
     one call gives all gradients. Anything else, or hooks on a layer, and it runs layer by layer;
     :meth:`plan` says why. So it does on a GPU, unless all layers ask for ``backend="cuda"`` and a
-    sample fits the shared memory of a block: then forward is one launch, and backward two.
+    sample fits the shared memory of a block: then forward is one launch, and backward two. Or all
+    ask for ``backend="triton"``, and a layer of a sample fits a multiprocessor's cache.
 
     The first layer may be an :class:`EmbeddingConv1d` of the same kind: a stack over tokens. A unit
     sees only its receptive field, and in a batch of padded words most of these repeat. A layer in
@@ -88,7 +90,7 @@ class DilatedStack(Streaming, nn.Sequential):
         operands = self._operands(input)
         if isinstance(operands, str):
             return super().forward(input)
-        y = stack_autograd.stack(*operands, self.share_contexts)
+        y = stack_autograd.stack(*operands[:-1], self.share_contexts, operands.kernels)
         batched_dim = 3 if operands.tokens is None else 2
         return y if input.dim() == batched_dim else y.squeeze(0)
 
@@ -97,8 +99,8 @@ class DilatedStack(Streaming, nn.Sequential):
         operands = self._operands(input)
         if isinstance(operands, str):
             return StackPlan(False, operands)
-        x, tokens, weights, biases, settings = operands
-        if tokens is None or tokens.is_cuda:
+        x, tokens, weights, biases, settings, kernels = operands
+        if tokens is None or tokens.is_cuda or kernels == "triton":
             return StackPlan(True, "")
         rows, positions = (
             tuple(stack_ops.stack_rows(x, tokens, weights, biases, settings, share).tolist())
@@ -125,11 +127,13 @@ class DilatedStack(Streaming, nn.Sequential):
             return f"tokens must be int64 or int32, not {input.dtype}"
         if x is not input and input.device != x.device:
             return "tokens and embedding are on two devices"
-        reason = reason_not_fusable(x)
+        asked = getattr(layers[0], "backend", None)
+        kernels = "triton" if asked == "triton" else "native"
+        reason = reason_not_fusable(x, kernels)
         if reason is not None:
             return reason
         for name, layer in zip(names, layers, strict=True):
-            reason = reason_not_a_plain_layer(layer, x)
+            reason = reason_not_a_plain_layer(layer, x, kernels)
             if reason is not None:
                 return f"layer {name} {reason}"
         settings = settings_of(layers)
@@ -142,17 +146,13 @@ class DilatedStack(Streaming, nn.Sequential):
             tokens, padding_idx = input, first.embedding.padding_idx
             if padding_idx is not None:
                 x = _without_gradient(x, padding_idx)
-        if x.is_cuda:
-            length, has_tokens = input.shape[-1], tokens is not None
-            reason = stack_ops.reason_does_not_fit(x, length, has_tokens, weights, settings)
+        if x.is_cuda or kernels != "native":
+            sizes = x, input.shape[-1], tokens is not None
+            reason = stack_ops.reason_does_not_fit(*sizes, weights, settings, kernels)
             if reason is not None:
                 return reason
         if input.dim() < batched_dim:
             input = input.unsqueeze(0)
-        return _Operands(
-            input if tokens is None else x,
-            None if tokens is None else input,
-            weights,
-            biases,
-            settings,
-        )
+        if tokens is None:
+            return _Operands(input, None, weights, biases, settings, kernels)
+        return _Operands(x, input, weights, biases, settings, kernels)

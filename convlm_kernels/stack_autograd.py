@@ -29,6 +29,7 @@ def compose(
     weights: list[Tensor],
     biases: list[Tensor],
     settings: Settings,
+    kernels: str = "native",
 ) -> Tensor:
     """What :func:`stack` computes, layer by layer."""
     if tokens is not None:
@@ -43,6 +44,7 @@ def compose(
             bias if bias.numel() else None,
             (1, pad, 0, dilation, 1, "ieee"),
             "none" if gated else activation,
+            kernels,
         )
         if gated:
             y = gate(y)
@@ -58,30 +60,31 @@ class _Stack(torch.autograd.Function):
         tokens: Tensor | None,
         settings: Settings,
         share: bool,
+        kernels: str,
         x: Tensor,
         *parameters: Any,
     ) -> Tensor:
-        weights, biases = _halves(parameters)
-        y, saved = stack_ops.stack_forward(x, tokens, weights, biases, settings, share, True)
+        operands = x, tokens, *_halves(parameters), settings
+        y, saved = stack_ops.OPERATORS[kernels].stack_forward(*operands, share, True)
         ctx.save_for_backward(tokens, saved, x, *parameters)
-        ctx.settings = settings, share
+        ctx.settings = settings, share, kernels
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         tokens, saved, x, *parameters = ctx.saved_tensors
-        settings, share = ctx.settings
-        weights, biases = _halves(parameters)
-        needed = ctx.needs_input_grad[3:]
+        settings, share, kernels = ctx.settings
+        operands = x, tokens, *_halves(parameters)
+        needed = ctx.needs_input_grad[4:]
         gradients: Any
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            y = compose(x, tokens, weights, biases, settings)
+            y = compose(*operands, settings, kernels)
             gradients = _gradients_with_graph(y, grad_output, [x, *parameters], needed)
         else:
-            gradients = stack_ops.stack_backward(
-                grad_output, saved, x, tokens, weights, biases, settings, share, needed[0]
+            gradients = stack_ops.OPERATORS[kernels].stack_backward(
+                grad_output, saved, *operands, settings, share, needed[0]
             )
-        return None, None, None, *_wanted(gradients, needed)
+        return None, None, None, None, *_wanted(gradients, needed)
 
 
 @called_directly
@@ -148,32 +151,37 @@ def stack(
     biases: list[Tensor],
     settings: Settings,
     share: bool = True,
+    kernels: str = "native",
 ) -> Tensor:
     """A chain of convolutions of stride 1 in one operator, differentiable to any order.
 
     Args:
         x: (batch, channels, length); with ``tokens`` (batch, length), int64 or int32, an embedding
-            (vocab, channels) of them. float32, float64, bfloat16 or float16, on the CPU.
+            (vocab, channels) of them. float32, float64, bfloat16 or float16.
         weights: (out_channels, in_channels, kernel_size) for each layer, of the dtype of ``x``; the
             out_channels of a gated layer are twice those of its result.
         biases: (out_channels), or empty, for each layer.
         share: over tokens, compute a layer once for each distinct receptive field where most of
             them repeat. The result has the same bits.
+        kernels: an entry of ``stack_ops.OPERATORS``.
 
     Returns:
         (batch, out_channels, out_length) of the last layer.
 
     Raises:
-        RuntimeError: sizes that do not fit, a token outside [0, vocab); names argument and value.
+        RuntimeError: sizes that do not fit, or on the CPU a token outside [0, vocab); names
+            argument and value.
     """
     if autograd._transformed():
-        return compose(x, tokens, weights, biases, settings)
-    if tokens is not None and x.shape[0] > tokens.shape[0] * tokens.shape[1]:
+        return compose(x, tokens, weights, biases, settings, kernels)
+    native = kernels == "native"
+    if native and tokens is not None and x.shape[0] > tokens.shape[0] * tokens.shape[1]:
         # Rows of the embedding that no position reads would be multiplied too.
         x, tokens = F.embedding(tokens, x).transpose(1, 2), None
     if _wants_gradients(x, *weights, *biases):
-        return _Stack.apply(tokens, settings, share, x, *weights, *biases)
-    y, _ = stack_ops.stack_forward(x, tokens, weights, biases, settings, share, False)
+        return _Stack.apply(tokens, settings, share, kernels, x, *weights, *biases)
+    operands = x, tokens, weights, biases, settings
+    y, _ = stack_ops.OPERATORS[kernels].stack_forward(*operands, share, False)
     return y
 
 

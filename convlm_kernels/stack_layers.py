@@ -184,16 +184,19 @@ def _row(
     return LayerSettings(dilation, left, "gate" if gated else activation or "none", residual)
 
 
-def reason_not_fusable(x: Tensor) -> str | None:
+def reason_not_fusable(x: Tensor, kernels: str = "native") -> str | None:
     """Why no stack runs fused on ``x``, a signal or an embedding, or None."""
-    if not x.is_cpu:
-        if x.device.type != "cuda":
-            return f"the fused kernels run on CPUs and CUDA devices, not on {x.device.type}"
-        reason = backends.reason_no_cuda_kernels(x.dtype, x.device)
-        if reason is not None:
-            return reason
+    if not x.is_cpu and x.device.type != "cuda":
+        return f"the fused kernels run on CPUs and CUDA devices, not on {x.device.type}"
     if x.dtype not in backends.KERNEL_DTYPES:
         return f"there is no kernel for {x.dtype}"
+    reason = None
+    if kernels == "triton":
+        reason = backends.reason_no_triton_kernels(x.dtype, x.device)
+    elif x.is_cuda:
+        reason = backends.reason_no_cuda_kernels(x.dtype, x.device)
+    if reason is not None:
+        return reason
     if autocast_enabled(x):
         return "autocast is on"
     if autograd._transformed():
@@ -203,13 +206,14 @@ def reason_not_fusable(x: Tensor) -> str | None:
     return None
 
 
-def reason_not_a_plain_layer(layer: Any, x: Tensor) -> str | None:
+def reason_not_a_plain_layer(layer: Any, x: Tensor, kernels: str = "native") -> str | None:
     """Why ``layer`` must be called itself, whatever its geometry, or None."""
     if type(layer) not in _PLAIN:
         return f"is a {type(layer).__name__}"
     if has_hooks(layer):
         return "has hooks"
-    if layer.backend not in (("cuda",) if x.is_cuda else ("auto", "cpp")):
+    native = ("cuda",) if x.is_cuda else ("auto", "cpp")
+    if layer.backend not in (native if kernels == "native" else (kernels,)):
         return f"asks for backend={layer.backend!r}"
     weight, _ = parameters_of(layer)
     on_cpu = weight.is_cpu and x.is_cpu  # in less time than devices are made and compared

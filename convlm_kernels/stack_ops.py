@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from . import _library
 from .geometry import output_length
@@ -61,15 +62,35 @@ stack_sgd_ = torch.ops.convlm.stack_sgd_.default
 stack_rows = torch.ops.convlm.stack_rows.default
 
 
+class Operators(NamedTuple):
+    """The two operators of one set of kernels, as in ``ops``; the others are native alone."""
+
+    stack_forward: OpOverload
+    stack_backward: OpOverload
+
+
+OPERATORS = {"native": Operators(stack_forward, stack_backward)}
+
+
 def reason_does_not_fit(
-    x: Tensor, length: int, has_tokens: bool, weights: list[Tensor], settings: Settings
+    x: Tensor,
+    length: int,
+    has_tokens: bool,
+    weights: list[Tensor],
+    settings: Settings,
+    kernels: str = "native",
 ) -> str | None:
     """Why no GPU kernel takes a stack on ``x`` with inputs of this length, or None.
 
     A sample's activations must fit the shared memory of a block; ``csrc/cuda/stack_fits.h`` counts.
+    Those of ``kernels="triton"`` stay in memory, as far as the caches hold a layer.
     """
     if torch.compiler.is_compiling():
         return "torch.compile traces one graph for any length"
+    if kernels == "triton":
+        from . import triton_stack_ops
+
+        return triton_stack_ops.reason_does_not_fit(x, length, weights, settings)
     major, minor = torch.cuda.get_device_capability(x.device)
     layers = layers_of(settings)
     reason: str | None = _library.host.cuda_reason_stack_not_fused(
@@ -137,10 +158,13 @@ def _stack_backward_fake(
     share: bool,
     with_x: bool,
 ) -> list[Tensor]:
-    return _gradients(x.new_empty(x.shape if with_x else (0,)), weights, biases)
+    return empty_gradients(x, weights, biases, with_x)
 
 
-def _gradients(grad_x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> list[Tensor]:
+def empty_gradients(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], with_x: bool = True
+) -> list[Tensor]:
+    grad_x = x.new_empty(x.shape if with_x else (0,))
     grads_b = [b.new_empty(b.shape) for b in biases]
     return [grad_x, *(torch.empty_like(w) for w in weights), *grads_b]
 
@@ -155,7 +179,7 @@ def _stack_cross_entropy_fake(
     settings: Settings,
     share: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    return x.new_empty(()), _gradients(x.new_empty(x.shape), weights, biases)
+    return x.new_empty(()), empty_gradients(x, weights, biases)
 
 
 @torch.library.register_fake("convlm::stack_sgd_")

@@ -1,4 +1,5 @@
-// From tensors to a validated geometry: the only place of the native code that raises.
+// From tensors to a validated geometry. With the files that build on it for look-ups, stacks and
+// steps, *_checks.h, this is where the native code raises.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
@@ -276,6 +277,9 @@ inline void check_sgd(const std::vector<Tensor>& parameters, const std::vector<T
                     torch::headeronly::toString(p.scalar_type()));
     STD_TORCH_CHECK(same_device(p, g), "sgd_: gradient ", i,
                     " and its parameter must be on one device");
+    for (int64_t d = 0; d < p.dim(); ++d)
+      STD_TORCH_CHECK(p.stride(d) != 0 || p.size(d) <= 1, "sgd_: parameter ", i,
+                      " must not be expanded: several of its elements are one in memory");
   }
 }
 

@@ -94,6 +94,9 @@ class StackCall {
                     "stack_backward: grad_output must have the shape (", arguments_.batch, ", ",
                     last().out_channels(), ", ", arguments_.out_length, "), got ",
                     shape_of(grad_output));
+    STD_TORCH_CHECK(saved.scalar_type() == torch::headeronly::ScalarType::Byte &&
+                        saved.is_contiguous() && saved.device() == x.device(),
+                    "stack_backward: saved must be contiguous, of bytes, and on the device of x");
     STD_TORCH_CHECK(saved.numel() == saved_size(x), "stack_backward: saved must have ",
                     saved_size(x), " elements, got ", saved.numel());
   }

@@ -35,7 +35,7 @@ class StackChecks {
       settings_.push_back({s[0], s[1], s[2], s[3]});
   }
 
-  // Fills layers_ and taps_; `kind` has the dtype and device that all must have.
+  // Fills layers_ and taps_; `input` has the dtype and device that all must have.
   void layers(const char* input_name, const Tensor& input, int64_t channels, int64_t length) {
     layers_.resize(weights_.size());
     for (size_t i = 0; i < layers_.size(); ++i) {
@@ -79,6 +79,9 @@ class StackChecks {
     STD_TORCH_CHECK(!layer.residual || layer.out_channels() == layer.in_channels, function_,
                     ": residual layer ", i, " must have as many channels as its input, ",
                     layer.in_channels, ", got ", layer.out_channels());
+    STD_TORCH_CHECK(!layer.residual || g.pad_left <= g.dilation * (g.kernel_size - 1), function_,
+                    ": residual layer ", i, " must not be padded by more than its reach, ",
+                    g.dilation * (g.kernel_size - 1), ", got ", g.pad_left);
     layer.weight = operand(weights_[i]);
     if (biases_[i].numel() == 0) return;
     const std::string name = "biases[" + std::to_string(i) + "]";

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import DTYPES, LAYOUTS, parametrize
 from stacks import (
+    IMPOSSIBLE,
     SEED,
     SIGNALS,
     STACKS,
@@ -19,6 +20,7 @@ from stacks import (
     bits,
     check,
     check_loss,
+    impossible,
     inputs_of,
     run,
     run_loss,
@@ -172,38 +174,16 @@ def test_a_step_of_some_rows(dtype: torch.dtype) -> None:
     assert all(map(torch.equal, parameters, before))
 
 
-def _wrong(**changes: object) -> tuple:
-    stack = Stack("", 2, 9, (3, 4, 4), 2, (1, 2), ("gate", "none"), vocab=5)
-    inputs = inputs_of(stack, torch.float32)._asdict()
-    return (*{**inputs, "settings": stack.settings, **changes}.values(), True, False)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"tokens": torch.full((2, 9), 5)},
-            r"tokens must lie in \[0, vocab = 5\), got 5 at \(0, 0",
-        ),
-        ({"tokens": torch.zeros(2, 9)}, "tokens must be int64 or int32, got Float"),
-        ({"tokens": torch.zeros(9, dtype=torch.long)}, r"two dimensions \(batch, length\)"),
-        ({"x": torch.zeros(5, 2)}, r"weights\[0\] must have the shape \(out_channels, 2, k"),
-        ({"x": torch.zeros(5)}, r"two dimensions \(vocab, channels\), got shape \(5\)"),
-        ({"x": torch.zeros(5, 3).double()}, r"weights\[0\] and x must have one dtype"),
-        ({"settings": [1, 0, 0, 0]}, "settings must have 4 entries for each of the 2 weights, g"),
-        ({"settings": [1, 0, 6, 0, 0, 0, 0, 0]}, "dilation must be at least 1, got 0"),
-        ({"settings": [1, 0, 6, 0, 20, 0, 0, 0]}, "the kernel spans 21 positions"),
-        ({"settings": [1, -1, 6, 0, 1, 0, 0, 0]}, "pad_left must be at least 0, got -1"),
-        ({"settings": [1, 0, 6, 0, 1, 0, 7, 0]}, "activation of layer 1 must be from 0 to 6, g"),
-        ({"settings": [1, 0, 0, 0, 1, 0, 6, 0]}, r"weights\[1\] must have the shape"),
-        ({"settings": [1, 0, 6, 1, 1, 0, 0, 0]}, "residual layer 0 must have as many channels as"),
-        ({"biases": [torch.zeros(3), torch.zeros(0)]}, r"biases\[0\] must have the shape \(8\)"),
-        ({"weights": []}, "weights must have at least one entry"),
-    ],
+UNKNOWN_WORD = (
+    {"tokens": torch.full((2, 9), 5)},
+    r"tokens must lie in \[0, vocab = 5\), got 5 at \(0, 0",
 )
+
+
+@pytest.mark.parametrize(("changes", "message"), [*IMPOSSIBLE, UNKNOWN_WORD])
 def test_impossible_stacks(changes: dict, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        stack_forward(*_wrong(**changes))
+        stack_forward(*impossible(changes))
 
 
 def test_impossible_gradients() -> None:
@@ -220,6 +200,9 @@ def test_impossible_gradients() -> None:
         backward(y[1:], saved)
     with pytest.raises(RuntimeError, match="saved must have [0-9]+ elements, got 5"):
         backward(y, saved[:5])
+    for wrong in (saved.float(), saved[:1].expand(len(saved))):
+        with pytest.raises(RuntimeError, match="saved must be contiguous, of bytes"):
+            backward(y, wrong)
 
 
 def test_impossible_targets() -> None:

@@ -59,6 +59,7 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/cross_entropy.inl"
 #include "cpu/sgd.inl"
 #include "cpu/arena.inl"
+#include "cpu/row_sums.inl"
 #include "cpu/row_product.inl"
 #include "cpu/row_gradient.inl"
 #include "cpu/stack_rows.inl"

@@ -10,31 +10,15 @@ struct RowGradient {
   int64_t sums_pitch;
 };
 
-template <class T, int VECTORS, int CHANNELS>
+template <class T, int VECTORS, int CHANNELS, bool NARROW>
 void row_gradient(const RowGradient<T>& p) {
-  constexpr int W = kLanes<T>;
-  Vector<T> sum[CHANNELS][VECTORS];
-#pragma GCC unroll 32
-  for (int i = 0; i < CHANNELS; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<T>{};
+  RowSums<T, CHANNELS, VECTORS, NARROW> sums;
+  sums.clear();
   for (int64_t r = 0; r < p.rows; ++r) {
-    const T *in = p.in[r] + p.channel, *grad = p.grad[r] + p.column;
-    Vector<T> v[VECTORS];
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; ++j) v[j] = load(grad + j * W);
-#pragma GCC unroll 32
-    for (int i = 0; i < CHANNELS; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(sum[i][j], in[i], v[j]);
+    const T* in = p.in[r] + p.channel;
+    sums.add_products([&](int i) { return in[i]; }, p.grad[r] + p.column);
   }
-#pragma GCC unroll 32
-  for (int i = 0; i < CHANNELS; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; ++j) {
-      T* out = p.sums + i * p.sums_pitch + j * W;
-      store(out, load(out) + sum[i][j]);
-    }
+  put_sums<T>(p.sums, p.sums_pitch, sums, true);
 }
 
 // The gradient of a weight as it is summed: [channel][tap][pitch], then the bias. A tile of
@@ -60,19 +44,22 @@ template <class T, int... V>
 CONVLM_INLINE void add_gradient_block(RowGradient<T> p, const WeightSums<T>& sums, int64_t tap,
                                       int64_t first, int64_t last,
                                       std::integer_sequence<int, V...>) {
-  static constexpr void (*many[])(const RowGradient<T>&) = {
-      &row_gradient<T, V + 1, kRowsAtOnce<V + 1>>...};
-  static constexpr void (*few[])(const RowGradient<T>&) = {
-      &row_gradient<T, V + 1, kFewChannels>...};
+  static constexpr void (*many[2][sizeof...(V)])(const RowGradient<T>&) = {
+      {&row_gradient<T, V + 1, kRowsAtOnce<V + 1>, false>...},
+      {&row_gradient<T, V + 1, kRowsAtOnce<V + 1>, true>...}};
+  static constexpr void (*few[2][sizeof...(V)])(const RowGradient<T>&) = {
+      {&row_gradient<T, V + 1, kFewChannels, false>...},
+      {&row_gradient<T, V + 1, kFewChannels, true>...}};
   static constexpr int channels_at_once[] = {kRowsAtOnce<V + 1>...};
   p.sums_pitch = sums.taps * sums.pitch();
   for (int64_t panel = 0; panel < sums.panels.count; ++panel) {
     const int width = sums.panels.width(panel);
+    const bool narrow = sums.panels.ends_narrow(panel);
     p.column = sums.panels.first(panel) * kLanes<T>;
     for (p.channel = first; p.channel < last;) {
       p.sums = sums.row(p.channel, tap) + p.column;
       const bool fill = last - p.channel >= channels_at_once[width - 1];
-      (fill ? many : few)[width - 1](p);
+      (fill ? many : few)[narrow][width - 1](p);
       p.channel += fill ? channels_at_once[width - 1] : kFewChannels;
     }
   }

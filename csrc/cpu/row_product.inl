@@ -17,17 +17,21 @@ constexpr int64_t row_pitch(int64_t channels) {
   return divide_up(channels, line) * line;
 }
 
-// Columns of a weight, cut into panels of at most kMaxVectors vectors.
+// Columns of a weight, cut into panels of at most kMaxVectors vectors. The last vector may be
+// narrow.
 template <class T>
 struct Panels {
   int64_t vectors, count, pitch;
+  bool narrow;
 
   explicit Panels(int64_t columns)
       : vectors(divide_up(columns, kLanes<T>)),
         count(divide_up(vectors, kMaxVectors)),
-        pitch(divide_up(vectors, count) * kLanes<T>) {}
+        pitch(divide_up(vectors, count) * kLanes<T>),
+        narrow(columns <= (vectors - 1) * kLanes<T> + kNarrowLanes<T>) {}
   int64_t first(int64_t panel) const { return vectors * panel / count; }
   int width(int64_t panel) const { return static_cast<int>(first(panel + 1) - first(panel)); }
+  bool ends_narrow(int64_t panel) const { return narrow && panel + 1 == count; }
   int64_t columns() const { return vectors * kLanes<T>; }
 };
 
@@ -53,60 +57,47 @@ struct RowProduct {
   int64_t out_pitch;
 };
 
-// tile[i][j] = sum[i][j], or that more.
-template <class T, int ROWS, int VECTORS>
-CONVLM_INLINE void put_sums(T* tile, int64_t pitch, const Vector<T> (&sum)[ROWS][VECTORS],
-                            bool add) {
+// tile[i][:] = sums[i][:], or that more.
+template <class T, class Sums>
+CONVLM_INLINE void put_sums(T* tile, int64_t pitch, const Sums& sums, bool add) {
 #pragma GCC unroll 32
-  for (int i = 0; i < ROWS; ++i)
+  for (int i = 0; i < Sums::kRows; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; ++j) {
+    for (int j = 0; j < Sums::kVectors; ++j) {
       T* out = tile + i * pitch + j * kLanes<T>;
-      store(out, add ? load(out) + sum[i][j] : sum[i][j]);
+      store(out, add ? load(out) + sums.at(i, j) : sums.at(i, j));
     }
 }
 
-// sum[i][:] = sum over the channels [first, last) of row_i[channel] * weight[channel][:].
-template <class T, int ROWS, int VECTORS>
+// sums[i][:] = sum over the channels [first, last) of row_i[channel] * weight[channel][:].
+template <class T, class Sums>
 CONVLM_INLINE void sum_chain(const T* const* rows, const T* weight, int64_t channel_step,
-                             int64_t first, int64_t last, Vector<T> (&sum)[ROWS][VECTORS]) {
-#pragma GCC unroll 32
-  for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; ++j) sum[i][j] = Vector<T>{};
+                             int64_t first, int64_t last, Sums& sums) {
+  sums.clear();
   weight += first * channel_step;
-  for (int64_t c = first; c < last; ++c, weight += channel_step) {
-    Vector<T> v[VECTORS];
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; ++j) v[j] = load(weight + j * kLanes<T>);
-#pragma GCC unroll 32
-    for (int i = 0; i < ROWS; ++i) {
-      const T scalar = rows[i][c];
-#pragma GCC unroll 4
-      for (int j = 0; j < VECTORS; ++j) sum[i][j] = multiply_add(sum[i][j], scalar, v[j]);
-    }
-  }
+  for (int64_t c = first; c < last; ++c, weight += channel_step)
+    sums.add_products([&](int i) { return rows[i][c]; }, weight);
 }
 
 // The same over all channels, in chains.
-template <class T, int ROWS, int VECTORS>
+template <class T, class Sums>
 void sum_chains(const T* const* rows, const T* weight, int64_t channel_step, int64_t channels,
-                Vector<T> (&total)[ROWS][VECTORS]) {
+                Sums& total) {
   sum_chain<T>(rows, weight, channel_step, 0, kRowChain, total);
   for (int64_t first = kRowChain; first < channels; first += kRowChain) {
-    Vector<T> sum[ROWS][VECTORS];
-    sum_chain<T>(rows, weight, channel_step, first, smaller(channels, first + kRowChain), sum);
-    for (int i = 0; i < ROWS; ++i)
-      for (int j = 0; j < VECTORS; ++j) total[i][j] += sum[i][j];
+    Sums sums;
+    sum_chain<T>(rows, weight, channel_step, first, smaller(channels, first + kRowChain), sums);
+    total.add(sums);
   }
 }
 
 // out[i][:] = sum over taps and channels of rows[tap][i][channel] * weight[channel][tap][:]. Each
 // tap is summed by itself: then it makes no difference to the bits whether products are gathered
 // after the multiplication or rows before it.
-template <class T, int VECTORS>
+template <class T, int VECTORS, bool NARROW>
 void row_product(const RowProduct<T>& p) {
   constexpr int ROWS = kRowsAtOnce<VECTORS>;
+  using Sums = RowSums<T, ROWS, VECTORS, NARROW>;
   bool any = false;
   for (int64_t k = 0; k < p.taps; ++k) {
     const T* const* rows = p.rows + k * kTileRows;
@@ -115,15 +106,16 @@ void row_product(const RowProduct<T>& p) {
     for (int i = 0; i < ROWS; ++i) padding = padding && rows[i] == p.zeros;
     if (padding) continue;
     const T* weight = p.weight + k * p.tap_step;
-    Vector<T> sum[ROWS][VECTORS];
+    Sums sums;
     if (p.channels <= kRowChain)
-      sum_chain<T>(rows, weight, p.channel_step, 0, p.channels, sum);
+      sum_chain<T>(rows, weight, p.channel_step, 0, p.channels, sums);
     else
-      sum_chains<T>(rows, weight, p.channel_step, p.channels, sum);
-    put_sums<T>(p.out, p.out_pitch, sum, any);
+      sum_chains<T>(rows, weight, p.channel_step, p.channels, sums);
+    put_sums<T>(p.out, p.out_pitch, sums, any);
     any = true;
   }
-  const Vector<T> zero[ROWS][VECTORS] = {};
+  Sums zero;
+  zero.clear();
   if (!any) put_sums<T>(p.out, p.out_pitch, zero, false);
 }
 
@@ -131,7 +123,8 @@ void row_product(const RowProduct<T>& p) {
 template <class T, int... V>
 CONVLM_INLINE void multiply_tile(RowProduct<T> p, const PackedWeight<T>& weight, int64_t first_tap,
                                  int64_t rows, std::integer_sequence<int, V...>) {
-  static constexpr void (*table[])(const RowProduct<T>&) = {&row_product<T, V + 1>...};
+  static constexpr void (*table[2][sizeof...(V)])(const RowProduct<T>&) = {
+      {&row_product<T, V + 1, false>...}, {&row_product<T, V + 1, true>...}};
   static constexpr int rows_at_once[] = {kRowsAtOnce<V + 1>...};
   const T* const* first_row = p.rows;
   T* const out = p.out;
@@ -143,7 +136,7 @@ CONVLM_INLINE void multiply_tile(RowProduct<T> p, const PackedWeight<T>& weight,
     for (int64_t i = 0; i < rows; i += rows_at_once[width - 1]) {
       p.rows = first_row + i;
       p.out = out + i * p.out_pitch + weight.panels.first(panel) * kLanes<T>;
-      table[width - 1](p);
+      table[weight.panels.ends_narrow(panel)][width - 1](p);
     }
   }
 }

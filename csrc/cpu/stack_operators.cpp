@@ -180,7 +180,7 @@ Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target,
 Tensor stack_rows(const Tensor& x, const Tensor& tokens, Tensors weights, Tensors biases,
                   std::vector<int64_t> settings, bool share) {
   LinkedCall call("stack_rows", x, tokens, weights, biases, settings, share, false);
-  Tensor rows = empty(tokens, {call.arguments().depth});
+  Tensor rows = empty(tokens, {call.arguments().depth}, aoti_torch_dtype_int64());
   int64_t* out = static_cast<int64_t*>(rows.mutable_data_ptr());
   for (const StackLayer& layer : call.layers()) *out++ = layer.out_rows;
   return rows;
