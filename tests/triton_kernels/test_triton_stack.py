@@ -254,9 +254,9 @@ def test_the_plan_says_why_not() -> None:
         "163840"
     )
     operands = long, None, *(list(t) for t in (_weights(stack), _biases(stack)))
+    settings = [1, 1, 4, 0, 2, 2, 6, 1, 1, 0, 0, 0]
     with pytest.raises(RuntimeError, match="this stack cannot be fused: layer 1 needs 240000 by"):
-        KERNELS.stack_forward(*operands, [1, 2, 1], [1, 2, 0], ["gelu", "gate", "none"],
-                              [0, 1, 0], False, False)  # fmt: skip
+        KERNELS.stack_forward(*operands, settings, False, False)
     stack[2].backend = "torch"
     assert stack.plan(x).reason == "layer 2 asks for backend='torch'"
     short = DilatedStack(StackLayer(3, 3, 5, padding=0, backend="triton")).to(DEVICE)
