@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import backends, functional, indices, lookup
-from .functional import check_activation, conv1d
+from .functional import autocast_enabled, check_activation, conv1d
 from .geometry import Padding, as_int, output_length, resolve_padding
 from .layers import Conv1d
 from .lookup import Window
@@ -84,7 +84,7 @@ def embedding_conv1d(
     window = _window(weight, stride, padding, dilation)
     if padding_idx is not None:
         embedding = _without_gradient(embedding, check_padding_idx(padding_idx, embedding.shape[0]))
-    if _autocast_enabled(tokens):
+    if autocast_enabled(tokens):
         embedding, weight, bias = functional._autocast(tokens.device.type, embedding, weight, bias)
     if tokens.dim() == 1:
         batch = _run(tokens[None], embedding, weight, bias, window, activation, backend)
@@ -156,12 +156,6 @@ def _prefers_table(
     stride, pad_left, pad_right, dilation = window
     out_length = output_length(length, kernel_size, stride, dilation, pad_left, pad_right)
     return prefers_table(vocab, kernel_size, batch * out_length)
-
-
-def _autocast_enabled(tokens: Tensor) -> bool:
-    if tokens.is_cpu:
-        return torch.is_autocast_enabled("cpu")
-    return functional._autocast_enabled_for(tokens.device.type)
 
 
 def _window(weight: Tensor, stride: object, padding: Padding, dilation: object) -> Window:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from .geometry import output_length
+from .stack_ops import Settings, layers_of
 
 Shape = Sequence[int]
 
@@ -82,22 +83,31 @@ def _table_and_rows(target: Shape, embedding: Shape, weight: Shape) -> tuple[int
 
 
 def _stack(
-    x: Shape, tokens: Shape | None, weights: list[Shape], settings: Any, batch: int | None = None
+    x: Shape,
+    tokens: Shape | None,
+    weights: list[Shape],
+    settings: Settings,
+    batch: int | None = None,
 ) -> list[int]:
     """Of each layer."""
-    dilations, pads, *_ = settings
     length = x[2] if tokens is None else tokens[1]
     if batch is None:
         batch = x[0] if tokens is None else tokens[0]
     counts = []
-    for weight, dilation, pad in zip(weights, dilations, pads, strict=True):
-        length = output_length(length, weight[2], 1, dilation, pad, 0)
+    for weight, layer in zip(weights, layers_of(settings), strict=True):
+        length = output_length(length, weight[2], 1, layer.dilation, layer.pad, 0)
         counts.append(2 * batch * length * prod(weight))
     return counts
 
 
 def _stack_forward(
-    x: Shape, tokens: Shape | None, weights: Any, biases: Any, *settings: Any, **_: Any
+    x: Shape,
+    tokens: Shape | None,
+    weights: Any,
+    biases: Any,
+    settings: Settings,
+    *_: Any,
+    **__: Any,
 ) -> int:
     return sum(_stack(x, tokens, weights, settings))
 
@@ -109,22 +119,37 @@ def _stack_backward(
     tokens: Shape | None,
     weights: Any,
     biases: Any,
-    *settings: Any,
+    settings: Settings,
+    share: bool,
+    with_x: bool,
     **_: Any,
 ) -> int:
     first, *others = _stack(x, tokens, weights, settings)
-    with_x = settings[-1]
     return (2 if with_x else 1) * first + 2 * sum(others)
 
 
 def _stack_losses(
-    x: Shape, tokens: Shape, target: Shape, weights: Any, biases: Any, *settings: Any, **_: Any
+    x: Shape,
+    tokens: Shape,
+    target: Shape,
+    weights: Any,
+    biases: Any,
+    settings: Settings,
+    *_: Any,
+    **__: Any,
 ) -> int:
     return sum(_stack(x, tokens, weights, settings))
 
 
 def _stack_cross_entropy(
-    x: Shape, tokens: Shape, target: Shape, weights: Any, biases: Any, *settings: Any, **_: Any
+    x: Shape,
+    tokens: Shape,
+    target: Shape,
+    weights: Any,
+    biases: Any,
+    settings: Settings,
+    *_: Any,
+    **__: Any,
 ) -> int:
     return 3 * sum(_stack(x, tokens, weights, settings))
 
@@ -136,8 +161,9 @@ def _stack_sgd(
     rows: Shape | None,
     weights: Any,
     biases: Any,
-    *settings: Any,
-    **_: Any,
+    settings: Settings,
+    *_: Any,
+    **__: Any,
 ) -> int:
     return 3 * sum(_stack(x, tokens, weights, settings, None if rows is None else rows[0]))
 

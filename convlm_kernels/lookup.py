@@ -7,7 +7,8 @@ each other's derivatives. The table of an embedding followed by a convolution is
 convolution, whose derivatives are those of ``autograd``.
 
 ``window`` stands for the settings (stride, pad_left, pad_right, dilation) throughout, ``kernels``
-for an entry of ``lookup_ops.OPERATORS``: whose two operators compute them.
+for an entry of ``lookup_ops.OPERATORS``: whose two operators compute them; ``settings`` for all
+that is no tensor, as in ``autograd``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ import torch
 from torch import Tensor
 
 from . import autograd, indices, lookup_ops
-from .autograd import _FROM_OUTPUT, ACTIVATIONS, _apply_transformed, _direct, _transformed
+from .autograd import (
+    _FROM_OUTPUT,
+    ACTIVATIONS,
+    _apply_transformed,
+    _direct,
+    _transformed,
+    called_directly,
+)
 
 Window = tuple[int, int, int, int]
 
@@ -34,14 +42,14 @@ class _Lookup(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> Tensor:
-        *arguments, kernels = inputs
-        return lookup_ops.OPERATORS[kernels].lookup(*arguments)
+    def forward(tokens: Tensor, table: Tensor, bias: Tensor | None, settings: Any) -> Tensor:
+        window, activation, kernels = settings
+        return lookup_ops.OPERATORS[kernels].lookup(tokens, table, bias, *window, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        tokens, table, _, *window, activation, kernels = inputs
-        ctx.settings = table.shape[0], table.shape[1], window, activation, kernels
+        tokens, table, _, settings = inputs
+        ctx.settings = table.shape[0], table.shape[1], *settings
         ctx.save_for_backward(tokens, table, output)
         ctx.save_for_forward(tokens, table, output)
 
@@ -49,7 +57,7 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         tokens, _, y = ctx.saved_tensors
         kernel_size, vocab, window, activation, kernels = ctx.settings
-        _, table_needed, bias_needed, *_ = ctx.needs_input_grad
+        _, table_needed, bias_needed, _ = ctx.needs_input_grad
         grad_t = grad_b = None
         if activation != "none":
             grad_output = _FROM_OUTPUT[activation](grad_output, y)
@@ -59,10 +67,10 @@ class _Lookup(torch.autograd.Function):
             )
         elif bias_needed:
             grad_b = grad_output.sum((0, 2))
-        return None, grad_t, grad_b if bias_needed else None, *_NO_GRADIENTS
+        return None, grad_t, grad_b if bias_needed else None, None
 
     @staticmethod
-    def jvp(ctx: Any, _: None, table_tangent: Any, bias_tangent: Any, *__: None) -> Tensor:
+    def jvp(ctx: Any, _: None, table_tangent: Any, bias_tangent: Any, __: None) -> Tensor:
         tokens, table, y = ctx.saved_tensors
         _, _, window, activation, kernels = ctx.settings
         if table_tangent is None:
@@ -75,40 +83,42 @@ class _GradTable(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        *arguments, kernels = inputs
-        return lookup_ops.OPERATORS[kernels].lookup_grad_table(*arguments)
+    def forward(grad_output: Tensor, tokens: Tensor, settings: Any) -> tuple[Tensor, Tensor]:
+        kernel_size, vocab, window, with_bias, kernels = settings
+        operator = lookup_ops.OPERATORS[kernels].lookup_grad_table
+        return operator(grad_output, tokens, kernel_size, vocab, *window, with_bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, tokens, *ctx.settings = inputs
+        _, tokens, ctx.settings = inputs
         ctx.save_for_backward(tokens)
         ctx.save_for_forward(tokens)
 
     @staticmethod
     def backward(ctx: Any, grad_t: Tensor, grad_b: Tensor) -> Any:
         (tokens,) = ctx.saved_tensors
-        _, _, *window, with_bias, kernels = ctx.settings
+        _, _, window, with_bias, kernels = ctx.settings
         bias = grad_b if with_bias else None
         grad_grad_output = lookup(tokens, grad_t, bias, window, kernels=kernels)
-        return grad_grad_output, None, None, None, *_NO_GRADIENTS
+        return grad_grad_output, None, None
 
     @staticmethod
     def jvp(ctx: Any, grad_output_tangent: Tensor, *_: None) -> tuple[Tensor, Tensor]:
         (tokens,) = ctx.saved_tensors
-        kernel_size, vocab, *window, with_bias, kernels = ctx.settings
-        sizes = kernel_size, vocab
-        return grad_table(grad_output_tangent, tokens, *sizes, window, with_bias, kernels)
+        return grad_table(grad_output_tangent, tokens, *ctx.settings)
 
 
-def _save_what_is_needed(ctx: Any, inputs: Any, output: Any) -> None:
-    tokens, table, _, *window, activation, kernels = inputs
-    ctx.settings = table.shape[0], table.shape[1], window, activation, kernels
-    ctx.save_for_backward(tokens, None, None if activation == "none" else output)
+def _lookup_and_save(
+    ctx: Any, tokens: Tensor, table: Tensor, bias: Tensor | None, settings: Any
+) -> Tensor:
+    y = _Lookup.forward(tokens, table, bias, settings)
+    ctx.settings = table.shape[0], table.shape[1], *settings
+    ctx.save_for_backward(tokens, None, None if settings[1] == "none" else y)
+    return y
 
 
-_LookupDirect = _direct(_Lookup, _save_what_is_needed)
-_GradTableDirect = _direct(_GradTable, _GradTable.setup_context)
+_LookupDirect = _direct(_Lookup, _lookup_and_save)
+_GradTableDirect = _direct(_GradTable)
 
 
 def make_table(embedding: Tensor, weight: Tensor, kernels: str = "native") -> Tensor:
@@ -139,11 +149,11 @@ def lookup(
             geometry; names argument and value.
     """
     fused = activation == "none" or activation in _FROM_OUTPUT
-    settings = *window, activation if fused else "none", kernels
+    settings = window, activation if fused else "none", kernels
     if _transformed():
-        y = _apply_transformed(_Lookup, tokens, table, bias, *settings)
+        y = _apply_transformed(_Lookup, tokens, table, bias, settings=settings)
     elif wants_gradients(table, bias):
-        y = _LookupDirect.apply(tokens, table, bias, *settings)
+        y = _LookupDirect.apply(tokens, table, bias, settings)
     else:
         return lookup_ops.OPERATORS[kernels].lookup(tokens, table, bias, *window, activation)
     return y if fused else ACTIVATIONS[activation](y)
@@ -159,14 +169,15 @@ def grad_table(
     kernels: str = "native",
 ) -> tuple[Tensor, Tensor]:
     """Gradients of table and of bias (empty unless ``with_bias``), differentiable to any order."""
-    inputs = grad_output, tokens, kernel_size, vocab, *window, with_bias
+    settings = kernel_size, vocab, window, with_bias, kernels
     if _transformed():
-        return _apply_transformed(_GradTable, *inputs, kernels)
+        return _apply_transformed(_GradTable, grad_output, tokens, settings=settings)
     if _grad_enabled() and grad_output.requires_grad:
-        return _GradTableDirect.apply(*inputs, kernels)
-    return lookup_ops.OPERATORS[kernels].lookup_grad_table(*inputs)
+        return _GradTableDirect.apply(grad_output, tokens, settings)
+    return _GradTable.forward(grad_output, tokens, settings)
 
 
+@called_directly
 class _CrossEntropy(torch.autograd.Function):
     """The mean loss, which comes with its gradients."""
 

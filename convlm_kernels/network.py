@@ -19,8 +19,9 @@ from .geometry import as_int, resolve_padding
 _PANEL, _FILL = 64, 16
 
 # Where the forwards are defined that a step repeats.
-_KNOWN_FORWARDS = ("torch.nn.modules.conv", f"{__package__}.stack")
+_KNOWN_FORWARDS = ("torch.nn.modules.conv", f"{__package__}.layers", f"{__package__}.stack_layers")
 
+_step = step_ops.step._op  # what it calls: a step is short enough to notice
 _version_of = attrgetter("_version")
 _address_of = Tensor.data_ptr
 
@@ -303,6 +304,5 @@ class Network:
             x = x.detach()
         embedding, weights, biases, plan = self.packed(dtype)
         rings, position = state
-        return step_ops.step(
-            x, embedding, rings, position, weights, biases, plan, self.out_channels
-        )
+        step = step_ops.step if torch.compiler.is_compiling() else _step
+        return step(x, embedding, rings, position, weights, biases, plan, self.out_channels)

@@ -6,21 +6,14 @@ those of the same layers composed, which are differentiable to any order: right,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import autograd, indices, lookup, stack_ops
-
-
-class Settings(NamedTuple):
-    """A stack without its parameters: one entry for each layer."""
-
-    dilations: list[int]
-    pads: list[int]  # zeros on the left
-    activations: list[str]  # "none", as of a convolution, or "gate"
-    residuals: list[int]  # 0 or 1
+from .autograd import called_directly
+from .stack_ops import Settings
 
 
 def gate(z: Tensor) -> Tensor:
@@ -45,8 +38,8 @@ def compose(
     """What :func:`stack` computes, layer by layer."""
     if tokens is not None:
         x = _embed(tokens, x, kernels)
-    for weight, bias, dilation, pad, activation, residual in zip(
-        weights, biases, *settings, strict=True
+    for weight, bias, (dilation, pad, activation, residual) in zip(
+        weights, biases, stack_ops.layers_of(settings), strict=True
     ):
         gated = activation == "gate"
         y = autograd.forward(
@@ -63,6 +56,7 @@ def compose(
     return x
 
 
+@called_directly
 class _Stack(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -74,7 +68,7 @@ class _Stack(torch.autograd.Function):
         x: Tensor,
         *parameters: Any,
     ) -> Tensor:
-        operands = x, tokens, *_halves(parameters), *settings
+        operands = x, tokens, *_halves(parameters), settings
         y, saved = stack_ops.OPERATORS[kernels].stack_forward(*operands, share, True)
         ctx.save_for_backward(tokens, saved, x, *parameters)
         ctx.settings = settings, share, kernels
@@ -92,11 +86,12 @@ class _Stack(torch.autograd.Function):
             gradients = _gradients_with_graph(y, grad_output, [x, *parameters], needed)
         else:
             gradients = stack_ops.OPERATORS[kernels].stack_backward(
-                grad_output, saved, *operands, *settings, share, needed[0]
+                grad_output, saved, *operands, settings, share, needed[0]
             )
         return None, None, None, None, *_wanted(gradients, needed)
 
 
+@called_directly
 class _CrossEntropy(torch.autograd.Function):
     """The mean loss, which comes with its gradients."""
 
@@ -111,7 +106,7 @@ class _CrossEntropy(torch.autograd.Function):
         *parameters: Any,
     ) -> Tensor:
         loss, gradients = stack_ops.stack_cross_entropy(
-            x, tokens, target, *_halves(parameters), *settings, share
+            x, tokens, target, *_halves(parameters), settings, share
         )
         ctx.save_for_backward(tokens, target, x, *parameters, *gradients)
         ctx.settings = settings
@@ -189,7 +184,7 @@ def stack(
         x, tokens = _embed(tokens, x, kernels), None
     if _wants_gradients(x, *weights, *biases):
         return _Stack.apply(tokens, settings, share, kernels, x, *weights, *biases)
-    operands = x, tokens, weights, biases, *settings
+    operands = x, tokens, weights, biases, settings
     y, _ = stack_ops.OPERATORS[kernels].stack_forward(*operands, share, False)
     return y
 
@@ -227,7 +222,7 @@ def cross_entropy(
         return indices.cross_entropy(logits, target, reduction)
     if wants_gradients:
         return _CrossEntropy.apply(tokens, target, settings, share, x, *weights, *biases)
-    losses = stack_ops.stack_losses(x, tokens, target, weights, biases, *settings, share)
+    losses = stack_ops.stack_losses(x, tokens, target, weights, biases, settings, share)
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.mean()

@@ -6,6 +6,7 @@ the checks of sizes, which the fake versions leave to it, but for what shapes th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,44 @@ from torch._ops import OpOverload
 
 from . import _library
 from .geometry import output_length
+
+ACTIVATIONS = ("none", "tanh", "relu", "silu", "gelu", "sigmoid", "gate")  # as C++ numbers them
+
+
+class LayerSettings(NamedTuple):
+    """A layer of a stack without its parameters."""
+
+    dilation: int
+    pad: int  # zeros on the left
+    activation: str  # one of ACTIVATIONS: that of a convolution, or a gate
+    residual: bool
+
+
+# Those of all layers, as the operators take them: four numbers each, since lists of words take
+# longer to hand over than a small stack to compute.
+Settings = list[int]
+
+
+def settings_of(layers: Iterable[LayerSettings]) -> Settings:
+    return [
+        number
+        for layer in layers
+        for number in (
+            layer.dilation,
+            layer.pad,
+            ACTIVATIONS.index(layer.activation),
+            int(layer.residual),
+        )
+    ]
+
+
+def layers_of(settings: Settings) -> list[LayerSettings]:
+    """What :func:`settings_of` was given."""
+    return [
+        LayerSettings(dilation, pad, ACTIVATIONS[activation], bool(residual))
+        for dilation, pad, activation, residual in zip(*[iter(settings)] * 4, strict=True)
+    ]
+
 
 stack_forward = torch.ops.convlm.stack_forward.default
 stack_backward = torch.ops.convlm.stack_backward.default
@@ -38,7 +77,7 @@ def reason_does_not_fit(
     length: int,
     has_tokens: bool,
     weights: list[Tensor],
-    settings: Any,
+    settings: Settings,
     kernels: str = "native",
 ) -> str | None:
     """Why no GPU kernel takes a stack on ``x`` with inputs of this length, or None.
@@ -53,16 +92,16 @@ def reason_does_not_fit(
 
         return triton_stack_ops.reason_does_not_fit(x, length, weights, settings)
     major, minor = torch.cuda.get_device_capability(x.device)
-    dilations, pads, activations, _ = settings
+    layers = layers_of(settings)
     reason: str | None = _library.host.cuda_reason_stack_not_fused(
         dtype=str(x.dtype).removeprefix("torch."),
         channels=x.shape[1],
         length=length,
         vocab=x.shape[0] if has_tokens else 0,
         weights=[(weight.shape[0], weight.shape[2]) for weight in weights],
-        dilations=dilations,
-        pads=pads,
-        gated=[activation == "gate" for activation in activations],
+        dilations=[layer.dilation for layer in layers],
+        pads=[layer.pad for layer in layers],
+        gated=[layer.activation == "gate" for layer in layers],
         capability=10 * major + minor,
     )
     return reason
@@ -77,24 +116,17 @@ def _row_bytes(channels: int, dtype: torch.dtype) -> int:
 
 
 def _shapes(
-    x: Tensor,
-    tokens: Tensor | None,
-    weights: list[Tensor],
-    dilations: list[int],
-    pads: list[int],
-    activations: list[str],
+    x: Tensor, tokens: Tensor | None, weights: list[Tensor], settings: Settings
 ) -> tuple[Any, int]:
     """The shape of the result, and the bytes that are kept for the gradients."""
     batch, length = (x.shape[0], x.shape[2]) if tokens is None else tokens.shape
     channels, saved = x.shape[1], 0
-    for weight, dilation, pad, activation in zip(
-        weights, dilations, pads, activations, strict=True
-    ):
+    for weight, layer in zip(weights, layers_of(settings), strict=True):
         torch._check(weight.shape[1] == channels)
-        length = output_length(length, weight.shape[2], 1, dilation, pad, 0)
+        length = output_length(length, weight.shape[2], 1, layer.dilation, layer.pad, 0)
         torch._check(length >= 1)
         columns = weight.shape[0]
-        channels = columns // 2 if activation == "gate" else columns
+        channels = columns // 2 if layer.activation == "gate" else columns
         row = _row_bytes(channels, x.dtype) + _row_bytes(columns, x.dtype)
         saved = saved + batch * length * row + 1024
     return (batch, channels, length), saved
@@ -106,14 +138,11 @@ def _stack_forward_fake(
     tokens: Tensor | None,
     weights: list[Tensor],
     biases: list[Tensor],
-    dilations: list[int],
-    pads: list[int],
-    activations: list[str],
-    residuals: list[int],
+    settings: Settings,
     share: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    shape, saved = _shapes(x, tokens, weights, dilations, pads, activations)
+    shape, saved = _shapes(x, tokens, weights, settings)
     return x.new_empty(shape), x.new_empty(saved if save else 0, dtype=torch.uint8)
 
 
@@ -125,9 +154,10 @@ def _stack_backward_fake(
     tokens: Tensor | None,
     weights: list[Tensor],
     biases: list[Tensor],
-    *settings: Any,
+    settings: Settings,
+    share: bool,
+    with_x: bool,
 ) -> list[Tensor]:
-    with_x = settings[-1]
     return empty_gradients(x, weights, biases, with_x)
 
 
@@ -146,7 +176,8 @@ def _stack_cross_entropy_fake(
     target: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
-    *settings: Any,
+    settings: Settings,
+    share: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     return x.new_empty(()), empty_gradients(x, weights, biases)
 

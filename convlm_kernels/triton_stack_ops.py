@@ -14,19 +14,24 @@ from . import stack_ops
 from .geometry import Conv1dGeometry, output_length
 from .lookup_ops import _LookupChecks
 from .ops import _Checks, _text
+from .stack_ops import LayerSettings, Settings
 from .triton_kernels import lookup, stack
 from .triton_kernels.stack_plan import Layer, saved_size
 from .triton_ops import define
 
 
-def reason_does_not_fit(x: Tensor, length: int, weights: list[Tensor], settings: Any) -> str | None:
+def reason_does_not_fit(
+    x: Tensor, length: int, weights: list[Tensor], settings: Settings
+) -> str | None:
     """Why no program takes a sample of this length through such layers, or None."""
     layers, channels = [], x.shape[1]
-    for weight, dilation, pad, activation, residual in zip(weights, *settings, strict=True):
+    for weight, (dilation, pad, activation, residual) in zip(
+        weights, stack_ops.layers_of(settings), strict=True
+    ):
         columns, _, taps = weight.shape
         out_length = output_length(length, taps, 1, dilation, pad, 0)
         sizes = channels, columns, taps, dilation, pad, length, out_length
-        layers.append(Layer(*sizes, activation, bool(residual), False))
+        layers.append(Layer(*sizes, activation, residual, False))
         channels, length = layers[-1].out_channels, out_length
     return stack.reason_does_not_fit(layers, x.dtype)
 
@@ -43,15 +48,23 @@ class _StackChecks(_Checks):
         tokens: Tensor | None,
         weights: list[Tensor],
         biases: list[Tensor],
-        *settings: Any,
+        settings: Settings,
     ) -> tuple[Layer, ...]:
         self.require(len(weights) > 0, "weights must have at least one entry")
-        names = "biases", "dilations", "pads", "activations", "residuals"
-        for name, entries in zip(names, (biases, *settings), strict=True):
+        self.require(
+            len(biases) == len(weights),
+            f"biases must have one entry for each of the {len(weights)} weights, got {len(biases)}",
+        )
+        self.require(
+            len(settings) == 4 * len(weights),
+            f"settings must have 4 entries for each of the {len(weights)} weights, got "
+            f"{len(settings)}",
+        )
+        last = len(stack_ops.ACTIVATIONS) - 1
+        for i, activation in enumerate(settings[2::4]):
             self.require(
-                len(entries) == len(weights),
-                f"{name} must have one entry for each of the {len(weights)} weights, got "
-                f"{len(entries)}",
+                0 <= activation <= last,
+                f"the activation of layer {i} must be from 0 to {last}, got {activation}",
             )
         if tokens is None:
             self.x(x)
@@ -66,7 +79,8 @@ class _StackChecks(_Checks):
             length = tokens.shape[1]
         found: list[Layer] = []
         channels = x.shape[1]
-        for i, entries in enumerate(zip(weights, biases, *settings, strict=True)):
+        settings_of_layers = stack_ops.layers_of(settings)
+        for i, entries in enumerate(zip(weights, biases, settings_of_layers, strict=True)):
             found.append(self._layer(i, x, channels, length, *entries))
             channels, length = found[-1].out_channels, found[-1].out_length
         return tuple(found)
@@ -79,11 +93,9 @@ class _StackChecks(_Checks):
         length: int,
         weight: Tensor,
         bias: Tensor,
-        dilation: int,
-        pad: int,
-        activation: str,
-        residual: int,
+        settings: LayerSettings,
     ) -> Layer:
+        dilation, pad, activation, residual = settings
         checks = _Checks(self.function, 1, pad, 0, dilation, 1, "ieee")
         name = f"weights[{i}]"
         self.same_kind(name, weight, "x", x)
@@ -96,15 +108,13 @@ class _StackChecks(_Checks):
         columns, _, taps = weight.shape
         out_length = checks.out_length(length, taps)
         gated = activation == "gate"
-        if not gated:
-            self.activation(activation)
         self.require(
             not gated or columns % 2 == 0,
             f"{name} of a gated layer must have an even number of out_channels, got {columns}",
         )
         has_bias = bias.numel() > 0
         sizes = channels, columns, taps, dilation, pad, length, out_length
-        layer = Layer(*sizes, activation, bool(residual), has_bias)
+        layer = Layer(*sizes, activation, residual, has_bias)
         self.require(
             not residual or layer.out_channels == channels,
             f"residual layer {i} must have as many channels as its input, {channels}, got "
@@ -145,8 +155,8 @@ def _forward(
     biases: list[Tensor],
     *others: Any,
 ) -> tuple[Tensor, Tensor]:
-    *settings, _share, save = others
-    layers = _StackChecks("stack_forward").layers(x, tokens, weights, biases, *settings)
+    settings, _share, save = others
+    layers = _StackChecks("stack_forward").layers(x, tokens, weights, biases, settings)
     _check_fits("stack_forward", layers, x)
     y, saved = _outputs(x, tokens, layers, save)
     stack.forward(y, saved if save else None, x, tokens, weights, biases, layers)
@@ -176,7 +186,7 @@ def _check_backward(
 
 def _backward_fake(grad_output: Tensor, saved: Tensor, x: Tensor, *others: Any) -> list[Tensor]:
     _check_backward(grad_output, saved, x, *others)
-    _tokens, weights, biases, *_settings, _share, with_x = others
+    _tokens, weights, biases, _settings, _share, with_x = others
     return stack_ops.empty_gradients(x, weights, biases, with_x)
 
 

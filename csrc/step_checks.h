@@ -150,7 +150,7 @@ class StepChecks {
 
   // A call on the CPU has no tensor elsewhere, or it would not be there.
   void device(const char* argument, const Tensor& t, const Tensor& rings) const {
-    require(values_ || t.device() == rings.device(), argument, " and rings must be on one device");
+    require(values_ || same_device(t, rings), argument, " and rings must be on one device");
   }
 
  private:

@@ -98,7 +98,7 @@ def test_a_stack_with_its_loss() -> None:
         losses = counted(lambda: stack_autograd.cross_entropy(*operands, settings, "none"))
         assert losses == {"stack_losses": forward}
         rows = torch.arange(8)  # a quarter
-        step = (embedding, tokens, target, rows, weights, biases, *settings, True, 0.1)
+        step = (embedding, tokens, target, rows, weights, biases, settings, True, 0.1)
         assert counted(lambda: stack_ops.stack_sgd_(*step)) == {"stack_sgd_": 3 * forward // 4}
 
 

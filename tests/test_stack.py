@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from convlm_kernels import CausalConv1d, Conv1d, EmbeddingConv1d, stack_ops
-from convlm_kernels.stack import DilatedStack, StackLayer, reason_not_fusable, settings_of
+from convlm_kernels.stack import DilatedStack, StackLayer
+from convlm_kernels.stack_layers import reason_not_fusable, settings_of
 
 
 @pytest.mark.parametrize("padding", ["causal", 0])
@@ -199,6 +200,7 @@ class OnGpu(NamedTuple):
 
     shape: tuple[int, ...]
     is_cuda: bool = True
+    is_cpu: bool = False
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cuda")
 

@@ -15,7 +15,7 @@ from .. import indices
 from ..embedding import embedding_conv1d
 from ..layers import Conv1d
 from ..optim import sgd_step
-from ..stack import has_hooks, reason_not_a_plain_layer
+from ..stack_layers import has_global_hooks, has_hooks, reason_not_a_plain_layer
 from ..streaming import Streamed, StreamState, prefill
 from .pretrained import Pretrained
 
@@ -99,16 +99,24 @@ class CharModel(Streamed, Pretrained):
 
     def is_plain(self, layers: Iterable[nn.Module]) -> bool:
         """Whether the embedding and `layers` do nothing but what their parameters say."""
-        embedding = self.embedding
-        words = embedding.weight
-        return (
-            type(embedding) is nn.Embedding
-            and embedding.padding_idx is None
-            and embedding.max_norm is None
-            and not embedding.scale_grad_by_freq
-            and not has_hooks(embedding)
-            and all(reason_not_a_plain_layer(layer, words) is None for layer in layers)
-        )
+        embedding: Any = self._modules["embedding"]
+        if (
+            type(embedding) is not nn.Embedding
+            or embedding.padding_idx is not None
+            or embedding.max_norm is not None
+            or embedding.scale_grad_by_freq
+            or has_hooks(embedding)
+            or has_global_hooks()
+        ):
+            return False
+        words = self.words()
+        return all(reason_not_a_plain_layer(layer, words) is None for layer in layers)
+
+    def words(self) -> Tensor:
+        """The weight of the embedding, found in less time than by its name."""
+        embedding: Any = self._modules["embedding"]
+        weight: Tensor | None = embedding._parameters.get("weight")
+        return embedding.weight if weight is None else weight
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raises ValueError unless `tokens` is (batch, length) and holds a context."""

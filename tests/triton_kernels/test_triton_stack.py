@@ -71,7 +71,7 @@ def test_the_same_bits_again_in_any_batch_and_whatever_is_saved(stack: Stack) ->
         one = inputs.with_x(inputs.x[1:2])
     else:
         one = inputs._replace(tokens=inputs.tokens[1:2])
-    y, _ = KERNELS.stack_forward(*one.to(DEVICE), *stack.settings, True, False)
+    y, _ = KERNELS.stack_forward(*one.to(DEVICE), stack.settings, True, False)
     assert bits([y.cpu()]) == bits([expected[0][1:2]])
 
 
@@ -120,9 +120,9 @@ def test_a_token_that_is_no_word_gives_nan() -> None:
 def test_opcheck_and_schemas() -> None:
     stack = FEW_TOKENS[4]
     inputs = inputs_of(stack, torch.float32).to(DEVICE)
-    torch.library.opcheck(KERNELS.stack_forward, (*inputs, *stack.settings, True, True))
-    y, saved = KERNELS.stack_forward(*inputs, *stack.settings, True, True)
-    arguments = torch.ones_like(y), saved, *inputs, *stack.settings, True, True
+    torch.library.opcheck(KERNELS.stack_forward, (*inputs, stack.settings, True, True))
+    y, saved = KERNELS.stack_forward(*inputs, stack.settings, True, True)
+    arguments = torch.ones_like(y), saved, *inputs, stack.settings, True, True
     torch.library.opcheck(KERNELS.stack_backward, arguments)
     for own, native in zip(KERNELS, stack_ops.OPERATORS["native"], strict=True):
         assert str(own._schema) == str(native._schema).replace("convlm::", "convlm_triton::")
@@ -143,10 +143,10 @@ def test_impossible_stacks(changes: dict, message: str) -> None:
 def test_impossible_gradients() -> None:
     stack = FEW_SIGNALS[7]
     inputs = inputs_of(stack, torch.float32).to(DEVICE)
-    y, saved = KERNELS.stack_forward(*inputs, *stack.settings, False, True)
+    y, saved = KERNELS.stack_forward(*inputs, stack.settings, False, True)
 
     def backward(grad_output: Tensor, saved: Tensor) -> None:
-        KERNELS.stack_backward(grad_output, saved, *inputs, *stack.settings, False, True)
+        KERNELS.stack_backward(grad_output, saved, *inputs, stack.settings, False, True)
 
     with pytest.raises(RuntimeError, match="grad_output and x must have one dtype"):
         backward(y.double(), saved)
@@ -254,9 +254,9 @@ def test_the_plan_says_why_not() -> None:
         "163840"
     )
     operands = long, None, *(list(t) for t in (_weights(stack), _biases(stack)))
+    settings = [1, 1, 4, 0, 2, 2, 6, 1, 1, 0, 0, 0]
     with pytest.raises(RuntimeError, match="this stack cannot be fused: layer 1 needs 240000 by"):
-        KERNELS.stack_forward(*operands, [1, 2, 1], [1, 2, 0], ["gelu", "gate", "none"],
-                              [0, 1, 0], False, False)  # fmt: skip
+        KERNELS.stack_forward(*operands, settings, False, False)
     stack[2].backend = "torch"
     assert stack.plan(x).reason == "layer 2 asks for backend='torch'"
     short = DilatedStack(StackLayer(3, 3, 5, padding=0, backend="triton")).to(DEVICE)
