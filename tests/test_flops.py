@@ -29,7 +29,7 @@ from convlm_kernels import (
     stack_ops,
     swap_conv1d,
 )
-from convlm_kernels.stack import parameters_of, settings_of
+from convlm_kernels.stack_layers import operands_of, settings_of
 
 
 def counted(function: Callable[[], Any]) -> dict[str, int]:
@@ -71,7 +71,7 @@ def test_a_stack_counts_as_its_layers(wants_x: bool) -> None:
     layers = [StackLayer(4, 6, 2, activation="tanh"), StackLayer(6, 6, 3, dilation=2, gated=True)]
     theirs = nn.Sequential(*layers)
     x = torch.randn(3, 4, 20, requires_grad=wants_x)
-    operands = parameters_of(layers, x), settings_of(layers)
+    operands = operands_of(layers, x), settings_of(layers)
 
     def fused() -> Tensor:
         (weights, biases), settings = operands
@@ -89,7 +89,7 @@ def test_a_stack_with_its_loss() -> None:
     target = torch.randint(7, tokens.shape)
     embedding = torch.randn(28, 4, requires_grad=True)
     layers = [StackLayer(4, 6, 2, activation="tanh"), StackLayer(6, 7, 2, dilation=2)]
-    (weights, biases), settings = parameters_of(layers, embedding), settings_of(layers)
+    (weights, biases), settings = operands_of(layers, embedding), settings_of(layers)
     operands = embedding, tokens, target, weights, biases
     forward = total(lambda: DilatedStack(*layers)(embedding[tokens].mT))
     mean = counted(lambda: stack_autograd.cross_entropy(*operands, settings).backward())
