@@ -202,6 +202,14 @@ FEW_CHANNELS = [
     Case("three channels to one", 2, 3, 1, 900, 5, 1, 2, 1, (4, 4)),
 ]
 
+# On CPUs short rows of many groups are turned: vectors hold groups.
+MANY_GROUPS = [
+    Case("short rows, several blocks of groups, strided", 3, 150, 150, 14, 4, 2, 1, 150, (1, 2)),
+    Case("short rows, three channels to two", 2, 60, 40, 12, 3, 1, 2, 20, (3, 0)),
+    Case("short rows, a stride longer than them", 5, 37, 74, 2, 4, 3, 1, 37, (4, 4)),
+    Case("short rows, more than a unit of them", 40, 33, 33, 9, 1, 1, 1, 33),
+]
+
 # Layers of many channels whose classes of positions are computed together.
 STRIDED = [
     Case("every second, an odd length", 2, 20, 24, 301, 4, 2, 1, 1, (1, 2)),
@@ -222,12 +230,23 @@ CASES = (
     + JOINED
     + DEPTHWISE
     + FEW_CHANNELS
+    + MANY_GROUPS
     + STRIDED
     + TAPS_FIRST
 )
 
 # One of each kind, where a test is about something else than the shape.
-FEW = [BY_HAND, LENGTHS[8], CHANNELS[3], SETTINGS[2], FAST[1], GROUPS[0], GROUPS[4], JOINED[3]]
+FEW = [
+    BY_HAND,
+    LENGTHS[8],
+    CHANNELS[3],
+    SETTINGS[2],
+    FAST[1],
+    GROUPS[0],
+    GROUPS[4],
+    JOINED[3],
+    MANY_GROUPS[1],
+]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

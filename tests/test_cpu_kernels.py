@@ -10,6 +10,7 @@ from cases import (
     FAST,
     PARTLY_FAST,
     SEED,
+    MANY_GROUPS,
     TAPS_FIRST,
     Case,
     parametrize,
@@ -122,6 +123,16 @@ def test_few_rows_and_short_inputs_are_multiplied_by_taps_first(dtype: str) -> N
     far_apart = Case("", 8, 41, 80, 133, 31, 1, 4)
     assert kernel("grad_input", far_apart, dtype) == "taps"
     assert kernel("forward", far_apart, dtype) != "taps"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@parametrize("case", MANY_GROUPS)
+def test_groups_fill_the_vectors_of_short_rows(function: str, case: Case) -> None:
+    assert kernel(function, case) == "depthwise"
+    # Few groups would not.
+    few = case._replace(in_channels=case.in_channels // case.groups, groups=1)
+    few = few._replace(out_channels=case.out_channels // case.groups)
+    assert kernel("grad_weight", few) != "depthwise"
 
 
 def test_the_batch_has_no_say() -> None:

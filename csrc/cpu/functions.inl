@@ -121,27 +121,30 @@ struct GradInput {
     const Conv1dGeometry& g = a.geometry;
     Correlation<S>* parts = static_cast<Correlation<S>*>(
         scratch(Slot::parts, sizeof(Correlation<S>) * smaller(g.stride, g.length)));
-    const bool interleaved = is_interleaved(g);
-    int64_t count = interleaved ? 0 : joined_classes(a, parts);
+    const bool by_groups = is_by_groups<S>(g);
+    const bool interleaved = !by_groups && is_interleaved(g), together = by_groups || interleaved;
+    int64_t count = together ? 0 : joined_classes(a, parts);
     if (count > 0) return grad_input_joined<Operand<S>>(parts, count);
     for_each_class(a, true, [&](const Correlation<S>& p) {
-      if (p.taps == 0) {
+      if (p.taps == 0 && !by_groups) {
         if (!interleaved) clear(p);
         return true;
       }
-      if (!interleaved && count > 0 && parts[0].rows != p.rows) {  // patches
+      if (!together && count > 0 && parts[0].rows != p.rows) {  // patches
         correlate(parts, count);
         count = 0;
       }
       parts[count++] = p;
       return true;
     });
-    if (interleaved) return correlate_interleaved(parts, count, static_cast<S*>(a.grad_input));
+    S* const out = static_cast<S*>(a.grad_input);
+    if (by_groups) return correlate_groups(parts, count, out);
+    if (interleaved) return correlate_interleaved(parts, count, out);
     correlate(parts, count);
   }
 
   static Kernel kernel(const GradInputArguments& a) {
-    if (is_interleaved(a.geometry)) return Kernel::depthwise;
+    if (is_by_groups<S>(a.geometry) || is_interleaved(a.geometry)) return Kernel::depthwise;
     const Conv1dGeometry& g = a.geometry;
     Correlation<S>* parts = static_cast<Correlation<S>*>(
         scratch(Slot::parts, sizeof(Correlation<S>) * smaller(g.stride, g.length)));

@@ -45,6 +45,7 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/fast_filter_input.inl"
 #include "cpu/correlate_fast.inl"
 #include "cpu/weight_gradient.inl"
+#include "cpu/depthwise_groups.inl"
 #include "cpu/grad_weight_rows.inl"
 #include "cpu/grad_weight_positions.inl"
 #include "cpu/depthwise_gradients.inl"

@@ -96,7 +96,26 @@ inline bool has_few_channels(int64_t rows, int64_t channels, int64_t taps) {
          channels * taps <= kGradWeightChain;
 }
 
-// grad_input of such layers with a stride.
+// Short rows of many groups of few channels: groups fill vectors, positions would not. Measured.
+template <class S>
+bool is_by_groups(int64_t groups, int64_t rows, int64_t channels, int64_t taps, int64_t outputs,
+                  int64_t length) {
+  constexpr int W = kLanes<Compute<S>>;
+  return rows * channels <= 16 && channels * taps <= kGradWeightChain && 2 * groups >= W &&
+         (8 * outputs + length) * divide_up(groups, W) <= 32 * groups;
+}
+template <template <class> class Problem, class S>
+bool is_by_groups(const Problem<S>& p) {
+  return is_by_groups<S>(p.groups, p.rows, p.channels, p.taps, p.outputs, p.length);
+}
+
+// grad_input of either, with a stride.
+template <class S>
+bool is_by_groups(const Conv1dGeometry& g) {
+  return g.batch > 0 && g.stride > 1 &&
+         is_by_groups<S>(g.groups, g.in_channels_per_group(), g.out_channels_per_group(),
+                         g.kernel_size, divide_up(g.length, g.stride), g.length);
+}
 inline bool is_interleaved(const Conv1dGeometry& g) {
   return g.batch > 0 && g.stride > 1 && g.length >= g.stride && g.in_channels_per_group() == 1 &&
          has_few_channels(1, g.out_channels_per_group(), g.kernel_size);
@@ -105,7 +124,8 @@ inline bool is_interleaved(const Conv1dGeometry& g) {
 template <class S>
 Kernel direct_correlation_kernel(const Correlation<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
-  if (has_few_channels(p.rows, p.channels, p.taps) && p.out_step == 1) return Kernel::depthwise;
+  if (p.out_step == 1 && (is_by_groups(p) || has_few_channels(p.rows, p.channels, p.taps)))
+    return Kernel::depthwise;
   // All orders round the rows or the positions up to whole vectors: take the one that wastes least.
   // Vectors of positions need no turning of the output, so they win ties and near-ties.
   const int64_t by_positions = divide_up(p.outputs, W) * p.rows;
@@ -152,7 +172,7 @@ void correlate_directly(const Correlation<S>& p, Kernel kernel) {
   const bool lone = p.channels == 1;
   switch (kernel) {
     case Kernel::depthwise:
-      return correlate_depthwise(p);
+      return is_by_groups(p) ? correlate_groups(&p, 1, p.out) : correlate_depthwise(p);
     case Kernel::taps:
       return correlate_by_taps(p);
     case Kernel::positions:
@@ -238,6 +258,7 @@ bool fast_grad_weight_pays(const WeightGradient<S>& p, int64_t dilation) {
 template <class S>
 Kernel direct_grad_weight_kernel(const WeightGradient<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
+  if (is_by_groups(p)) return Kernel::depthwise;
   // A vector of positions loads twice for what a scalar loads once, and at the end of each sample
   // its lanes must be added up.
   constexpr int D = kDepth<Operand<S>>;
@@ -269,6 +290,8 @@ Kernel grad_weight_kernel(const WeightGradient<S>& p) {
 template <class S>
 void weight_gradient_directly(const WeightGradient<S>& p) {
   switch (direct_grad_weight_kernel(p)) {
+    case Kernel::depthwise:
+      return grad_weight_groups(p);
     case Kernel::positions:
       return grad_weight_vectors_of_positions(p);
     case Kernel::joined:
