@@ -163,6 +163,12 @@ JOINED = [
     Case("joined, several tiles of products and of inputs", 33, 130, 40, 24, 5),
 ]
 
+# More weights, or more of what joined samples read, than the caches of a CPU hold at once.
+IN_PARTS = [
+    Case("a reduction in parts, joined and strided", 5, 60, 24, 56, 25, 2, 1, 1, (3, 1)),
+    Case("a reduction in parts, more taps than channels", 2, 20, 24, 56, 51, 1, 1, 1, (3, 1)),
+]
+
 # On GPUs these have kernels of their own, which work in tiles of channels and positions.
 DEPTHWISE = [
     Case("depthwise, rows of several tiles", 1, 2, 2, 5000, 4, 1, 1, 2, (3, 0)),
@@ -183,6 +189,7 @@ TAPS_FIRST = [
     Case("more columns than a row block, a tile and a half", 1, 12, 3, 390, 9, 1, 40, 1, (320, 0)),
     Case("in each of three groups", 2, 60, 3, 270, 3, 1, 2, 3, (4, 0)),
     Case("gradients of classes of a stride", 2, 2, 60, 260, 9, 3, 2, 1, (5, 6)),
+    Case("the same with rows of several stretches", 1, 1, 24, 1200, 5, 2, 1, 1, (3, 1)),
 ]
 
 # On CPUs rows of some length are read in place, but for their edges.
@@ -228,6 +235,7 @@ CASES = (
     + FAST
     + GROUPS
     + JOINED
+    + IN_PARTS
     + DEPTHWISE
     + FEW_CHANNELS
     + MANY_GROUPS

@@ -8,9 +8,9 @@ from cases import (
     BY_HAND,
     CHANNELS,
     FAST,
+    MANY_GROUPS,
     PARTLY_FAST,
     SEED,
-    MANY_GROUPS,
     TAPS_FIRST,
     Case,
     parametrize,
@@ -129,10 +129,6 @@ def test_few_rows_and_short_inputs_are_multiplied_by_taps_first(dtype: str) -> N
 @parametrize("case", MANY_GROUPS)
 def test_groups_fill_the_vectors_of_short_rows(function: str, case: Case) -> None:
     assert kernel(function, case) == "depthwise"
-    # Few groups would not.
-    few = case._replace(in_channels=case.in_channels // case.groups, groups=1)
-    few = few._replace(out_channels=case.out_channels // case.groups)
-    assert kernel("grad_weight", few) != "depthwise"
 
 
 def test_the_batch_has_no_say() -> None:
@@ -141,16 +137,16 @@ def test_the_batch_has_no_say() -> None:
             assert kernel(function, case) == kernel(function, case._replace(batch=32))
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
 @parametrize("case", SEED[2:])
-def test_short_samples_are_joined(function: str, case: Case) -> None:
-    assert kernel(function, case._replace(batch=32)) == "joined"
+def test_short_samples_are_joined(case: Case) -> None:
+    kernels = [kernel(function, case._replace(batch=32)) for function in FUNCTIONS]
+    assert kernels == ["joined", "taps", "joined"]
 
 
 def test_the_batch_decides_only_between_kernels_of_the_same_bits() -> None:
     case = SEED[3]
     assert [kernel("forward", case._replace(batch=n)) for n in (1, 32)] == ["rows", "joined"]
-    assert kernel("grad_input", case._replace(batch=1)) == "joined"
+    assert kernel("grad_input", case._replace(batch=1)) == "taps"
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

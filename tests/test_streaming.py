@@ -101,7 +101,7 @@ STACKS = {
         StackLayer(19, 19, 3, padding=0, activation="gelu", residual=True),
     ),
     "no padding": lambda: DilatedStack(
-        Conv1d(3, 70, 2, activation="tanh"), Conv1d(70, 6, 2, dilation=3)
+        Conv1d(3, 70, 2, activation="tanh"), Conv1d(70, 20, 2, dilation=3)
     ),
     "padding after a layer without, and less than causal": lambda: DilatedStack(
         Conv1d(3, 7, 3, activation="sigmoid"),

@@ -89,16 +89,20 @@ void sum_groups(const GroupSums<T>& p) {
     Vector<T> sum[VECTORS] = {};
     const T* in = p.in + output.in * kPitch;
     const T* weight = p.weight + output.weight * kPitch;
-    for (int64_t c = 0; c < p.channels; ++c) {
-      for (int64_t j = output.taps.first; j < output.taps.last; ++j) {
-        const T* a = weight + j * kPitch;
-        const T* b = in + output.tap_offset[j] * kPitch;
+    const auto add = [&](int64_t c, int64_t j) {
+      const T* a = weight + (c * output.all_taps + j) * kPitch;
+      const T* b = in + (c * p.length + output.tap_offset[j]) * kPitch;
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) sum[v] += load(a + v * W) * load(b + v * W);
-      }
-      in += p.length * kPitch;
-      weight += output.all_taps * kPitch;
-    }
+      for (int v = 0; v < VECTORS; ++v) sum[v] += load(a + v * W) * load(b + v * W);
+    };
+    // In the order of plan_reduction().
+    const TapRange taps = output.taps;
+    if (output.all_taps > p.channels)
+      for (int64_t c = 0; c < p.channels; ++c)
+        for (int64_t j = taps.first; j < taps.last; ++j) add(c, j);
+    else
+      for (int64_t j = taps.first; j < taps.last; ++j)
+        for (int64_t c = 0; c < p.channels; ++c) add(c, j);
     const T* bias = p.weight + output.bias * kPitch;
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v)
