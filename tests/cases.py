@@ -163,6 +163,12 @@ JOINED = [
     Case("joined, several tiles of products and of inputs", 33, 130, 40, 24, 5),
 ]
 
+# More weights, or more of what joined samples read, than the caches of a CPU hold at once.
+IN_PARTS = [
+    Case("a reduction in parts, joined and strided", 5, 60, 24, 56, 25, 2, 1, 1, (3, 1)),
+    Case("a reduction in parts, more taps than channels", 2, 20, 24, 56, 51, 1, 1, 1, (3, 1)),
+]
+
 # On GPUs these have kernels of their own, which work in tiles of channels and positions.
 DEPTHWISE = [
     Case("depthwise, rows of several tiles", 1, 2, 2, 5000, 4, 1, 1, 2, (3, 0)),
@@ -183,6 +189,7 @@ TAPS_FIRST = [
     Case("more columns than a row block, a tile and a half", 1, 12, 3, 390, 9, 1, 40, 1, (320, 0)),
     Case("in each of three groups", 2, 60, 3, 270, 3, 1, 2, 3, (4, 0)),
     Case("gradients of classes of a stride", 2, 2, 60, 260, 9, 3, 2, 1, (5, 6)),
+    Case("the same with rows of several stretches", 1, 1, 24, 1200, 5, 2, 1, 1, (3, 1)),
 ]
 
 # On CPUs rows of some length are read in place, but for their edges.
@@ -200,6 +207,14 @@ FEW_CHANNELS = [
     Case("depthwise, every sixth", 2, 3, 3, 900, 7, 6, 1, 3, (1, 1)),
     Case("depthwise, every eighth", 2, 3, 3, 900, 9, 8, 3, 3, (1, 1)),
     Case("three channels to one", 2, 3, 1, 900, 5, 1, 2, 1, (4, 4)),
+]
+
+# On CPUs short rows of many groups are turned: vectors hold groups.
+MANY_GROUPS = [
+    Case("short rows, several blocks of groups, strided", 3, 150, 150, 14, 4, 2, 1, 150, (1, 2)),
+    Case("short rows, three channels to two", 2, 60, 40, 12, 3, 1, 2, 20, (3, 0)),
+    Case("short rows, a stride longer than them", 5, 37, 74, 2, 4, 3, 1, 37, (4, 4)),
+    Case("short rows, more than a unit of them", 40, 33, 33, 9, 1, 1, 1, 33),
 ]
 
 # Layers of many channels whose classes of positions are computed together.
@@ -220,14 +235,26 @@ CASES = (
     + FAST
     + GROUPS
     + JOINED
+    + IN_PARTS
     + DEPTHWISE
     + FEW_CHANNELS
+    + MANY_GROUPS
     + STRIDED
     + TAPS_FIRST
 )
 
 # One of each kind, where a test is about something else than the shape.
-FEW = [BY_HAND, LENGTHS[8], CHANNELS[3], SETTINGS[2], FAST[1], GROUPS[0], GROUPS[4], JOINED[3]]
+FEW = [
+    BY_HAND,
+    LENGTHS[8],
+    CHANNELS[3],
+    SETTINGS[2],
+    FAST[1],
+    GROUPS[0],
+    GROUPS[4],
+    JOINED[3],
+    MANY_GROUPS[1],
+]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

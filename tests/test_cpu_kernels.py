@@ -9,6 +9,7 @@ from cases import (
     CHANNELS,
     DTYPES,
     FAST,
+    MANY_GROUPS,
     PARTLY_FAST,
     SEED,
     TAPS_FIRST,
@@ -127,22 +128,28 @@ def test_few_rows_and_short_inputs_are_multiplied_by_taps_first(dtype: str) -> N
     assert kernel("forward", far_apart, dtype) != "taps"
 
 
+@pytest.mark.parametrize("function", FUNCTIONS)
+@parametrize("case", MANY_GROUPS)
+def test_groups_fill_the_vectors_of_short_rows(function: str, case: Case) -> None:
+    assert kernel(function, case) == "depthwise"
+
+
 def test_the_batch_has_no_say() -> None:
     for case in TAPS_FIRST:
         for function in ("forward", "grad_input"):
             assert kernel(function, case) == kernel(function, case._replace(batch=32))
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
 @parametrize("case", SEED[2:])
-def test_short_samples_are_joined(function: str, case: Case) -> None:
-    assert kernel(function, case._replace(batch=32)) == "joined"
+def test_short_samples_are_joined(case: Case) -> None:
+    kernels = [kernel(function, case._replace(batch=32)) for function in FUNCTIONS]
+    assert kernels == ["joined", "taps", "joined"]
 
 
 def test_the_batch_decides_only_between_kernels_of_the_same_bits() -> None:
     case = SEED[3]
     assert [kernel("forward", case._replace(batch=n)) for n in (1, 32)] == ["rows", "joined"]
-    assert kernel("grad_input", case._replace(batch=1)) == "joined"
+    assert kernel("grad_input", case._replace(batch=1)) == "taps"
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -101,7 +101,7 @@ STACKS = {
         StackLayer(19, 19, 3, padding=0, activation="gelu", residual=True),
     ),
     "no padding": lambda: DilatedStack(
-        Conv1d(3, 70, 2, activation="tanh"), Conv1d(70, 6, 2, dilation=3)
+        Conv1d(3, 70, 2, activation="tanh"), Conv1d(70, 20, 2, dilation=3)
     ),
     "padding after a layer without, and less than causal": lambda: DilatedStack(
         Conv1d(3, 7, 3, activation="sigmoid"),
@@ -263,9 +263,9 @@ def test_a_state_can_be_copied_saved_and_moved() -> None:
 def test_an_empty_batch() -> None:
     stack, x = stack_and_input("no padding")
     state = stack.init_state(0)
-    assert stack.step(x[:0, :, 0], state).shape == (0, 6)
-    assert stack.prefill(x[:0], state).shape == (0, 6, LENGTH)
-    assert stack.prefill(x[:, :, :0], stack.init_state(3)).shape == (3, 6, 0)
+    assert stack.step(x[:0, :, 0], state).shape == (0, 20)
+    assert stack.prefill(x[:0], state).shape == (0, 20, LENGTH)
+    assert stack.prefill(x[:, :, :0], stack.init_state(3)).shape == (3, 20, 0)
     assert state.drop([]).position.shape == (0,)
 
 

@@ -1,20 +1,13 @@
 // The correlation with vectors of rows: inputs are the scalars, and the output is turned on its way
 // out.
 
-// The taps that any of some rows of a tile reads, where each sample has `positions` rows from
-// output q0 on.
-template <class S>
-TapRange taps_of_rows(const Correlation<S>& p, int64_t q0, int64_t positions, int64_t row,
-                      int64_t rows) {
-  const int64_t first = row % positions, last = first + rows;
-  return last <= positions ? taps_inside(p, q0 + first, q0 + last)
-                           : taps_inside(p, q0, q0 + positions);
-}
-
 template <class T, class S>
 void correlate_vectors_of_rows(const Correlation<S>& p) {
   constexpr int W = kLanes<T>;
   constexpr int64_t kTilePositions = 48;  // a multiple of kMaxRows for every instruction set
+  constexpr int64_t kMostTileRows = 192;
+  constexpr int64_t kTiles = 4;  // for threads to share, with the panels
+  constexpr int64_t kStagedBytes = 256 * 1024, kPanelBytes = 128 * 1024;  // in the L2 cache
 
   const int64_t channels = divide_up(p.channels, kDepth<T>);
   CorrelationPlan plan;
@@ -22,10 +15,20 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
                      channels);
   const int64_t blocks = divide_up(p.outputs, kTilePositions);  // of positions, within a sample
   const int64_t block_positions = divide_up(p.outputs, blocks);
+  const T* const input = reads_no_padding(p) ? if_same<const T>(const_cast<S*>(p.in)) : nullptr;
+  if (input != nullptr)
+    plan_in_place(plan.staging, p.in_channel, p.in_position, p.in_step, p.tap_offset, p.taps);
+  else
+    plan_for_scalars(plan.staging, block_positions, p.in_step, p.tap_offset, p.taps, W);
+  const int64_t sample_size = input != nullptr ? 0 : channels * plan.staging.channel_pitch();
+  // A job has several samples where they are short. Those of one position go together: they leave
+  // out the same taps.
+  const int64_t fitting =
+      smaller(kMostTileRows / p.outputs,
+              kStagedBytes / larger(1, static_cast<int64_t>(sizeof(T)) * sample_size));
   const int64_t samples =
-      larger(1, kTilePositions / p.outputs);  // per job, where a sample is short
+      larger(larger(1, kTilePositions / p.outputs), smaller(fitting, p.batch / kTiles));
   const int64_t batches = divide_up(p.batch, samples);
-  plan_for_scalars(plan.staging, block_positions, p.in_step, p.tap_offset, p.taps, W);
 
   const int64_t vectors = divide_up(p.rows, W);
   const int64_t panels = divide_up(vectors, kMaxVectors);
@@ -55,7 +58,7 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
   // again.
   const int64_t tiles = batches * p.groups * blocks;
   const int64_t ranges = smaller(panels, divide_up(threads(), tiles));
-  const int64_t sample_size = channels * plan.staging.channel_pitch();
+  const int64_t most_steps = kPanelBytes / (static_cast<int64_t>(sizeof(T)) * weight_pitch);
   parallel_jobs(
       tiles * ranges, p.rows * p.products() * block_positions * samples / ranges,
       [&](int64_t begin, int64_t end) {
@@ -71,42 +74,51 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
           const int64_t q0 = p.outputs * block / blocks;
           const int64_t positions = p.outputs * (block + 1) / blocks - q0;
           const int64_t count = smaller(samples, p.batch - n0);
-          const T* start[kTilePositions];
+          const T* start[kMostTileRows];
           for (int64_t i = 0; i < count; ++i) {
-            stage(plan.staging, p.in + (n0 + i) * p.in_batch + group * p.channels * p.in_channel,
-                  p.channels, p.in_channel, p.in_position, p.length, q0 * p.in_step,
-                  staged + i * sample_size, false);
+            const int64_t sample = (n0 + i) * p.in_batch + group * p.channels * p.in_channel;
+            const T* first = staged + i * sample_size;
+            if (input != nullptr)
+              first = input + sample + q0 * plan.staging.advance;
+            else
+              stage(plan.staging, p.in + sample, p.channels, p.in_channel, p.in_position, p.length,
+                    q0 * p.in_step, staged + i * sample_size, false);
             for (int64_t q = 0; q < positions; ++q)
-              start[i * positions + q] = staged + i * sample_size + q * plan.staging.advance;
+              start[q * count + i] = first + q * plan.staging.advance;
           }
           const int64_t tile_rows = count * positions;
           const int64_t strips = divide_up(tile_rows, kMaxRows);
           for (int64_t panel = first_panel; panel < last_panel; ++panel) {
             const int64_t first = vectors * panel / panels;
             const int width = static_cast<int>(vectors * (panel + 1) / panels - first);
-            for (int64_t strip = 0; strip < strips; ++strip) {
-              const int64_t row = tile_rows * strip / strips;
-              const int rows = static_cast<int>(tile_rows * (strip + 1) / strips - row);
-              const Steps steps =
-                  steps_of(plan.reduction, taps_of_rows(p, q0, positions, row, rows));
-              Product<T> product{start + row,
-                                 weights + (group * panels + panel) * panel_size,
-                                 plan.reduction.in_start,
-                                 plan.reduction.weight_start,
-                                 plan.reduction.outer,
-                                 plan.reduction.inner,
-                                 plan.reduction.in_step,
-                                 plan.reduction.weight_step,
-                                 tile + row * padded + first * W,
-                                 padded,
-                                 false};
-              multiply<T, false>(product, rows, width, steps, kForwardChain<T>);
-            }
+            for_each_part(plan.reduction, kForwardChain<T>, most_steps, [&](const Steps& part) {
+              const bool is_first = part.first_outer == 0 && part.first_inner == 0;
+              for (int64_t strip = 0; strip < strips; ++strip) {
+                const int64_t row = tile_rows * strip / strips;
+                const int rows = static_cast<int>(tile_rows * (strip + 1) / strips - row);
+                const TapRange inside =
+                    taps_inside(p, q0 + row / count, q0 + (row + rows - 1) / count + 1);
+                Product<T> product{start + row,
+                                   weights + (group * panels + panel) * panel_size,
+                                   plan.reduction.in_start,
+                                   plan.reduction.weight_start,
+                                   plan.reduction.outer,
+                                   plan.reduction.inner,
+                                   plan.reduction.in_step,
+                                   plan.reduction.weight_step,
+                                   tile + row * padded + first * W,
+                                   padded,
+                                   !is_first};
+                multiply<T, false>(product, rows, width,
+                                   overlap(steps_of(plan.reduction, inside), part),
+                                   kForwardChain<T>);
+              }
+            });
           }
           const int64_t m = vectors * first_panel / panels * W;
           const int64_t rows = smaller(vectors * last_panel / panels * W, p.rows) - m;
           for (int64_t i = 0; i < count; ++i)
-            finish_columns(p, tile + i * positions * padded + m, padded,
+            finish_columns(p, tile + i * padded + m, count * padded,
                            p.bias ? biases + group * padded + m : nullptr, positions, rows,
                            p.out + (n0 + i) * p.out_batch + group * p.out_group + m * p.out_row +
                                q0 * p.out_step);

@@ -1,185 +1,316 @@
-// The correlation by taps: the products of each input position with every tap first, which are then
-// added to the outputs they belong to. Where there are few rows, an input is read once for all
-// their taps; where the input is short against the reach of its taps, nothing is multiplied with
-// padding. For inputs that are next to each other.
+// The correlation by taps: each input is multiplied by all weights that it meets first, and what
+// each tap made of it is then added to the output which that tap belongs to. Where there are few
+// rows, an input is read once for all their taps; where the input is short against the reach of its
+// taps, nothing is multiplied with padding; and samples are joined where they are short. For inputs
+// that are next to each other. All classes of positions of one grad_input go together.
 
-// Positions that go together. Their products with a few taps stay in the first cache.
+// Positions that go together where a sample is long.
 constexpr int64_t kTapPositions = 256;
-// Sums of samples that go together: they stay in the second cache.
-constexpr int64_t kTapSums = 64 * 1024;
-// Copies of the inputs pay where they are read more often than for these.
+// Copies of the inputs pay where they are read more often than for these columns.
 constexpr int64_t kMostColumnsInPlace = 2 * kMaxRows;
+// Taps of a row that are multiplied on their own where the rows' weights are apart.
+constexpr int64_t kFewestTapsInPlace = kMaxRows / 2;
 
-// The outputs that are worked on at once need these inputs, in tiles.
-struct TapBlocks {
-  int64_t outputs, count;  // of one block, and blocks of one sample
-  int64_t samples;         // that share a tile, where they are short
+// The taps of the weight that read a part of the input in some class of positions, and how far.
+struct TapReach {
+  int64_t first, last;      // taps
+  int64_t lowest, highest;  // offsets
+  int64_t count() const { return last - first; }
 };
 
 template <class S>
-TapBlocks tap_blocks(const Correlation<S>& p, TapRange taps) {
-  // A block reads the inputs around it again, which are few where it is long.
-  const int64_t spread =
-      taps.count() > 0 ? p.tap_offset[taps.last - 1] - p.tap_offset[taps.first] : 0;
-  const int64_t longest = larger(8 * kTapPositions, 4 * larger(spread, -spread));
-  TapBlocks b;
-  b.count = p.length <= kTapPositions ? 1 : divide_up(p.outputs, longest);
-  b.outputs = divide_up(p.outputs, b.count);
-  const int64_t by_inputs = kTapPositions / larger(1, p.length);
-  b.samples = larger(1, smaller(p.batch, smaller(by_inputs, kTapSums / (p.rows * b.outputs))));
-  return b;
+TapReach tap_reach(const Correlation<S>* parts, int64_t part_count) {
+  TapReach reach{};
+  bool any = false;
+  for (int64_t i = 0; i < part_count; ++i) {
+    const TapRange taps = taps_inside(parts[i], 0, parts[i].outputs);
+    for (int64_t j = taps.first; j < taps.last; ++j) {
+      const int64_t tap = parts[i].tap_index[j], offset = parts[i].tap_offset[j];
+      reach.first = any ? smaller(reach.first, tap) : tap;
+      reach.last = larger(reach.last, tap + 1);
+      reach.lowest = any ? smaller(reach.lowest, offset) : offset;
+      reach.highest = any ? larger(reach.highest, offset) : offset;
+      any = true;
+    }
+  }
+  return reach;
 }
 
-// The weight of one group as [channel][row][tap], for the taps inside.
+// ---- the weight, as [channel][row][tap] for the taps in reach ----
+
+template <class S>
+bool weight_is_by_rows(const Correlation<S>& p, const TapReach& taps) {
+  return p.weight_tap == 1 && p.weight_row == taps.count();
+}
+template <class T, class S>
+bool weight_may_stay(const Correlation<S>& p, const TapReach& taps) {
+  // A power of two between the weights of two channels would have them all in one place in the
+  // cache.
+  return std::is_same_v<S, T> && p.weight_tap == 1 && p.weight_channel % (4 * kLanes<T>) != 0 &&
+         (weight_is_by_rows(p, taps) || taps.count() >= kFewestTapsInPlace);
+}
+
 template <class T>
 struct TapWeight {
   const T* data;
-  int64_t pitch;  // between channels
+  int64_t group, channel, row;  // strides
 };
 
-// grad_input finds it like that.
-template <class S>
-bool is_by_channel(const Correlation<S>& p, TapRange taps) {
-  bool natural = p.weight_tap == 1 && p.weight_row == p.taps && taps.count() == p.taps;
-  for (int64_t j = 0; natural && j < p.taps; ++j) natural = p.tap_index[j] == j;
-  return natural;
-}
-
-template <class S>
-void pack_taps(const Correlation<S>& p, TapRange taps, int64_t group, Compute<S>* out) {
-  for (int64_t c = 0; c < p.channels; ++c)
-    for (int64_t row = 0; row < p.rows; ++row) {
-      const S* source =
-          p.weight + group * p.weight_group + c * p.weight_channel + row * p.weight_row;
-      for (int64_t j = taps.first; j < taps.last; ++j)
-        *out++ = to_compute(source[p.tap_index[j] * p.weight_tap]);
+template <class T, class S>
+TapWeight<T> weight_of_taps(const Correlation<S>& p, const TapReach& taps) {
+  if (weight_may_stay<T>(p, taps))
+    return {if_same<const T>(const_cast<S*>(p.weight)) + taps.first, p.weight_group,
+            p.weight_channel, p.weight_row};
+  const int64_t channels = divide_up(p.channels, kDepth<T>);
+  const bool by_rows = weight_is_by_rows(p, taps);
+  const int64_t stretches = by_rows ? 1 : p.rows;
+  const int64_t length = by_rows ? p.rows * taps.count() : taps.count();
+  const int64_t pitch = staged_pitch(p.rows * taps.count(), kLanes<T>);
+  T* packed = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.groups * channels * pitch));
+  parallel_jobs(p.groups * channels, pitch, [&](int64_t begin, int64_t end) {
+    for (int64_t job = begin; job < end; ++job) {
+      const S* source = p.weight + job / channels * p.weight_group + taps.first * p.weight_tap;
+      T* out = packed + job * pitch;
+      for (int64_t i = 0; i < stretches; ++i, source += p.weight_row, out += length) {
+        const auto row = OperandRows<T, S>{source, p.weight_channel, p.channels}(job % channels);
+        if (length >= kLanes<T>)
+          stage_source(row, p.weight_tap, length, 0, 1, out, length);
+        else
+          for (int64_t t = 0; t < length; ++t) out[t] = row.element(t * p.weight_tap);
+      }
     }
+  });
+  return {packed, channels * pitch, pitch, taps.count()};
 }
 
-// Copies of `length` inputs from i0 on, for some samples side by side.
-template <class S>
-void stage_side_by_side(const Correlation<S>& p, const S* in, int64_t samples, int64_t i0,
-                        int64_t length, Compute<S>* out, int64_t pitch) {
-  for (int64_t c = 0; c < p.channels; ++c, in += p.in_channel, out += pitch)
-    for (int64_t i = 0; i < samples; ++i) {
-      const S* row = in + i * p.in_batch;
-      if (length >= kLanes<Compute<S>>)
-        stage_row(row, p.in_position, p.length, i0, 1, out + i * length, length);
-      else
-        for (int64_t t = 0; t < length; ++t)
-          out[i * length + t] = to_compute(row[(i0 + t) * p.in_position]);
-    }
-}
+// ---- from products to outputs ----
 
+// What a tap adds to a vector of outputs.
 template <class T>
-CONVLM_INLINE void add_to_sums(const T* from, int64_t count, T* to) {
+struct Addend {
+  int64_t offset;    // in the products, from the lane of the sample's first input
+  Integers<T> mask;  // of the lanes that have such an input
+};
+
+// The taps that add to the outputs from `start` on, of which there is a vector, what inputs
+// [begin, end) make of them; returns how many.
+template <class S, class T>
+int64_t addends_of(const Correlation<S>& part, const TapReach& reach, int64_t start, int64_t begin,
+                   int64_t end, int64_t pitch, Addend<T>* addends) {
   constexpr int W = kLanes<T>;
-  int64_t i = 0;
-  for (; i + W <= count; i += W) store(to + i, load(to + i) + load(from + i));
-  if (i == count) return;
-  const int rest = static_cast<int>(count - i);
-  store_partial(to + i, load_partial(to + i, rest) + load_partial(from + i, rest), rest);
+  if (part.taps == 0) return 0;
+  // Offsets are evenly spaced.
+  const int64_t spacing = part.taps > 1 ? part.tap_offset[1] - part.tap_offset[0] : 1;
+  const int64_t before = begin - start - W - part.tap_offset[0];  // too low an offset
+  const int64_t after = end - start - part.tap_offset[0];         // too high a one
+  const int64_t first =
+      spacing > 0 ? divide_down(before, spacing) + 1 : divide_down(-after, -spacing) + 1;
+  const int64_t last =
+      spacing > 0 ? divide_down(after - 1, spacing) + 1 : divide_down(-before - 1, -spacing) + 1;
+  int64_t count = 0;
+  for (int64_t j = larger(0, first); j < smaller(part.taps, last); ++j) {
+    const int64_t input = start + part.tap_offset[j] - begin, tap = part.tap_index[j] - reach.first;
+    if (tap < 0 || tap >= reach.count()) continue;  // beyond the last output
+    Addend<T>& addend = addends[count++];
+    addend.offset = tap * pitch + input;
+    for (int l = 0; l < W; ++l) addend.mask[l] = input + l >= 0 && input + l < end - begin ? -1 : 0;
+  }
+  return count;
 }
 
-template <class S>
-void correlate_by_taps(const Correlation<S>& p) {
-  using T = Compute<S>;
-  constexpr int W = kLanes<T>;
-  const TapRange taps = taps_inside(p, 0, p.outputs);
-  const TapBlocks blocks = tap_blocks(p, taps);
-  const int64_t columns = p.rows * taps.count();
-  const T* in_place_weight = is_by_channel(p, taps) ? in_place(p.weight) : nullptr;
-  T* packed = nullptr;
-  if (in_place_weight == nullptr) {
-    packed = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.groups * p.channels * columns));
-    parallel_jobs(p.groups, p.channels * columns, [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group)
-        pack_taps(p, taps, group, packed + group * p.channels * columns);
-    });
-  }
-  const auto weight_of_group = [&](int64_t group) {
-    return in_place_weight != nullptr
-               ? TapWeight<T>{in_place_weight + group * p.weight_group, p.weight_channel}
-               : TapWeight<T>{packed + group * p.channels * columns, columns};
+// out[row] = the sum of the addends in products[row], and of what is there already: a vector, of
+// which `stored` lanes.
+template <class T, class Out>
+void add_up(const T* products, int64_t pitch, const Addend<T>* addends, int64_t count, int64_t rows,
+            Out* out, int64_t out_pitch, int stored, bool accumulate) {
+  const auto addend = [&](int64_t row, int64_t a) {
+    const Vector<T> product = load(products + row * pitch + addends[a].offset);
+    return (Vector<T>)((Integers<T>)product & addends[a].mask);
   };
-  const bool reads_in_place =
-      p.in_position == 1 && columns <= kMostColumnsInPlace && blocks.samples == 1;
-  const T* in_place_input = reads_in_place ? in_place(p.in) : nullptr;
+  const auto store_sums = [&](const auto& sum_of) {
+    if (stored == kLanes<T>)
+      for (int64_t row = 0; row < rows; ++row) store(out + row * out_pitch, sum_of(row));
+    else
+      for (int64_t row = 0; row < rows; ++row)
+        store_partial(out + row * out_pitch, sum_of(row), stored);
+  };
+  // A loop over one or two would cost more than they do.
+  if (!accumulate && count == 1) return store_sums([&](int64_t row) { return addend(row, 0); });
+  if (!accumulate && count == 2)
+    return store_sums([&](int64_t row) { return addend(row, 0) + addend(row, 1); });
+  store_sums([&](int64_t row) {
+    Vector<T> sum{};
+    if (accumulate) sum = load(out + row * out_pitch);
+    for (int64_t a = 0; a < count; ++a) sum += addend(row, a);
+    return sum;
+  });
+}
 
-  // A range of rows is a job of its own where there are fewer others than threads; it stages again.
-  const int64_t tiles = divide_up(p.batch, blocks.samples) * p.groups * blocks.count;
-  const int64_t ranges = smaller(p.rows, divide_up(threads(), tiles));
-  const int64_t lanes = divide_up(blocks.samples * smaller(p.length, kTapPositions), W) * W;
-  const int64_t in_pitch = staged_pitch(lanes, W), sum_pitch = blocks.outputs + W;
-  const int64_t range_rows = divide_up(p.rows, ranges);
+// How many samples a tile has: as many as fill its vectors best, and a tile for each thread.
+inline int64_t samples_of_tile(int64_t batch, int64_t length, int64_t lanes) {
+  int64_t samples = 1;
+  for (int64_t n = 2; n <= smaller(batch, kJoinedVectors * lanes / length); ++n)
+    if (n * divide_up(samples * length, lanes) >= samples * divide_up(n * length, lanes))
+      samples = n;
+  const int64_t tiles = divide_up(batch, samples * threads()) * threads();
+  return divide_up(batch, smaller(batch, tiles));
+}
+
+// `parts` are one correlation, or the classes of all positions, those without taps among them.
+template <class T, class S>
+void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
+  using R = Sum<T>;
+  constexpr int W = kLanes<T>;
+  constexpr int64_t kProductBytes = 64 * 1024;
+
+  const Correlation<S>& p = parts[0];
+  const int64_t channels = divide_up(p.channels, kDepth<T>);
+  const TapReach taps = tap_reach(parts, part_count);
+  const TapWeight<T> weight = weight_of_taps<T>(p, taps);
+  const bool by_rows = weight.row == taps.count();
+  int64_t outputs = 0;
+  for (int64_t i = 0; i < part_count; ++i) outputs = larger(outputs, parts[i].outputs);
+
+  // A block of outputs reads the inputs around it again, which are few where it is long.
+  const bool is_long = p.length > kTapPositions;
+  const int64_t longest = larger(8 * kTapPositions, 4 * (taps.highest - taps.lowest));
+  const int64_t blocks = is_long ? divide_up(outputs, longest) : 1;
+  const int64_t samples = is_long ? 1 : samples_of_tile(p.batch, p.length, W);
+  const int64_t tiles = divide_up(p.batch, samples);
+  const int64_t pitch = staged_pitch(is_long ? kTapPositions : samples * p.length, W);
+  const int64_t chunk = larger(
+      1, kProductBytes / (static_cast<int64_t>(sizeof(R)) * larger(1, taps.count()) * pitch));
+  const int64_t chunks = divide_up(p.rows, chunk);
+  const int64_t ranges = smaller(chunks, divide_up(threads(), tiles * p.groups * blocks));
+  // Sums are outputs at once where nothing more is to be done with them.
+  const bool at_once =
+      !is_long && p.out_step == 1 && p.bias == nullptr && p.activation == Activation::none;
+  const int64_t part_pitch = (divide_up(divide_up(outputs, blocks), W) + 1) * W;
+  const int64_t row_size = samples * part_count * part_pitch;
+  const int64_t sum_rows = is_long ? divide_up(chunks, ranges) * chunk : chunk;
+  const T* input = is_long && p.in_position == 1 && p.rows * taps.count() <= kMostColumnsInPlace
+                       ? if_same<const T>(const_cast<S*>(p.in))
+                       : nullptr;
+
+  int64_t zero = 0, sample_starts[2];
+  Staging sample;
+  sample.stream_start = sample_starts;
+  sample.tap_start = sample_starts + 1;
+  plan_for_vectors(sample, smaller(p.length, kTapPositions), 1, &zero, 1, W);
+
   parallel_jobs(
-      tiles * ranges, blocks.samples * p.length * p.channels * columns / (ranges * blocks.count),
+      tiles * p.groups * blocks * ranges,
+      p.rows * taps.count() * p.channels * samples * p.length / (ranges * blocks),
       [&](int64_t begin, int64_t end) {
-        T* staged = static_cast<T*>(scratch(Slot::staged, sizeof(T) * p.channels * in_pitch));
-        T* products = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kMaxRows * lanes));
-        T* sums = static_cast<T*>(
-            scratch(Slot::panel, sizeof(T) * blocks.samples * range_rows * sum_pitch));
-        const int64_t start = 0;
+        T* staged = static_cast<T*>(scratch(Slot::panel, sizeof(T) * channels * pitch));
+        // Vectors that begin before a sample's first input, or end after its last one, may reach
+        // beyond the products.
+        R* products = static_cast<R*>(
+                          scratch(Slot::tile, sizeof(R) * (chunk * taps.count() * pitch + 2 * W))) +
+                      W;
+        Addend<R>* addends =
+            static_cast<Addend<R>*>(scratch(Slot::partial, sizeof(Addend<R>) * taps.count()));
+        R* sums =
+            static_cast<R*>(scratch(Slot::last, at_once ? 0 : sizeof(R) * sum_rows * row_size));
         for (int64_t job = begin; job < end; ++job) {
-          const int64_t range = job % ranges, block = job / ranges % blocks.count;
-          const int64_t group = job / ranges / blocks.count % p.groups;
-          const int64_t n0 = job / ranges / blocks.count / p.groups * blocks.samples;
-          const int64_t samples = smaller(blocks.samples, p.batch - n0);
-          const int64_t r0 = p.rows * range / ranges, r1 = p.rows * (range + 1) / ranges;
-          const int64_t q0 = p.outputs * block / blocks.count;
-          const int64_t q1 = p.outputs * (block + 1) / blocks.count;
-          const TapWeight<T> weight = weight_of_group(group);
-          const int64_t in_start = n0 * p.in_batch + group * p.channels * p.in_channel;
-          for (int64_t i = 0; i < samples * (r1 - r0) * sum_pitch; ++i) sums[i] = 0;
-          int64_t first = p.length, last = 0;  // the inputs that these outputs read
-          for (int64_t j = taps.first; j < taps.last; ++j) {
-            first = smaller(first, larger(0, q0 + p.tap_offset[j]));
-            last = larger(last, smaller(p.length, q1 + p.tap_offset[j]));
-          }
-          for (int64_t i0 = first; i0 < last; i0 += kTapPositions) {
-            const int64_t length = smaller(kTapPositions, last - i0);
-            const int64_t vectors = divide_up(samples * length, W);
+          const int64_t range = job % ranges, block = job / ranges % blocks;
+          const int64_t group = job / ranges / blocks % p.groups;
+          const int64_t tile = job / ranges / blocks / p.groups;
+          const int64_t first_sample = p.batch * tile / tiles;
+          const int64_t last_sample = p.batch * (tile + 1) / tiles;
+          const int64_t q0 = outputs * block / blocks, q1 = outputs * (block + 1) / blocks;
+          const int64_t range_row = p.rows * (chunks * range / ranges) / chunks;
+          // The inputs that these outputs read, in stretches where a sample is long.
+          const int64_t low = is_long ? larger(0, q0 + taps.lowest) : 0;
+          const int64_t high =
+              is_long ? larger(low, smaller(p.length, q1 + taps.highest)) : p.length;
+          const int64_t stretches = larger(1, divide_up(high - low, kTapPositions));
+          for (int64_t stretch = 0; stretch < stretches; ++stretch) {
+            const int64_t i0 = low + (high - low) * stretch / stretches;
+            const int64_t i1 = low + (high - low) * (stretch + 1) / stretches;
+            const int64_t lanes = (last_sample - first_sample) * (i1 - i0);
+            const int64_t vectors = divide_up(lanes, W);
+            const S* in = p.in + group * p.channels * p.in_channel;
             // The last vector of a row may end past the tensor.
-            const int64_t read_in_place = in_place_input == nullptr ? 0 : length / W;
-            if (read_in_place < vectors)
-              stage_side_by_side(p, p.in + in_start, samples, i0 + read_in_place * W,
-                                 length - read_in_place * W, staged, in_pitch);
-            const int64_t first_column = r0 * taps.count(), last_column = r1 * taps.count();
-            for (int64_t column = first_column; column < last_column; column += kMaxRows) {
-              const int count = static_cast<int>(smaller(kMaxRows, last_column - column));
-              const T* rows = weight.data + column;
-              const auto multiply_vectors = [&](const T* in, int64_t pitch, int64_t from,
-                                                int64_t to) {
-                const int64_t strips = divide_up(to - from, kMaxVectors);
-                for (int64_t strip = 0; strip < strips; ++strip) {
-                  const int64_t v = (to - from) * strip / strips;
-                  const int width = static_cast<int>((to - from) * (strip + 1) / strips - v);
-                  multiply<T, true>(
-                      Product<T>{&rows, in + v * W, &start, &start, 1, p.channels, weight.pitch,
-                                 pitch, products + (from + v) * W, lanes, false},
-                      count, width);
-                }
+            const int64_t in_place = input == nullptr ? 0 : lanes / W;
+            if (in_place < vectors) {
+              const int64_t from = first_sample * p.length + i0 + in_place * W;
+              const JoinedInput<S> rest{in,         p.in_batch, p.in_channel, p.in_position,
+                                        p.channels, p.length,   p.length,     1,
+                                        1,          &zero,      sample};
+              stage_joined<T>(rest, Runs(p.length, from, from + lanes - in_place * W), staged,
+                              pitch);
+            }
+            for (int64_t k = chunks * range / ranges; k < chunks * (range + 1) / ranges; ++k) {
+              const int64_t first = p.rows * k / chunks, count = p.rows * (k + 1) / chunks - first;
+              const T* rows = weight.data + group * weight.group + first * weight.row;
+              const auto multiply_columns = [&](const T* column, int64_t to, int height) {
+                const auto multiply_vectors = [&](const T* vector, int64_t step, int64_t from,
+                                                  int64_t end) {
+                  const int64_t strips = divide_up(end - from, kMaxVectors);
+                  for (int64_t strip = 0; strip < strips; ++strip) {
+                    const int64_t v = (end - from) * strip / strips;
+                    const int width = static_cast<int>((end - from) * (strip + 1) / strips - v);
+                    multiply<T, true>(
+                        Product<T>{&column, vector + v * W, &zero, &zero, 1, channels,
+                                   weight.channel, step, products + to * pitch + (from + v) * W,
+                                   pitch, false},
+                        height, width);
+                  }
+                };
+                if (in_place > 0)
+                  multiply_vectors(
+                      input + first_sample * p.in_batch + group * p.channels * p.in_channel + i0,
+                      p.in_channel, 0, in_place);
+                multiply_vectors(staged, pitch, in_place, vectors);
               };
-              if (read_in_place > 0)
-                multiply_vectors(in_place_input + in_start + i0, p.in_channel, 0, read_in_place);
-              multiply_vectors(staged, in_pitch, read_in_place, vectors);
-              for (int64_t k = column; k < column + count; ++k) {
-                const int64_t row = k / taps.count() - r0;
-                const int64_t offset = p.tap_offset[taps.first + k % taps.count()];
-                const int64_t from = larger(i0, q0 + offset);
-                const int64_t to = smaller(i0 + length, q1 + offset);
-                for (int64_t i = 0; from < to && i < samples; ++i)
-                  add_to_sums(products + (k - column) * lanes + i * length + from - i0, to - from,
-                              sums + (i * (r1 - r0) + row) * sum_pitch + from - offset - q0);
+              // Blocks of columns, of several rows where their weights lie together.
+              const int64_t length = by_rows ? count * taps.count() : taps.count();
+              const int64_t column_blocks = divide_up(length, kMaxRows);
+              for (int64_t row = 0; row < (by_rows ? 1 : count); ++row)
+                for (int64_t b = 0; b < column_blocks; ++b) {
+                  const int64_t column = length * b / column_blocks;
+                  multiply_columns(rows + row * weight.row + column, row * length + column,
+                                   static_cast<int>(length * (b + 1) / column_blocks - column));
+                }
+              R* chunk_sums = sums + (is_long ? first - range_row : 0) * row_size;
+              for (int64_t i = 0; i < part_count; ++i) {
+                const int64_t last = smaller(q1, parts[i].outputs);
+                for (int64_t q = q0; q < last; q += W) {
+                  // The last vector of an output overlaps the one before it, where there is one.
+                  const int64_t start = at_once ? larger(0, smaller(q, last - W)) : q;
+                  const int stored = at_once ? static_cast<int>(smaller(W, last)) : W;
+                  const int64_t terms = addends_of(parts[i], taps, start, i0, i1, pitch, addends);
+                  if (stretch > 0 && terms == 0) continue;
+                  for (int64_t n = first_sample; n < last_sample; ++n) {
+                    const R* in_lane = products + (n - first_sample) * (i1 - i0);
+                    if (at_once)
+                      add_up(
+                          in_lane, taps.count() * pitch, addends, terms, count,
+                          p.out + n * p.out_batch + group * p.out_group + first * p.out_row + start,
+                          p.out_row, stored, false);
+                    else
+                      add_up(in_lane, taps.count() * pitch, addends, terms, count,
+                             chunk_sums + ((n - first_sample) * part_count + i) * part_pitch +
+                                 start - q0,
+                             row_size, W, stretch > 0);
+                  }
+                }
               }
+              for (int64_t row = 0; !at_once && stretch + 1 == stretches && row < count; ++row)
+                for (int64_t n = first_sample; n < last_sample; ++n) {
+                  R* phases =
+                      chunk_sums + row * row_size + (n - first_sample) * part_count * part_pitch;
+                  S* out = p.out + n * p.out_batch + group * p.out_group +
+                           (first + row) * p.out_row + q0 * p.out_step;
+                  if (p.out_step == 1)
+                    finish_row(p, phases, bias_of(p, group * p.rows + first + row), q1 - q0, out);
+                  else
+                    interleave(phases, part_pitch, p.out_step,
+                               smaller(p.out_row, q1 * p.out_step) - q0 * p.out_step, out);
+                }
             }
           }
-          for (int64_t i = 0; i < samples; ++i)
-            for (int64_t row = r0; row < r1; ++row)
-              finish_row(p, sums + (i * (r1 - r0) + row - r0) * sum_pitch,
-                         bias_of(p, group * p.rows + row), q1 - q0,
-                         p.out + (n0 + i) * p.out_batch + group * p.out_group + row * p.out_row +
-                             q0 * p.out_step);
         }
       });
 }

@@ -107,9 +107,37 @@ TapRange taps_inside(const Correlation<S>& p, int64_t begin, int64_t end) {
   return taps_inside(p.tap_offset, p.taps, p.in_step, p.length, begin, end);
 }
 
+template <class S>
+bool reads_no_padding(const Correlation<S>& p) {
+  bool inside = true;
+  for (int64_t j = 0; j < p.taps; ++j)
+    inside &= p.tap_offset[j] >= 0 && p.tap_offset[j] + (p.outputs - 1) * p.in_step < p.length;
+  return inside;
+}
+
 inline Steps steps_of(const Reduction& r, TapRange taps) {
   if (r.taps_are_inner) return {0, r.outer, taps.first, taps.last};
   return {taps.first, taps.last, 0, r.inner};
+}
+
+inline Steps overlap(const Steps& a, const Steps& b) {
+  return {larger(a.first_outer, b.first_outer), smaller(a.last_outer, b.last_outer),
+          larger(a.first_inner, b.first_inner), smaller(a.last_inner, b.last_inner)};
+}
+
+// A reduction that has more to read than the caches hold is taken in parts, of whole chains and in
+// their order: the bits do not depend on them. Calls body(part) for parts of about `most` steps.
+template <class Body>
+CONVLM_INLINE void for_each_part(const Reduction& r, int64_t chain, int64_t most,
+                                 const Body& body) {
+  const Chains chains(r.outer, r.inner, chain);
+  const int64_t outer =
+      smaller(r.outer, larger(1, most / (chains.inner * chains.outer)) * chains.outer);
+  const int64_t inner =
+      outer < r.outer ? chains.inner : larger(1, most / (r.outer * chains.inner)) * chains.inner;
+  for (int64_t s = 0; s < r.inner; s += inner)
+    for (int64_t o = 0; o < r.outer; o += outer)
+      body(Steps{o, smaller(o + outer, r.outer), s, smaller(s + inner, r.inner)});
 }
 
 // How many products the outputs of one row and channel take, but for those with padding.
@@ -127,12 +155,23 @@ int64_t products_inside(const Correlation<S>& p) {
 
 // ---- packing of weights ----
 
+// Taps next to each other in the weight, too.
+template <class S>
+bool taps_are_neighbours(const Correlation<S>& p) {
+  return p.weight_tap == 1 && p.tap_index[p.taps - 1] - p.tap_index[0] == p.taps - 1;
+}
+
 // Weights of one channel lie together, in the order of the taps.
 template <class S>
 bool natural_weight(const Correlation<S>& p) {
-  bool natural = p.weight_tap == 1 && p.weight_channel == p.taps;
-  for (int64_t j = 0; natural && j < p.taps; ++j) natural = p.tap_index[j] == j;
-  return natural;
+  return taps_are_neighbours(p) && p.weight_channel == p.taps && p.tap_index[0] == 0;
+}
+
+// Whether many weights at once are turned into place. Few taps are picked by shuffles of their own.
+template <class S>
+bool is_turned(const Correlation<S>& p, int64_t taps) {
+  constexpr int64_t kFewestTurned = 7;
+  return natural_weight(p) || (taps >= kFewestTurned && taps_are_neighbours(p));
 }
 
 // out[(c * p.taps + j) * pitch + i] = weight of row first + i for the taps j in `taps`, if not for
@@ -146,6 +185,14 @@ void pack_rows(const Correlation<S>& p, TapRange taps, int64_t group, int64_t fi
     for (int64_t i = 0; i < padded; i += W)
       transpose_strip(source + i * p.weight_row, p.weight_row, larger(0, smaller(W, count - i)),
                       p.products(), out + i, pitch, smaller(W, padded - i));
+    return;
+  }
+  if (is_turned(p, taps.count())) {
+    for (int64_t c = 0; c < p.channels; ++c)
+      for (int64_t i = 0; i < padded; i += W)
+        transpose_strip(source + c * p.weight_channel + p.tap_index[taps.first] + i * p.weight_row,
+                        p.weight_row, larger(0, smaller(W, count - i)), taps.count(),
+                        out + (c * p.taps + taps.first) * pitch + i, pitch, smaller(W, padded - i));
     return;
   }
   for (int64_t c = 0; c < p.channels; ++c)

@@ -121,31 +121,34 @@ struct GradInput {
     const Conv1dGeometry& g = a.geometry;
     Correlation<S>* parts = static_cast<Correlation<S>*>(
         scratch(Slot::parts, sizeof(Correlation<S>) * smaller(g.stride, g.length)));
-    const bool interleaved = is_interleaved(g);
-    int64_t count = interleaved ? 0 : joined_classes(a, parts);
-    if (count > 0) return grad_input_joined<Operand<S>>(parts, count);
+    const bool by_groups = is_by_groups<S>(g);
+    const bool interleaved = !by_groups && is_interleaved(g), together = by_groups || interleaved;
+    int64_t count = together ? 0 : classes_by_taps(a, parts);
+    if (count > 0) return correlate_taps_first(parts, count);
     for_each_class(a, true, [&](const Correlation<S>& p) {
-      if (p.taps == 0) {
+      if (p.taps == 0 && !by_groups) {
         if (!interleaved) clear(p);
         return true;
       }
-      if (!interleaved && count > 0 && parts[0].rows != p.rows) {  // patches
+      if (!together && count > 0 && parts[0].rows != p.rows) {  // patches
         correlate(parts, count);
         count = 0;
       }
       parts[count++] = p;
       return true;
     });
-    if (interleaved) return correlate_interleaved(parts, count, static_cast<S*>(a.grad_input));
+    S* const out = static_cast<S*>(a.grad_input);
+    if (by_groups) return correlate_groups(parts, count, out);
+    if (interleaved) return correlate_interleaved(parts, count, out);
     correlate(parts, count);
   }
 
   static Kernel kernel(const GradInputArguments& a) {
-    if (is_interleaved(a.geometry)) return Kernel::depthwise;
+    if (is_by_groups<S>(a.geometry) || is_interleaved(a.geometry)) return Kernel::depthwise;
     const Conv1dGeometry& g = a.geometry;
     Correlation<S>* parts = static_cast<Correlation<S>*>(
         scratch(Slot::parts, sizeof(Correlation<S>) * smaller(g.stride, g.length)));
-    if (joined_classes(a, parts) > 0) return Kernel::joined;
+    if (classes_by_taps(a, parts) > 0) return Kernel::taps;
     Kernel kernel = Kernel::rows;
     for_each_class(a, true, [&](const Correlation<S>& p) {
       if (p.taps > 0) kernel = correlation_kernel(p);
@@ -154,15 +157,16 @@ struct GradInput {
     return kernel;
   }
 
-  // Where joined samples are better off, `parts` becomes all classes; returns how many, else none.
-  static int64_t joined_classes(const GradInputArguments& a, Correlation<S>* parts) {
-    if (a.geometry.batch == 0 || !is_short<S>(a.geometry.out_length)) return 0;
+  // Where classes of positions are better off with products by taps, `parts` becomes all of them;
+  // returns how many, else none.
+  static int64_t classes_by_taps(const GradInputArguments& a, Correlation<S>* parts) {
+    if (a.geometry.batch == 0 || a.geometry.stride == 1) return 0;
     int64_t count = 0;
     for_each_class(a, false, [&](const Correlation<S>& p) {
       parts[count++] = p;
       return true;
     });
-    return count > 0 && joining_pays(parts, count) ? count : 0;
+    return count > 0 && taps_first_pays(parts, count) ? count : 0;
   }
 
   // Calls body with the correlation of each class of positions while that returns true.

@@ -54,6 +54,8 @@ int64_t interleave_vectors(const Compute<S>* strips, int64_t pitch, int64_t coun
   return i;
 }
 
+constexpr int64_t kMostInterleaved = 4;  // by shuffles
+
 // out[i * step + r] = strips[r * pitch + i], `length` elements in all.
 template <class S>
 void interleave(const Compute<S>* strips, int64_t pitch, int64_t step, int64_t length, S* out) {

@@ -108,6 +108,18 @@ struct Steps {
   int64_t first_outer, last_outer, first_inner, last_inner;
 };
 
+// A chain is some of the inner steps of some outer ones.
+struct Chains {
+  int64_t outer, inner;
+
+  Chains(int64_t all_outer, int64_t all_inner, int64_t chain)
+      : outer(larger(1, all_outer)), inner(larger(1, all_inner)) {
+    if (all_outer * all_inner <= chain) return;
+    inner = divide_up(all_inner, divide_up(all_inner, chain));
+    outer = larger(1, chain / inner);
+  }
+};
+
 // Runs the reduction of `p` in chains, of which it takes no more than `steps`; `rows` <= MAX_ROWS,
 // `vectors` <= MAX_VECTORS. Where chains begin does not depend on the steps, and so no bits do.
 template <class T, bool CONTIGUOUS_ROWS, int MAX_ROWS = kMaxRows, int MAX_VECTORS = kMaxVectors>
@@ -133,16 +145,13 @@ CONVLM_INLINE void multiply(Product<T> p, int rows, int vectors, const Steps& st
   };
   if (steps.first_outer >= steps.last_outer || steps.first_inner >= steps.last_inner)
     return run(steps.last_outer, steps.last_outer, steps.last_inner, steps.last_inner);  // zeros
-  if (whole.outer * whole.inner <= chain)
-    return run(steps.first_outer, steps.last_outer, steps.first_inner, steps.last_inner);
-  const int64_t inner_chain = divide_up(whole.inner, divide_up(whole.inner, chain));
-  const int64_t outer_chain = larger(1, chain / inner_chain);
-  for (int64_t s = steps.first_inner / inner_chain * inner_chain; s < steps.last_inner;
-       s += inner_chain)
-    for (int64_t o = steps.first_outer / outer_chain * outer_chain; o < steps.last_outer;
-         o += outer_chain)
-      run(larger(o, steps.first_outer), smaller(o + outer_chain, steps.last_outer),
-          larger(s, steps.first_inner), smaller(s + inner_chain, steps.last_inner));
+  const Chains chains(whole.outer, whole.inner, chain);
+  for (int64_t s = steps.first_inner / chains.inner * chains.inner; s < steps.last_inner;
+       s += chains.inner)
+    for (int64_t o = steps.first_outer / chains.outer * chains.outer; o < steps.last_outer;
+         o += chains.outer)
+      run(larger(o, steps.first_outer), smaller(o + chains.outer, steps.last_outer),
+          larger(s, steps.first_inner), smaller(s + chains.inner, steps.last_inner));
 }
 
 // All of it.

@@ -65,62 +65,117 @@ int64_t products_in_strips(const Correlation<S>& p, int64_t more) {
   return products;
 }
 
-// Whether to multiply by taps first, instead of as `direct` does. Costs of one sample, in
-// multiply-adds; the constants were fitted to the times of 1,900 random problems.
-template <class S>
-bool taps_first_pays(const Correlation<S>& p, Kernel direct) {
-  constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kPacking = 7;  // of a weight, shared by a few samples
-  if (p.in_step != 1 || (p.taps == 1 && p.length >= p.outputs)) return false;
-  const TapRange taps = taps_inside(p, 0, p.outputs);
-  const int64_t columns = p.rows * taps.count();
-  const int64_t packing = kPacking * p.channels * columns;
-  // Few columns wait for each other's sums; many read their inputs from copies.
-  int64_t taps_first = p.length * (p.channels + 4) * (columns + larger(1, columns / kMaxRows));
-  if (columns > kMostColumnsInPlace || p.length < kTapPositions)
-    taps_first += p.channels * p.length;
-  if (!is_by_channel(p, taps)) taps_first += packing;
-
-  const int64_t products =
-      direct == Kernel::positions
-          ? products_in_strips(p, kMaxVectors * W * 3 / 2) * (4 * p.rows + 5) / 4
-          : products_in_strips(p, kMaxRows) * divide_up(p.rows, W) * W;
-  const int64_t spread = p.tap_offset[p.taps - 1] - p.tap_offset[0];
-  const int64_t staged = smaller(p.outputs + larger(spread, -spread), taps.count() * p.outputs);
-  return taps_first < products * p.channels / kDepth<Operand<S>> + staged * p.channels + packing;
-}
-
 // Few rows per channel leave nothing to block over; past one chain the sums need their tile.
 inline bool has_few_channels(int64_t rows, int64_t channels, int64_t taps) {
   return (channels == 1 ? rows <= 4 : rows == 1 && channels <= 4) &&
          channels * taps <= kGradWeightChain;
 }
 
-// grad_input of such layers with a stride.
+// Short rows of many groups of few channels: groups fill vectors, positions would not. Measured.
+// A sum is one chain.
+template <class S>
+bool is_by_groups(int64_t groups, int64_t rows, int64_t channels, int64_t taps, int64_t outputs,
+                  int64_t length) {
+  constexpr int W = kLanes<Compute<S>>;
+  const bool few = (rows * channels <= 16 && channels * taps <= kChain) ||
+                   has_few_channels(rows, channels, taps);
+  return few && 2 * groups >= W && (8 * outputs + length) * divide_up(groups, W) <= 32 * groups;
+}
+template <template <class> class Problem, class S>
+bool is_by_groups(const Problem<S>& p) {
+  return is_by_groups<S>(p.groups, p.rows, p.channels, p.taps, p.outputs, p.length);
+}
+
+// grad_input of either, with a stride.
+template <class S>
+bool is_by_groups(const Conv1dGeometry& g) {
+  return g.batch > 0 && g.length > 0 && g.stride > 1 &&
+         is_by_groups<S>(g.groups, g.in_channels_per_group(), g.out_channels_per_group(),
+                         g.kernel_size, divide_up(g.length, g.stride), g.length);
+}
 inline bool is_interleaved(const Conv1dGeometry& g) {
   return g.batch > 0 && g.stride > 1 && g.length >= g.stride && g.in_channels_per_group() == 1 &&
          has_few_channels(1, g.out_channels_per_group(), g.kernel_size);
 }
 
+// Vectors of positions, or of rows. Both round up to whole vectors: the one that wastes less.
+// Vectors of positions need no turning of the output, so they win ties and near-ties.
+template <class S>
+Kernel kernel_of_vectors(const Correlation<S>& p) {
+  constexpr int W = kLanes<Compute<S>>;
+  int64_t by_positions = divide_up(p.outputs, W) * p.rows;
+  int64_t by_rows = divide_up(p.rows, W) * p.outputs;
+  const bool is_joined = is_short<S>(p.outputs) && p.rows >= kFewestJoinedRows;
+  // Rows read inputs in place, where positions have to stage each phase of a stride.
+  constexpr int64_t kPhase = 32, kPhaseVector = 4;
+  if (std::is_same_v<S, Compute<S>> && p.in_step > 1 && reads_no_padding(p)) {
+    by_positions = by_positions * p.taps +
+                   smaller(p.taps, p.in_step) * (kPhase + kPhaseVector * divide_up(p.outputs, W));
+    by_rows *= p.taps;
+  }
+  return !is_joined && by_positions * 8 <= by_rows * 9 ? Kernel::positions : Kernel::rows;
+}
+
+// Whether to multiply by taps first. Costs of one sample, in multiply-adds; the constants were
+// fitted to the times of 2,500 random problems.
+template <class S>
+bool taps_first_pays(const Correlation<S>* parts, int64_t part_count) {
+  constexpr int W = kLanes<Compute<S>>, kDeep = kDepth<Operand<S>>;
+  // Of a product to its output, or to sums that wait for the next inputs.
+  const int64_t adding = parts[0].length <= kTapPositions ? 12 : 40;
+  constexpr int64_t kJoiningRow = 128;  // a copy of an input's row
+  constexpr int64_t kStagedRow = 512;   // and with padding, of a vector of which:
+  constexpr int64_t kStagedElement = 4;
+  constexpr int64_t kPacking = 16, kTurning = 4;  // of a weight, shared by a few samples
+  constexpr int64_t kStoredApart = 16;            // an output that is not next to the others
+  const Correlation<S>& p = parts[0];
+  if (p.length == 0 || p.in_step != 1) return false;
+  if (part_count == 1 && p.taps == 1 && p.rows > 2) return false;
+  const TapReach reach = tap_reach(parts, part_count);
+  const int64_t columns = p.rows * reach.count(), weights = p.channels * columns;
+  // Few columns wait for each other's sums.
+  int64_t taps_first = larger(p.length, W / 2) * (p.channels / kDeep + adding) *
+                           (columns + larger(0, kMaxRows - columns) / 4) +
+                       p.channels * (p.length + kJoiningRow);
+  if (!weight_may_stay<Operand<S>>(p, reach)) taps_first += kPacking * weights;
+
+  int64_t sums = (is_turned(p, reach.count()) ? kTurning : kPacking) * weights;
+  for (int64_t i = 0; i < part_count; ++i) {
+    const Correlation<S>& q = parts[i];
+    if (part_count > 1) sums += kStoredApart * q.rows * q.outputs;
+    if (q.taps == 0) continue;
+    const TapRange taps = taps_inside(q, 0, q.outputs);
+    const int64_t products =
+        kernel_of_vectors(q) == Kernel::positions
+            ? products_in_strips(q, kMaxVectors * W * 3 / 2) *
+                  larger(3 * q.rows + 6, 4 * q.rows + 1) / 4
+            : smaller(products_in_strips(q, kMaxRows / 2) * divide_up(q.rows, W) * W,
+                      q.taps * q.outputs * (q.rows + 4));
+    const int64_t spread = q.tap_offset[q.taps - 1] - q.tap_offset[0];
+    const int64_t together = q.outputs + larger(spread, -spread);
+    const int64_t apart = taps.count() * q.outputs;
+    const int64_t staged = together <= apart ? kStagedElement * together + kStagedRow
+                                             : kStagedElement * apart + kStagedRow * taps.count();
+    sums += (products / kDeep + staged) * q.channels;
+  }
+  return taps_first < sums;
+}
+
 template <class S>
 Kernel direct_correlation_kernel(const Correlation<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
-  if (has_few_channels(p.rows, p.channels, p.taps) && p.out_step == 1) return Kernel::depthwise;
-  // All orders round the rows or the positions up to whole vectors: take the one that wastes least.
-  // Vectors of positions need no turning of the output, so they win ties and near-ties.
-  const int64_t by_positions = divide_up(p.outputs, W) * p.rows;
-  const int64_t by_rows = divide_up(p.rows, W) * p.outputs;
-  const bool is_joined = is_short<S>(p.outputs) && p.rows >= kFewestJoinedRows;
-  const Kernel direct =
-      !is_joined && by_positions * 8 <= by_rows * 9 ? Kernel::positions : Kernel::rows;
-  if (taps_first_pays(p, direct)) return Kernel::taps;
-  if (!is_joined) return direct;
+  if (p.out_step == 1 && (is_by_groups(p) || has_few_channels(p.rows, p.channels, p.taps)))
+    return Kernel::depthwise;
+  if (p.out_step == 1 && taps_first_pays(&p, 1)) return Kernel::taps;
+  const Kernel direct = kernel_of_vectors(p);
+  if (!is_short<S>(p.outputs) || p.rows < kFewestJoinedRows) return direct;
   // These two add up in the same order, and rows leave out the products of most padding.
   const int64_t joined = joined_cost(p.batch, divide_up(p.batch * p.outputs, W), p.rows,
                                      p.in_step * p.in_position, p.taps);
   const int64_t all = p.taps * p.outputs;
   const int64_t taken = smaller(all, products_inside(p) + p.taps * kMaxRows / 2);
-  return 8 * joined * all <= 9 * p.batch * by_rows * taken ? Kernel::joined : Kernel::rows;
+  return 8 * joined * all <= 9 * p.batch * divide_up(p.rows, W) * p.outputs * taken ? Kernel::joined
+                                                                                    : Kernel::rows;
 }
 
 // F(4, 3) errs a few times as much as a direct sum, and by a share of inputs that an output does
@@ -147,14 +202,20 @@ Kernel correlation_kernel(const Correlation<S>& p) {
 }
 
 template <class S>
+void correlate_taps_first(const Correlation<S>* parts, int64_t part_count) {
+  return parts[0].channels == 1 ? correlate_by_taps<Compute<S>>(parts, part_count)
+                                : correlate_by_taps<Operand<S>>(parts, part_count);
+}
+
+template <class S>
 void correlate_directly(const Correlation<S>& p, Kernel kernel) {
   // A lone channel has no other to share a pair with.
   const bool lone = p.channels == 1;
   switch (kernel) {
     case Kernel::depthwise:
-      return correlate_depthwise(p);
+      return is_by_groups(p) ? correlate_groups(&p, 1, p.out) : correlate_depthwise(p);
     case Kernel::taps:
-      return correlate_by_taps(p);
+      return correlate_taps_first(&p, 1);
     case Kernel::positions:
       return lone ? correlate_vectors_of_positions<Compute<S>>(&p, 1)
                   : correlate_vectors_of_positions<Operand<S>>(&p, 1);
@@ -189,131 +250,4 @@ void correlate(const Correlation<S>* parts, int64_t count) {
   for (int64_t i = 0; i < count; ++i) together &= correlation_kernel(parts[i]) == Kernel::positions;
   if (together) return correlate_vectors_of_positions<Operand<S>>(parts, count);
   for (int64_t i = 0; i < count; ++i) correlate(parts[i]);
-}
-
-// Whether grad_input is better off with the products of its outputs joined than with the
-// correlations of its classes of positions: by the multiply-adds of vectors that a sample takes.
-template <class S>
-bool joining_pays(const Correlation<S>* parts, int64_t count) {
-  constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kAddingCost = 8;  // of a vector of products to the positions
-  // More taps at a step of one are read often enough for copies to pay.
-  constexpr int64_t kMostTaps = 4;
-  const Correlation<S>& p = parts[0];
-  if (p.channels == 1) return false;
-  if (count == 1 && p.taps > kMostTaps && correlation_kernel(p) == Kernel::taps) return false;
-  int64_t taps = 0, correlations = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const Kernel kernel = parts[i].taps > 0 ? correlation_kernel(parts[i]) : Kernel::rows;
-    if (kernel == Kernel::fast_filter_2 || kernel == Kernel::fast_filter_4) return false;
-    taps += parts[i].taps;
-    correlations +=
-        smaller(divide_up(parts[i].outputs, W) * p.rows, divide_up(p.rows, W) * parts[i].outputs) *
-        parts[i].taps * p.channels;
-  }
-  return p.rows * taps >= kFewestJoinedRows &&
-         p.length * p.rows * taps * (p.channels + kAddingCost) < W * correlations;
-}
-
-// ---- grad_weight ----
-
-// F(4, 3) errs less than oneDNN's sums of so many positions, but more than those of many taps.
-constexpr int64_t kFewestPositionsOfFour = 1024;
-constexpr int64_t kMostTapsOfFour = 8;
-
-template <class S>
-bool exact_enough_for_four(const WeightGradient<S>& p) {
-  return sizeof(S) == 2 || p.precision == Precision::tf32 ||
-         (p.taps <= kMostTapsOfFour && p.batch * p.outputs >= kFewestPositionsOfFour);
-}
-
-template <class F, class S>
-bool fast_grad_weight_pays(const WeightGradient<S>& p, int64_t dilation) {
-  const FastTiling<F> t(p.outputs, p.taps, dilation);
-  const int64_t tile = t.slots * p.channels * p.rows + 5 * t.slots * p.channels +
-                       12 * (F::kComponents + F::kOutputs) * p.rows;
-  return t.tiles * tile < p.outputs * p.taps * p.channels * p.rows;
-}
-
-template <class S>
-Kernel direct_grad_weight_kernel(const WeightGradient<S>& p) {
-  constexpr int W = kLanes<Compute<S>>;
-  // A vector of positions loads twice for what a scalar loads once, and at the end of each sample
-  // its lanes must be added up.
-  constexpr int D = kDepth<Operand<S>>;
-  const int64_t by_positions = p.rows * (2 * divide_up(p.outputs, W * D) + W);
-  const int64_t by_rows = divide_up(p.rows, W) * divide_up(p.outputs, D);
-  if (2 * p.outputs >= W && p.outputs <= 8 * W && p.rows >= kFewestJoinedRows) {
-    // Joined, lanes are added up once for all samples, and nothing is turned, but the tiles of dot
-    // products fill only the registers of AVX-512.
-    constexpr int64_t kEighths = CONVLM_VECTOR_BYTES == 64 ? 9 : 8;
-    const int64_t joined = joined_cost(p.batch, divide_up(p.batch * p.outputs, W * D), p.rows,
-                                       p.stride * p.x_position, p.taps) +
-                           3 * p.rows;
-    if (8 * joined <= kEighths * p.batch * smaller(by_rows, by_positions)) return Kernel::joined;
-  }
-  return by_positions < by_rows ? Kernel::positions : Kernel::rows;
-}
-
-template <class S>
-Kernel grad_weight_kernel(const WeightGradient<S>& p) {
-  const int64_t dilation = p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 0;
-  if (kMayFilter<S> && dilation > 0 && p.stride == 1 && p.outputs >= kFewestFastOutputs) {
-    if (exact_enough_for_four(p) && fast_grad_weight_pays<FastFilter<4>>(p, dilation))
-      return Kernel::fast_filter_4;
-    if (fast_grad_weight_pays<FastFilter<2>>(p, dilation)) return Kernel::fast_filter_2;
-  }
-  return direct_grad_weight_kernel(p);
-}
-
-template <class S>
-void weight_gradient_directly(const WeightGradient<S>& p) {
-  switch (direct_grad_weight_kernel(p)) {
-    case Kernel::positions:
-      return grad_weight_vectors_of_positions(p);
-    case Kernel::joined:
-      return grad_weight_joined(p);
-    default:
-      return grad_weight_vectors_of_rows(p);
-  }
-}
-
-template <class S>
-void weight_gradient_by_kernel(const WeightGradient<S>& p) {
-  if constexpr (kMayFilter<S>) {
-    const Kernel kernel = grad_weight_kernel(p);
-    if (kernel == Kernel::fast_filter_2) return grad_weight_fast<FastFilter<2>>(p);
-    if (kernel == Kernel::fast_filter_4) return grad_weight_fast<FastFilter<4>>(p);
-  }
-  weight_gradient_directly(p);
-}
-
-template <class S>
-void weight_gradient(const WeightGradient<S>& p) {
-  if (p.batch == 0) {
-    for (int64_t i = 0; i < p.groups * p.rows * p.products(); ++i)
-      from_compute(Compute<S>(0), p.grad_weight[i]);
-    if (p.grad_bias != nullptr)
-      for (int64_t i = 0; i < p.groups * p.rows; ++i) from_compute(Compute<S>(0), p.grad_bias[i]);
-    return;
-  }
-  WeightGradient<S> inside = of_taps_inside(p);
-  const bool trimmed = inside.taps < p.taps;
-  if (trimmed)
-    inside.grad_weight =
-        static_cast<S*>(scratch(Slot::inside, sizeof(S) * p.groups * p.rows * inside.products()));
-  weight_gradient_by_kernel(inside);
-  if (trimmed) spread_taps(p, inside);
-}
-
-// ---- both gradients ----
-
-// Only what is read in place shares it.
-template <class S>
-bool gradients_share_a_pass(const Correlation<S>& p, const WeightGradient<S>& q) {
-  const int64_t spread = p.tap_offset[0] - p.tap_offset[p.taps - 1];
-  return p.batch > 0 && p.rows == 1 && p.channels == 1 && p.taps <= kMaxSharedTaps &&
-         q.stride == 1 && p.in_position == 1 && q.x_position == 1 &&
-         p.length - spread > (SlidingInput::kFewestInPlace + 1) * kLanes<Compute<S>> &&
-         correlation_kernel(p) == Kernel::depthwise && grad_weight_kernel(q) == Kernel::positions;
 }

@@ -228,6 +228,15 @@ inline void plan_for_scalars(Staging& plan, int64_t outputs, int64_t in_step,
   for (int64_t j = 0; j < taps; ++j) plan.tap_start[j] = tap_offset[j] - first;
 }
 
+// Nothing is staged: inputs are read where they are.
+inline void plan_in_place(Staging& plan, int64_t channel_stride, int64_t position_stride,
+                          int64_t in_step, const int64_t* tap_offset, int64_t taps) {
+  plan.streams = 1;
+  plan.pitch = channel_stride;
+  plan.advance = in_step * position_stride;
+  for (int64_t j = 0; j < taps; ++j) plan.tap_start[j] = tap_offset[j] * position_stride;
+}
+
 // Whether a stream of `plan` holds anything but padding.
 inline bool has_input(const Staging& plan, int64_t stream, int64_t length, int64_t first_position) {
   const int64_t first = plan.stream_start[stream] + first_position;

@@ -1,0 +1,110 @@
+// Which kernel grad_weight gets, and when both gradients share one.
+
+// F(4, 3) errs less than oneDNN's sums of so many positions, but more than those of many taps.
+constexpr int64_t kFewestPositionsOfFour = 1024;
+constexpr int64_t kMostTapsOfFour = 8;
+
+template <class S>
+bool exact_enough_for_four(const WeightGradient<S>& p) {
+  return sizeof(S) == 2 || p.precision == Precision::tf32 ||
+         (p.taps <= kMostTapsOfFour && p.batch * p.outputs >= kFewestPositionsOfFour);
+}
+
+template <class F, class S>
+bool fast_grad_weight_pays(const WeightGradient<S>& p, int64_t dilation) {
+  const FastTiling<F> t(p.outputs, p.taps, dilation);
+  const int64_t tile = t.slots * p.channels * p.rows + 5 * t.slots * p.channels +
+                       12 * (F::kComponents + F::kOutputs) * p.rows;
+  return t.tiles * tile < p.outputs * p.taps * p.channels * p.rows;
+}
+
+template <class S>
+Kernel direct_grad_weight_kernel(const WeightGradient<S>& p) {
+  constexpr int W = kLanes<Compute<S>>;
+  if (is_by_groups(p)) return Kernel::depthwise;
+  // A vector of positions loads twice for what a scalar loads once, and at the end of each sample
+  // its lanes must be added up.
+  constexpr int D = kDepth<Operand<S>>;
+  const int64_t by_positions = p.rows * (2 * divide_up(p.outputs, W * D) + W);
+  const int64_t by_rows = divide_up(p.rows, W) * divide_up(p.outputs, D);
+  if (2 * p.outputs >= W && p.outputs <= 8 * W && p.rows >= kFewestJoinedRows) {
+    // Joined, lanes are added up once for all samples, and nothing is turned, but the tiles of dot
+    // products fill only the registers of AVX-512.
+    constexpr int64_t kEighths = CONVLM_VECTOR_BYTES == 64 ? 9 : 8;
+    const int64_t joined = joined_cost(p.batch, divide_up(p.batch * p.outputs, W * D), p.rows,
+                                       p.stride * p.x_position, p.taps) +
+                           3 * p.rows;
+    if (8 * joined <= kEighths * p.batch * smaller(by_rows, by_positions)) return Kernel::joined;
+  }
+  return by_positions < by_rows ? Kernel::positions : Kernel::rows;
+}
+
+template <class S>
+Kernel grad_weight_kernel(const WeightGradient<S>& p) {
+  const int64_t dilation = p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 0;
+  if (kMayFilter<S> && dilation > 0 && p.stride == 1 && p.outputs >= kFewestFastOutputs) {
+    if (exact_enough_for_four(p) && fast_grad_weight_pays<FastFilter<4>>(p, dilation))
+      return Kernel::fast_filter_4;
+    if (fast_grad_weight_pays<FastFilter<2>>(p, dilation)) return Kernel::fast_filter_2;
+  }
+  return direct_grad_weight_kernel(p);
+}
+
+template <class S>
+void weight_gradient_directly(const WeightGradient<S>& p, Kernel kernel) {
+  switch (kernel) {
+    case Kernel::depthwise:
+      return grad_weight_groups(p);
+    case Kernel::positions:
+      return grad_weight_vectors_of_positions(p);
+    case Kernel::joined:
+      return grad_weight_joined(p);
+    default:
+      return grad_weight_vectors_of_rows(p);
+  }
+}
+
+template <class S>
+void weight_gradient_directly(const WeightGradient<S>& p) {
+  weight_gradient_directly(p, direct_grad_weight_kernel(p));
+}
+
+template <class S>
+void weight_gradient_by_kernel(const WeightGradient<S>& p) {
+  const Kernel kernel = grad_weight_kernel(p);
+  if constexpr (kMayFilter<S>) {
+    if (kernel == Kernel::fast_filter_2) return grad_weight_fast<FastFilter<2>>(p);
+    if (kernel == Kernel::fast_filter_4) return grad_weight_fast<FastFilter<4>>(p);
+  }
+  weight_gradient_directly(p, kernel);
+}
+
+template <class S>
+void weight_gradient(const WeightGradient<S>& p) {
+  if (p.batch == 0) {
+    for (int64_t i = 0; i < p.groups * p.rows * p.products(); ++i)
+      from_compute(Compute<S>(0), p.grad_weight[i]);
+    if (p.grad_bias != nullptr)
+      for (int64_t i = 0; i < p.groups * p.rows; ++i) from_compute(Compute<S>(0), p.grad_bias[i]);
+    return;
+  }
+  WeightGradient<S> inside = of_taps_inside(p);
+  const bool trimmed = inside.taps < p.taps;
+  if (trimmed)
+    inside.grad_weight =
+        static_cast<S*>(scratch(Slot::inside, sizeof(S) * p.groups * p.rows * inside.products()));
+  weight_gradient_by_kernel(inside);
+  if (trimmed) spread_taps(p, inside);
+}
+
+// ---- both gradients ----
+
+// Only what is read in place shares it.
+template <class S>
+bool gradients_share_a_pass(const Correlation<S>& p, const WeightGradient<S>& q) {
+  const int64_t spread = p.tap_offset[0] - p.tap_offset[p.taps - 1];
+  return p.batch > 0 && p.rows == 1 && p.channels == 1 && p.taps <= kMaxSharedTaps &&
+         q.stride == 1 && p.in_position == 1 && q.x_position == 1 &&
+         p.length - spread > (SlidingInput::kFewestInPlace + 1) * kLanes<Compute<S>> &&
+         correlation_kernel(p) == Kernel::depthwise && grad_weight_kernel(q) == Kernel::positions;
+}
