@@ -45,9 +45,15 @@ inline void pack_grad_output(const bfloat16* source, int64_t row_stride, int64_t
 template <class T>
 void add_rows(const T* panel, int64_t rows, int64_t pitch, int64_t width, Sum<T>* sum,
               bool accumulate) {
+  constexpr int kParts = 4;  // shorter chains err less, and wait less for each other
   for (int64_t i = 0; i < width; i += kLanes<T>) {
-    Vector<Sum<T>> total{};
-    for (int64_t t = 0; t < rows; ++t) total = add(total, load(panel + t * pitch + i));
+    Vector<Sum<T>> part[kParts] = {};
+    int64_t t = 0;
+    for (; t + kParts <= rows; t += kParts)
+#pragma GCC unroll 4
+      for (int j = 0; j < kParts; ++j) part[j] = add(part[j], load(panel + (t + j) * pitch + i));
+    for (; t < rows; ++t) part[0] = add(part[0], load(panel + t * pitch + i));
+    const Vector<Sum<T>> total = (part[0] + part[1]) + (part[2] + part[3]);
     store(sum + i, accumulate ? load(sum + i) + total : total);
   }
 }
