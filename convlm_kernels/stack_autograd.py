@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from . import autograd, stack_ops
 
+_is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
+
 
 class Settings(NamedTuple):
     """A stack without its parameters: one entry for each layer."""
@@ -80,8 +82,10 @@ class _Stack(torch.autograd.Function):
         weights, biases = _halves(parameters)
         needed = ctx.needs_input_grad[3:]
         gradients: Any
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            y = compose(x, tokens, weights, biases, settings)
+        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if differentiable or _is_batched(grad_output):
+            with torch.enable_grad():
+                y = compose(x, tokens, weights, biases, settings)
             gradients = _gradients_with_graph(y, grad_output, [x, *parameters], needed)
         else:
             gradients = stack_ops.stack_backward(
@@ -122,6 +126,13 @@ class _CrossEntropy(torch.autograd.Function):
         else:
             found = [g * grad_loss for g in gradients]
         return None, None, None, None, *_wanted(found, needed)
+
+
+def _is_batched(grad_output: Tensor) -> bool:
+    """Whether it stands for many, of ``is_grads_batched`` or of ``vmap``: no operator takes it."""
+    if torch.compiler.is_compiling():
+        return False
+    return autograd._transformed() or _is_legacy_batchedtensor(grad_output)
 
 
 def _halves(parameters: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -173,7 +184,8 @@ def stack(
     """
     if autograd._transformed():
         return compose(x, tokens, weights, biases, settings)
-    if tokens is not None and x.shape[0] > tokens.shape[0] * tokens.shape[1]:
+    compiling = torch.compiler.is_compiling()  # one graph, for any number of positions
+    if tokens is not None and not compiling and x.shape[0] > tokens.shape[0] * tokens.shape[1]:
         # Rows of the embedding that no position reads would be multiplied too.
         x, tokens = F.embedding(tokens, x).transpose(1, 2), None
     if _wants_gradients(x, *weights, *biases):
