@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _module
 
 from . import autograd, backends, stack_autograd, stack_ops
-from .embedding import EmbeddingConv1d, _without_gradient
+from .embedding import _without_gradient
+from .embedding_layer import EmbeddingConv1d
 from .functional import _autocast_enabled
 from .geometry import Padding, as_int, resolve_padding
 from .layers import CausalConv1d, Conv1d
+from .network import NetworkLayer
+from .plain import has_hooks, reason_not_a_plain_embedding
 from .streaming import Streaming
 
 
@@ -77,19 +79,22 @@ class StackLayer(Conv1d):
         y = super().forward(input)
         if self.gated:
             y = stack_autograd.gate(y)
-        if not self.residual:
-            return y
-        first = input.shape[-1] - y.shape[-1]
-        if first < 0:
-            raise RuntimeError(
-                f"residual needs padding that adds no positions, got {y.shape[-1]} outputs of "
-                f"{input.shape[-1]} inputs"
-            )
-        return y + input[..., first:]
+        return _add_residual(y, input) if self.residual else y
 
     def extra_repr(self) -> str:
         words = [name for name in ("gated", "residual") if getattr(self, name)]
         return ", ".join([super().extra_repr(), *(f"{word}=True" for word in words)])
+
+
+def _add_residual(y: Tensor, x: Tensor) -> Tensor:
+    """Plus the last positions of the layer's input."""
+    first = x.shape[-1] - y.shape[-1]
+    if first < 0:
+        raise RuntimeError(
+            f"residual needs padding that adds no positions, got {y.shape[-1]} outputs of "
+            f"{x.shape[-1]} inputs"
+        )
+    return y + x[..., first:]
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,16 @@ class DilatedStack(Streaming, nn.Sequential):
         )
         return StackPlan(True, "", rows, positions)
 
+    def stream_layers(self) -> list[NetworkLayer]:
+        first: Any = self[0] if len(self) else None
+        if isinstance(first, EmbeddingConv1d):
+            return first.stream_layers_of(self)
+        return super().stream_layers()
+
+    def stream_embedding(self) -> nn.Embedding | None:
+        first: Any = self[0] if len(self) else None
+        return first.stream_embedding() if isinstance(first, EmbeddingConv1d) else None
+
     def _batched_dim(self) -> int:
         return 2 if isinstance(self[0], EmbeddingConv1d) else 3
 
@@ -186,9 +201,13 @@ class DilatedStack(Streaming, nn.Sequential):
         x, layers = input, dict(self._modules)
         first: Any = self[0]
         if type(first) is EmbeddingConv1d:
-            if has_hooks(first) or has_hooks(first.embedding):
-                return "layer 0 has hooks"
-            x, layers["0"] = first.embedding.weight, first.conv
+            name = next(iter(layers))
+            if has_hooks(first):
+                return f"layer {name} has hooks"
+            reason = reason_not_a_plain_embedding(first.embedding)
+            if reason is not None:
+                return f"the embedding of layer {name} {reason}"
+            x, layers[name] = first.embedding.weight, first.conv
         if input.dim() not in (self._batched_dim() - 1, self._batched_dim()):
             return f"the input has {input.dim()} dimensions"
         if x is not input and input.dtype not in (torch.int64, torch.int32):
@@ -289,14 +308,3 @@ def reason_not_a_plain_layer(layer: Any, x: Tensor) -> str | None:
     if weight.dtype != x.dtype or weight.device != x.device:
         return "has another dtype or device than the input"
     return None
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of ``module`` does more than its forward."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or _module._has_any_global_hook()
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -261,6 +262,15 @@ def test_over_tokens_it_is_layer_by_layer(padding: str | int, share: bool) -> No
     torch.testing.assert_close(*results)
     torch.testing.assert_close(stack(tokens[0].int()), results[1][0][0])
     assert (results[0][1][3] == 0).all(), "the padding word has no gradient"
+
+
+def test_layers_may_have_names() -> None:
+    stack, tokens = words(), few_words()
+    named = DilatedStack(OrderedDict(zip(("embed", "middle", "out"), stack, strict=True)))
+    assert named.plan(tokens) == stack.plan(tokens)
+    assert torch.equal(named(tokens), stack(tokens))
+    named.embed.register_forward_hook(lambda *_: None)
+    assert named.plan(tokens).reason == "layer embed has hooks"
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (9, 9)], ids=["few", "many"])

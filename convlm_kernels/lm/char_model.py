@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..embedding import embedding_conv1d
 from ..layers import Conv1d
 from ..optim import sgd_step
-from ..stack import has_hooks, reason_not_a_plain_layer
+from ..plain import reason_not_a_plain_embedding
+from ..stack import reason_not_a_plain_layer
 from ..streaming import Streamed, StreamState, prefill
 from .pretrained import Pretrained
 
@@ -99,15 +100,10 @@ class CharModel(Streamed, Pretrained):
     def is_plain(self, layers: Iterable[nn.Module]) -> bool:
         """Whether the embedding and `layers` do nothing but what their parameters say."""
         embedding = self.embedding
+        if reason_not_a_plain_embedding(embedding) is not None or embedding.padding_idx is not None:
+            return False
         words = embedding.weight
-        return (
-            type(embedding) is nn.Embedding
-            and embedding.padding_idx is None
-            and embedding.max_norm is None
-            and not embedding.scale_grad_by_freq
-            and not has_hooks(embedding)
-            and all(reason_not_a_plain_layer(layer, words) is None for layer in layers)
-        )
+        return all(reason_not_a_plain_layer(layer, words) is None for layer in layers)
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raises ValueError unless `tokens` is (batch, length) and holds a context."""
@@ -155,7 +151,7 @@ class CharModel(Streamed, Pretrained):
 
         As many steps at once. Updates `state`.
         """
-        return prefill(self.stream_network(), self.embedding(tokens).mT, state, None)
+        return prefill(self.stream_network(), tokens, state, None)
 
 
 def all_require_grad(*parameters: Tensor | None) -> bool:

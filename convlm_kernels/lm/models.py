@@ -14,6 +14,7 @@ from ..embedding_loss import (
     steps_on_gpu,
 )
 from ..layers import Conv1d
+from ..lookup import by_tap, end_to_end
 from ..network import NetworkLayer, layers_of
 from ..optim import mark_changed
 from ..stack import parameters_of, reason_not_fusable
@@ -240,8 +241,7 @@ class DilatedCNN(CharModel):
             loss, gradients = stack_ops.stack_cross_entropy(
                 words, x, y, weights, biases, *settings, self.share_contexts
             )
-            first: Any = self.layers[0]
-            gradients[1] = gradients[1].transpose(1, 2).view_as(first.weight)
+            gradients[1] = end_to_end(gradients[1], parameters[1])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient if parameter.requires_grad else None
         return loss
@@ -300,8 +300,7 @@ class DilatedCNN(CharModel):
         """Embedding, weights whose kernels count characters, biases, and settings."""
         words = self.embedding.weight
         weights, biases = parameters_of(list(self.layers), words)
-        by_tap = weights[0].view(weights[0].shape[0], -1, words.shape[1])
-        weights[0] = by_tap.transpose(1, 2)
+        weights[0] = by_tap(weights[0], words.shape[1])
         return words, weights, biases, self.settings
 
 
