@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import backends, functional, lookup
 from .functional import check_activation, conv1d
@@ -75,6 +76,21 @@ def embedding_conv1d(
         RuntimeError: a token outside the vocabulary on the CPU, an impossible geometry, differing
             dtypes, or an explicit backend that cannot run this problem.
     """
+    if has_torch_function_variadic(tokens, embedding, weight, bias):
+        return handle_torch_function(
+            embedding_conv1d,
+            (tokens, embedding, weight, bias),
+            tokens,
+            embedding,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            padding_idx=padding_idx,
+            activation=activation,
+            backend=backend,
+        )
     check_activation(activation)
     backends.check_name(backend)
     _check_tokens(tokens)
@@ -129,6 +145,8 @@ def _by_table(
 
 
 def _has_kernels(tokens: Tensor, embedding: Tensor, backend: str) -> bool:
+    if backend == "auto" and backends.is_traced():
+        return False
     if tokens.is_cuda:
         no_kernels = backends.reason_no_cuda_kernels(embedding.dtype, tokens.device)
         return backend == "cuda" and no_kernels is None

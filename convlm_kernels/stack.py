@@ -86,6 +86,7 @@ class StackLayer(Conv1d):
         return ", ".join([super().extra_repr(), *(f"{word}=True" for word in words)])
 
 
+@torch.fx.wrap  # whose proxies have no sizes to compare
 def _add_residual(y: Tensor, x: Tensor) -> Tensor:
     """Plus the last positions of the layer's input."""
     first = x.shape[-1] - y.shape[-1]
@@ -198,6 +199,8 @@ class DilatedStack(Streaming, nn.Sequential):
     def _reason_not_fused(self, input: Tensor) -> str | None:
         if not len(self):
             return "it has no layers"
+        if isinstance(input, torch.fx.Proxy):
+            return "torch.fx traces it"
         x, layers = input, dict(self._modules)
         first: Any = self[0]
         if type(first) is EmbeddingConv1d:
@@ -262,6 +265,8 @@ def reason_not_fusable(x: Tensor) -> str | None:
         return "autocast is on"
     if autograd._transformed():
         return "a torch.func transform or forward-mode differentiation is active"
+    if backends.is_traced():
+        return "torch.jit.trace is active"
     return None
 
 

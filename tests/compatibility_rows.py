@@ -39,8 +39,8 @@ ROWS: dict[str, dict[str, list[str]]] = {
             "test_stack.py::test_exported_over_tokens_it_takes_any_number_of_them",
         ],
         "AOTInductor package of a swapped model": ["test_machinery.py::test_aot_inductor"],
-        "`torch.jit.trace`": ["test_machinery.py::test_jit_trace"],
-        "`torch.fx`": ["test_machinery.py::test_fx"],
+        "`torch.jit.trace`, as torch's own operators": ["test_tracing.py::test_jit_trace"],
+        "`torch.fx`": ["test_tracing.py::test_fx", "test_tracing.py::test_fx_with_leaves"],
         "`opcheck` of every operator": [
             "test_ops.py::test_opcheck",
             "test_state.py::test_opcheck",
