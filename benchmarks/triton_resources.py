@@ -23,8 +23,9 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from convlm_kernels.geometry import Conv1dGeometry
-from convlm_kernels.triton_kernels import functions, launch
+from convlm_kernels.triton_kernels import functions, launch, lookup, stack
 from convlm_kernels.triton_kernels.configurations import TABLE, Configuration, Key
+from convlm_kernels.triton_kernels.stack_plan import Layer, saved_size
 
 ARCHITECTURES = (80, 90)
 # Of one program, in bytes: what CUDA allows on an A100 and on an H100.
@@ -36,6 +37,8 @@ DTYPES = {
     "ieee": torch.float32,
     "float64": torch.float64,
 }
+LOOKUPS = ("lookup", "lookup_grad_table")
+STACKS = ("stack_forward", "stack_backward", "stack_grad_weight")
 FUNCTIONS = {
     "correlation": ("forward", "grad_input"),
     "described_correlation": ("forward", "grad_input"),  # channels last, on Hopper
@@ -102,6 +105,12 @@ def _empty(dtype: torch.dtype, *shape: int, channels_last: bool = False) -> Tens
 
 def _call(target: Target) -> None:
     """A layer as language models have it: causal, dilated, three taps."""
+    if target.function in LOOKUPS:
+        _call_lookup(target)
+        return
+    if target.function in STACKS:
+        _call_stack(target)
+        return
     rows, dtype = target.rows, DTYPES[target.kind]
     channels, groups = (rows, rows) if target.depthwise else (max(64, rows), 1)
     channels_in, channels_out = channels, rows
@@ -126,8 +135,40 @@ def _call(target: Target) -> None:
         functions.grad_weight(weight, bias, y, x, geometry, precision, through, target.activation)
 
 
+def _call_lookup(target: Target) -> None:
+    """Of 28 words."""
+    geometry = Conv1dGeometry(8, 28, target.rows, 1, 4096, 3, 1, 4, 8, 0)
+    dtype = DTYPES[target.kind]
+    tokens = torch.empty((8, 4096), dtype=torch.int64, device="meta")
+    table, bias = _empty(dtype, 3, 28, target.rows), _empty(dtype, target.rows)
+    y = _empty(dtype, 8, target.rows, 4096)
+    if target.function == "lookup":
+        lookup.forward(y, tokens, table, bias, geometry, target.activation)
+    else:
+        lookup.grad_table(table, y, tokens, geometry)
+
+
+def _call_stack(target: Target) -> None:
+    """Over 28 words, two layers of the same kind, gated if that is the activation."""
+    dtype, channels, words = DTYPES[target.kind], target.rows, 28
+    columns = channels * (2 if target.activation == "gate" else 1)
+    layers = tuple(
+        Layer(channels, columns, 3, 4, 8, 128, 128, target.activation, True, True) for _ in range(2)
+    )
+    x, tokens = _empty(dtype, words, channels), torch.empty((8, 128), dtype=torch.int64)
+    weights = [_empty(dtype, columns, channels, 3) for _ in layers]
+    biases = [_empty(dtype, columns) for _ in layers]
+    y, saved = _empty(dtype, 8, channels, 128), _empty(dtype, 8, saved_size(layers))
+    if target.function == "stack_forward":
+        stack.forward(y, saved, x, tokens.to("meta"), weights, biases, layers)
+    else:
+        stack.backward(y, saved, weights, biases, layers, True)
+
+
 def compiled(target: Target) -> list[Resources]:
-    return compile_launches(lambda: _call(target), target.architecture)
+    """The kernels of a target; that of the weights of a stack is the second of its backward."""
+    found = compile_launches(lambda: _call(target), target.architecture)
+    return found[target.function == "stack_grad_weight" :]
 
 
 def compile_launches(call: Callable[[], None], architecture: int) -> list[Resources]:
@@ -194,6 +235,11 @@ def every_target() -> Iterator[Target]:
                 yield Target(
                     function, "half", 512, architecture, channels_last=last, depthwise=True
                 )
+        for kind in ("half", "ieee", "float64"):
+            yield Target("lookup", kind, 64, architecture, "tanh")
+            yield Target("lookup_grad_table", kind, 64, architecture)
+            for function in STACKS:
+                yield Target(function, kind, 64, architecture, "gate")
 
 
 def table(targets: Iterator[Target]) -> str:

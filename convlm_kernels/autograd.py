@@ -10,7 +10,8 @@ operators are the gradients of T:
 So the derivatives of each one are the two others, to any order, and that is all this file says.
 
 ``window`` stands for the settings (stride, pad_left, pad_right, dilation, groups, fp32_precision)
-throughout, ``kernels`` for an entry of ``ops.OPERATORS``: whose three operators compute them.
+throughout, ``kernels`` for an entry of ``ops.OPERATORS``: whose three operators compute them. What
+is no tensor is one tuple, ``settings``: a function takes longer to call for each input that it has.
 """
 
 from __future__ import annotations
@@ -49,22 +50,18 @@ _FROM_OUTPUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-# For the window, one more setting and the kernels; every function has them last.
-_NO_GRADIENTS = (None,) * 8
-
-
 class _Forward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> Tensor:
-        *arguments, kernels = inputs
-        return OPERATORS[kernels].forward(*arguments)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Any) -> Tensor:
+        window, activation, kernels = settings
+        return OPERATORS[kernels].forward(x, weight, bias, *window, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, weight, _, *window, activation, kernels = inputs
-        ctx.settings = x.shape[2], weight.shape[2], window, activation, kernels
+        x, weight, _, settings = inputs
+        ctx.settings = None, None, *settings
         # Needed or not: torch.vmap wants both lists alike and without None.
         ctx.save_for_backward(x, weight, output)
         ctx.save_for_forward(x, weight, output)
@@ -73,7 +70,7 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         x, weight, y = ctx.saved_tensors
         length, kernel_size, window, activation, kernels = ctx.settings
-        x_needed, weight_needed, bias_needed, *_ = ctx.needs_input_grad
+        x_needed, weight_needed, bias_needed, _ = ctx.needs_input_grad
         grad_x = grad_w = grad_b = None
         if activation != "none":
             in_kernels = _kernels_take_derivatives(grad_output, kernels)
@@ -84,17 +81,19 @@ class _Forward(torch.autograd.Function):
         if both and not (_grad_enabled() or _transformed()):
             # What reads the same memory can do so in one pass.
             grad_x, grad_w, grad_b = gradients(grad_output, x, weight, *window, bias_needed)
-            return grad_x, grad_w, grad_b if bias_needed else None, *_NO_GRADIENTS
+            return grad_x, grad_w, grad_b if bias_needed else None, None
         if x_needed:
+            length = x.shape[2] if length is None else length
             grad_x = grad_input(grad_output, weight, length, window, kernels)
         if weight_needed:
+            kernel_size = weight.shape[2] if kernel_size is None else kernel_size
             grad_w, grad_b = grad_weight(grad_output, x, kernel_size, window, bias_needed, kernels)
         elif bias_needed:
             grad_b = grad_output.sum((0, 2))
-        return grad_x, grad_w, grad_b if bias_needed else None, *_NO_GRADIENTS
+        return grad_x, grad_w, grad_b if bias_needed else None, None
 
     @staticmethod
-    def jvp(ctx: Any, x_tangent: Any, weight_tangent: Any, bias_tangent: Any, *_: None) -> Tensor:
+    def jvp(ctx: Any, x_tangent: Any, weight_tangent: Any, bias_tangent: Any, _: None) -> Tensor:
         x, weight, y = ctx.saved_tensors
         _, _, window, activation, kernels = ctx.settings
         if weight_tangent is None:
@@ -119,31 +118,32 @@ def _activated_backward(
     """The first derivatives by kernels that multiply by the activation's on their way."""
     length, kernel_size, window, activation, kernels = ctx.settings
     operators = OPERATORS[kernels]
-    x_needed, weight_needed, bias_needed, *_ = ctx.needs_input_grad
+    x_needed, weight_needed, bias_needed, _ = ctx.needs_input_grad
     grad_x = grad_w = grad_b = None
     if x_needed:
+        length = x.shape[2] if length is None else length
         grad_x = operators.grad_input(grad_output, weight, length, *window, y, activation)
     if weight_needed:
+        kernel_size = weight.shape[2] if kernel_size is None else kernel_size
         grad_w, grad_b = operators.grad_weight(
             grad_output, x, kernel_size, *window, bias_needed, y, activation
         )
     elif bias_needed:
         grad_b = _FROM_OUTPUT[activation](grad_output, y).sum((0, 2))
-    return grad_x, grad_w, grad_b if bias_needed else None, *_NO_GRADIENTS
+    return grad_x, grad_w, grad_b if bias_needed else None, None
 
 
 class _GradInput(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> Tensor:
-        *arguments, kernels = inputs
-        return OPERATORS[kernels].grad_input(*arguments)
+    def forward(grad_output: Tensor, weight: Tensor, settings: Any) -> Tensor:
+        length, window, kernels = settings
+        return OPERATORS[kernels].grad_input(grad_output, weight, length, *window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        grad_output, weight, length, *window, kernels = inputs
-        ctx.settings = length, window, kernels
+        grad_output, weight, ctx.settings = inputs
         ctx.save_for_backward(grad_output, weight)
         ctx.save_for_forward(grad_output, weight)
 
@@ -156,10 +156,10 @@ class _GradInput(torch.autograd.Function):
             grad_grad_output = forward(grad_x, weight, None, window, kernels=kernels)
         if ctx.needs_input_grad[1]:
             grad_w, _ = grad_weight(grad_output, grad_x, weight.shape[2], window, False, kernels)
-        return grad_grad_output, grad_w, *_NO_GRADIENTS
+        return grad_grad_output, grad_w, None
 
     @staticmethod
-    def jvp(ctx: Any, grad_output_tangent: Any, weight_tangent: Any, *_: None) -> Tensor:
+    def jvp(ctx: Any, grad_output_tangent: Any, weight_tangent: Any, _: None) -> Tensor:
         grad_output, weight = ctx.saved_tensors
         if weight_tangent is None:
             weight_tangent = torch.zeros_like(weight)
@@ -173,14 +173,13 @@ class _GradWeight(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        *arguments, kernels = inputs
-        return OPERATORS[kernels].grad_weight(*arguments)
+    def forward(grad_output: Tensor, x: Tensor, settings: Any) -> tuple[Tensor, Tensor]:
+        kernel_size, window, with_bias, kernels = settings
+        return OPERATORS[kernels].grad_weight(grad_output, x, kernel_size, *window, with_bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        grad_output, x, kernel_size, *window, with_bias, kernels = inputs
-        ctx.settings = kernel_size, window, with_bias, kernels
+        grad_output, x, ctx.settings = inputs
         ctx.save_for_backward(grad_output, x)
         ctx.save_for_forward(grad_output, x)
 
@@ -194,10 +193,10 @@ class _GradWeight(torch.autograd.Function):
             grad_grad_output = forward(x, grad_w, bias, window, kernels=kernels)
         if ctx.needs_input_grad[1]:
             grad_x = grad_input(grad_output, grad_w, x.shape[2], window, kernels)
-        return grad_grad_output, grad_x, None, *_NO_GRADIENTS
+        return grad_grad_output, grad_x, None
 
     @staticmethod
-    def jvp(ctx: Any, grad_output_tangent: Any, x_tangent: Any, *_: None) -> tuple[Tensor, Tensor]:
+    def jvp(ctx: Any, grad_output_tangent: Any, x_tangent: Any, _: None) -> tuple[Tensor, Tensor]:
         grad_output, x = ctx.saved_tensors
         if grad_output_tangent is None:
             grad_output_tangent = torch.zeros_like(grad_output)
@@ -207,37 +206,53 @@ class _GradWeight(torch.autograd.Function):
         return w_tangent, b_tangent
 
 
-def _save_what_is_needed(ctx: Any, inputs: Any, output: Any) -> None:
-    x, weight, _, *window, activation, kernels = inputs
-    x_needed, weight_needed, *_ = ctx.needs_input_grad
-    ctx.settings = x.shape[2], weight.shape[2], window, activation, kernels
-    y = None if activation == "none" else output
-    ctx.save_for_backward(x if weight_needed else None, weight if x_needed else None, y)
+def _forward_and_save(
+    ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Any
+) -> Tensor:
+    window, activation, kernels = settings
+    y = OPERATORS[kernels].forward(x, weight, bias, *window, activation)
+    x_needed, weight_needed, _, _ = ctx.needs_input_grad
+    length = None if weight_needed else x.shape[2]
+    kernel_size = None if x_needed else weight.shape[2]
+    ctx.settings = length, kernel_size, window, activation, kernels
+    ctx.save_for_backward(
+        x if weight_needed else None,
+        weight if x_needed else None,
+        None if activation == "none" else y,
+    )
+    return y
 
 
-def _direct(
-    function: type[torch.autograd.Function],
-    save: Callable[[Any, Any, Any], None],
-) -> type[torch.autograd.Function]:
+def called_directly(function: Any) -> Any:
+    """``function``, never called while a transform is active, without the half of ``apply`` that
+    is about transforms.
+    """
+    function.apply = super(torch.autograd.Function, function).apply
+    return function
+
+
+def _direct(function: type[torch.autograd.Function], forward: Callable | None = None) -> Any:
     """``function`` without its ``setup_context``, which costs more than the rest of the call.
 
-    Transforms like torch.func.grad need it; while none is active, this does the same.
+    Transforms like torch.func.grad need it; while none is active, this does the same. ``forward``
+    does the work of both where it need not save all that a transform wants.
     """
 
-    compute = function.forward
-
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        output = compute(*inputs)
-        save(ctx, inputs, output)
+    def forward_and_save(ctx: Any, *inputs: Any) -> Any:
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
         return output
 
-    members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
-    return type(f"{function.__name__}Direct", (torch.autograd.Function,), members)
+    members = {
+        "forward": staticmethod(forward or forward_and_save),
+        "backward": staticmethod(function.backward),
+    }
+    return called_directly(type(f"{function.__name__}Direct", (torch.autograd.Function,), members))
 
 
-_ForwardDirect = _direct(_Forward, _save_what_is_needed)
-_GradInputDirect = _direct(_GradInput, _GradInput.setup_context)
-_GradWeightDirect = _direct(_GradWeight, _GradWeight.setup_context)
+_ForwardDirect = _direct(_Forward, _forward_and_save)
+_GradInputDirect = _direct(_GradInput)
+_GradWeightDirect = _direct(_GradWeight)
 
 
 def _transformed() -> bool:
@@ -245,12 +260,18 @@ def _transformed() -> bool:
     return _functorch_active() or forward_ad._current_level >= 0
 
 
-def _apply_transformed(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+class _Opaque(tuple):
+    """Settings that torch.vmap takes for one thing, instead of looking for tensors in them."""
+
+
+def _apply_transformed(
+    function: type[torch.autograd.Function], *tensors: Tensor | None, settings: tuple[Any, ...]
+) -> Any:
     if torch.compiler.is_dynamo_compiling():
         # Compiled, the transform would take this function for a constant and lose its gradient in
         # silence. This way it runs uncompiled, or, with fullgraph=True, says why it cannot.
         torch._dynamo.graph_break("an autograd.Function inside a torch.func transform")
-    return function.apply(*inputs)
+    return function.apply(*tensors, _Opaque(settings))
 
 
 def forward(
@@ -270,13 +291,13 @@ def forward(
         RuntimeError: an impossible geometry; names the argument and its value.
     """
     fused = activation == "none" or activation in _FROM_OUTPUT
-    settings = *window, activation if fused else "none", kernels
+    settings = window, activation if fused else "none", kernels
     if _transformed():
-        y = _apply_transformed(_Forward, x, weight, bias, *settings)
+        y = _apply_transformed(_Forward, x, weight, bias, settings=settings)
     elif _grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
-        y = _ForwardDirect.apply(x, weight, bias, *settings)
+        y = _ForwardDirect.apply(x, weight, bias, settings)
     else:
         return OPERATORS[kernels].forward(x, weight, bias, *window, activation)
     return y if fused else ACTIVATIONS[activation](y)
@@ -286,10 +307,11 @@ def grad_input(
     grad_output: Tensor, weight: Tensor, length: int, window: Window, kernels: str = "native"
 ) -> Tensor:
     """Gradient of x, (batch, in_channels, length), differentiable to any order."""
+    settings = length, window, kernels
     if _transformed():
-        return _apply_transformed(_GradInput, grad_output, weight, length, *window, kernels)
+        return _apply_transformed(_GradInput, grad_output, weight, settings=settings)
     if _grad_enabled() and (grad_output.requires_grad or weight.requires_grad):
-        return _GradInputDirect.apply(grad_output, weight, length, *window, kernels)
+        return _GradInputDirect.apply(grad_output, weight, settings)
     return OPERATORS[kernels].grad_input(grad_output, weight, length, *window)
 
 
@@ -302,9 +324,9 @@ def grad_weight(
     kernels: str = "native",
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weight and of bias (empty unless ``with_bias``), differentiable to any order."""
-    settings = *window, with_bias
+    settings = kernel_size, window, with_bias, kernels
     if _transformed():
-        return _apply_transformed(_GradWeight, grad_output, x, kernel_size, *settings, kernels)
+        return _apply_transformed(_GradWeight, grad_output, x, settings=settings)
     if _grad_enabled() and (grad_output.requires_grad or x.requires_grad):
-        return _GradWeightDirect.apply(grad_output, x, kernel_size, *settings, kernels)
-    return OPERATORS[kernels].grad_weight(grad_output, x, kernel_size, *settings)
+        return _GradWeightDirect.apply(grad_output, x, settings)
+    return OPERATORS[kernels].grad_weight(grad_output, x, kernel_size, *window, with_bias)

@@ -83,7 +83,7 @@ is_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _triton() -> tuple[str | None, bool]:
     """Imports the Triton kernels: why that cannot be, and whether the interpreter runs them."""
     try:
-        from . import triton_ops
+        from . import triton_ops, triton_stack_ops  # noqa: F401
     except ImportError as error:
         if error.name != "triton":
             raise
@@ -102,6 +102,10 @@ def can_run_triton(
 
     With TRITON_INTERPRET=1 also on the CPU, slowly: that is how they are tested without a GPU.
     """
+    return reason_no_triton_kernels(dtype, device)
+
+
+def reason_no_triton_kernels(dtype: torch.dtype, device: torch.device) -> str | None:
     reason, interpreted = _triton()
     if reason is not None:
         return reason

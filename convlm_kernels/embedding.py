@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import backends, functional, lookup
-from .functional import check_activation, conv1d
+from . import backends, functional, indices, lookup
+from .functional import autocast_enabled, check_activation, conv1d
 from .geometry import Padding, as_int, output_length, resolve_padding
 from .lookup import Window, by_tap
 
@@ -61,10 +60,10 @@ def embedding_conv1d(
         stride, padding, dilation: in tokens, otherwise as for :func:`convlm_kernels.conv1d`. A
             padded position contributes zero.
         padding_idx: a word whose embedding gets no gradient, as in ``torch.nn.Embedding``.
-        activation, backend: as for :func:`convlm_kernels.conv1d`. The C++ and CUDA backends choose
-            between a table of all words and a convolution of gathered embeddings by their cost,
-            which may show in the last bits (:func:`prefers_table`); every other one convolves. A
-            token outside the vocabulary gives NaN with "cuda".
+        activation, backend: as for :func:`convlm_kernels.conv1d`. All backends but "torch", which
+            convolves, choose between a table of all words and a convolution of gathered embeddings
+            by their cost, which may show in the last bits (:func:`prefers_table`). A token outside
+            the vocabulary gives NaN with "cuda" and "triton".
 
     Returns:
         (batch, out_channels, out_length), or without batch as ``tokens``; of the dtype of
@@ -98,7 +97,7 @@ def embedding_conv1d(
     window = _window(weight, stride, padding, dilation)
     if padding_idx is not None:
         embedding = _without_gradient(embedding, check_padding_idx(padding_idx, embedding.shape[0]))
-    if _autocast_enabled(tokens):
+    if autocast_enabled(tokens):
         embedding, weight, bias = functional._autocast(tokens.device.type, embedding, weight, bias)
     if tokens.dim() == 1:
         batch = _run(tokens[None], embedding, weight, bias, window, activation, backend)
@@ -115,14 +114,15 @@ def _run(
     activation: str | None,
     backend: str,
 ) -> Tensor:
-    kernels = _has_kernels(tokens, embedding, backend)
+    kernels = _kernels(tokens, embedding, backend)
     batch, length = tokens.shape
-    if kernels and _prefers_table(embedding, batch, length, weight.shape[2], window):
-        return _by_table(tokens, embedding, weight, bias, window, activation or "none")
-    if kernels:  # a table of one tap: gathers, and checks the tokens on the way
-        x = lookup.lookup(tokens, embedding.unsqueeze(0), None, (1, 0, 0, 1))
-    else:
-        x = F.embedding(tokens, embedding).transpose(1, 2)
+    if kernels is None:
+        x = indices.embed(tokens, embedding)
+    elif _prefers_table(embedding, batch, length, weight.shape[2], window):
+        return _by_table(tokens, embedding, weight, bias, window, activation or "none", kernels)
+    else:  # a table of one tap: gathers, and checks the tokens on the way
+        table = embedding.unsqueeze(0)
+        x = lookup.lookup(tokens, table, None, (1, 0, 0, 1), kernels=kernels)
     stride, pad_left, pad_right, dilation = window
     pads = pad_left, pad_right
     return conv1d(x, weight, bias, stride, pads, dilation, activation=activation, backend=backend)
@@ -135,26 +135,31 @@ def _by_table(
     bias: Tensor | None,
     window: Window,
     activation: str,
+    kernels: str,
 ) -> Tensor:
     dtype = embedding.dtype
     if dtype in (torch.bfloat16, torch.float16):  # so that sums are rounded once
         embedding, weight = embedding.float(), weight.float()
         bias = None if bias is None else bias.float()
-    table = lookup.make_table(embedding, weight)
-    return lookup.lookup(tokens, table, bias, window, activation).to(dtype)
+    table = lookup.make_table(embedding, weight, kernels)
+    return lookup.lookup(tokens, table, bias, window, activation, kernels).to(dtype)
 
 
-def _has_kernels(tokens: Tensor, embedding: Tensor, backend: str) -> bool:
+def _kernels(tokens: Tensor, embedding: Tensor, backend: str) -> str | None:
+    """Whose look-ups ``backend`` has, of ``lookup_ops.OPERATORS``; None where there are none."""
     if backend == "auto" and backends.is_traced():
-        return False
+        return None
+    dtype = embedding.dtype
+    if backend == "triton":
+        reason = backends.reason_no_triton_kernels(dtype, tokens.device)
+        return "triton" if reason is None else None
     if tokens.is_cuda:
-        no_kernels = backends.reason_no_cuda_kernels(embedding.dtype, tokens.device)
-        return backend == "cuda" and no_kernels is None
-    return (
-        backend in ("auto", "cpp")
-        and (tokens.is_cpu or tokens.is_meta)
-        and embedding.dtype in backends.KERNEL_DTYPES
-    )
+        no_kernels = backends.reason_no_cuda_kernels(dtype, tokens.device)
+        native = backend == "cuda" and no_kernels is None
+    else:
+        on_cpu = tokens.is_cpu or tokens.is_meta
+        native = on_cpu and backend in ("auto", "cpp") and dtype in backends.KERNEL_DTYPES
+    return "native" if native else None
 
 
 def _prefers_table(
@@ -166,12 +171,6 @@ def _prefers_table(
     stride, pad_left, pad_right, dilation = window
     out_length = output_length(length, kernel_size, stride, dilation, pad_left, pad_right)
     return prefers_table(vocab, kernel_size, batch * out_length)
-
-
-def _autocast_enabled(tokens: Tensor) -> bool:
-    if tokens.is_cpu:
-        return torch.is_autocast_enabled("cpu")
-    return functional._autocast_enabled_for(tokens.device.type)
 
 
 def _window(weight: Tensor, stride: object, padding: Padding, dilation: object) -> Window:

@@ -12,7 +12,7 @@ from .geometry import Padding, as_int
 from .layers import CausalConv1d, Conv1d
 from .lookup import by_tap
 from .network import NetworkLayer, layers_of
-from .plain import has_hooks, reason_not_a_plain_embedding
+from .plain import has_global_hooks, has_hooks, reason_not_a_plain_embedding
 from .streaming import Streaming
 
 
@@ -128,6 +128,7 @@ def _is_plain(conv: Any) -> bool:
         and conv.padding_mode == "zeros"
         and conv.groups == 1
         and not has_hooks(conv)
+        and not has_global_hooks()
     )
 
 

@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from . import backends, lookup, lookup_ops, stack_autograd, stack_ops
+from . import backends, indices, lookup, lookup_ops, stack_autograd, stack_ops
 from .embedding import (
-    _autocast_enabled,
     _by_tap,
     _check_tokens,
-    _has_kernels,
+    _kernels,
     _prefers_table,
     _window,
     embedding_conv1d,
 )
+from .functional import autocast_enabled
 from .geometry import Padding
 from .lookup import Window, end_to_end
 from .optim import mark_changed
-from .stack import reason_not_fusable
-from .stack_autograd import Settings
+from .stack_layers import reason_not_fusable
+from .stack_ops import LayerSettings, Settings
 
 
 def embedding_conv1d_cross_entropy(
@@ -43,13 +42,16 @@ def embedding_conv1d_cross_entropy(
 ) -> Tensor:
     """cross_entropy(embedding_conv1d(tokens, ...), target), differentiable to any order.
 
+    Every position counts: there is no ``ignore_index``, and a target of -100 is an error.
+
     On the CPU in float32 and float64, the logits stay in the cache: one pass over the tokens makes
     the mean loss and its gradients, or the losses where no gradient is wanted. So does
     ``backend="cuda"`` at stride 1 without padding on the right, as a stack of one layer.
 
     Args:
         tokens: (batch, length), int64 or int32, in [0, vocab).
-        target: (batch, out_length), int64 or int32, in [0, out_channels).
+        target: (batch, out_length), int64 or int32, in [0, out_channels); on a GPU and in compiled
+            code one outside gives NaN.
         embedding, weight, bias, stride, padding, dilation, backend: as for
             :func:`embedding_conv1d`.
         reduction: "mean", "sum" or "none".
@@ -60,13 +62,15 @@ def embedding_conv1d_cross_entropy(
 
     Raises:
         ValueError: an unknown ``reduction`` or ``backend``.
-        RuntimeError: a target outside [0, out_channels) on the CPU, and as
-            :func:`embedding_conv1d`.
+        RuntimeError: a target outside [0, out_channels) on the CPU, or one of another shape or
+            dtype; tokens without a batch, and as :func:`embedding_conv1d`.
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     backends.check_name(backend)
     _check_tokens(tokens)
+    if tokens.dim() != 2:
+        raise RuntimeError(f"tokens must be (batch, length), got shape {tuple(tokens.shape)}")
     window = _window(_by_tap(embedding, weight), stride, padding, dilation)
     if _is_gpu_stack(tokens, embedding, weight, window, backend):
         (weights, biases), settings = _as_stack(embedding, weight, bias, window)
@@ -84,7 +88,7 @@ def embedding_conv1d_cross_entropy(
     )
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
-    return F.cross_entropy(logits, target.long(), reduction=reduction)
+    return indices.cross_entropy(logits, target, reduction)
 
 
 def loss_with_gradients(
@@ -110,16 +114,15 @@ def loss_with_gradients(
         stack, settings = _as_stack(embedding, weight, bias, _STEP_WINDOW)
         with torch.no_grad():
             loss, (grad_e, grad_w, grad_b) = stack_ops.stack_cross_entropy(
-                embedding, tokens, target, *stack, *settings, False
+                embedding, tokens, target, *stack, settings, False
             )
         return loss, grad_e, end_to_end(grad_w, weight), grad_b
     if not _steps_fused(tokens, rows, embedding, weight, backend):
         return None
-    operands = tokens, target, rows, embedding, weight, bias
-    if torch.is_grad_enabled():
-        with torch.no_grad():
-            return lookup_ops.cross_entropy(*operands, *_STEP_WINDOW)
-    return lookup_ops.cross_entropy(*operands, *_STEP_WINDOW)
+    with torch.set_grad_enabled(False):  # no_grad() takes three times as long
+        return lookup_ops.cross_entropy(
+            tokens, target, rows, embedding, weight, bias, *_STEP_WINDOW
+        )
 
 
 def sgd_step_of_loss(
@@ -135,18 +138,20 @@ def sgd_step_of_loss(
 ) -> Tensor | None:
     """The mean cross-entropy, of which embedding, weight and bias take a step of gradient descent.
 
-    In place, unless the loss is not finite; to be called without gradients. The arguments, the
-    errors and None are as of :func:`loss_with_gradients`.
+    In place, unless the loss is not finite. The arguments, the errors and None are as of
+    :func:`loss_with_gradients`.
     """
     changed = [embedding, weight] if bias is None else [embedding, weight, bias]
     if _is_gpu_stack(tokens, embedding, weight, _STEP_WINDOW, backend):
-        stack, settings = _as_stack(embedding, weight, bias, _STEP_WINDOW)
-        loss = stack_ops.stack_sgd_(embedding, tokens, target, rows, *stack, *settings, False, lr)
-        mark_changed(changed)
-        return loss
-    if not _steps_fused(tokens, rows, embedding, weight, backend):
+        with torch.set_grad_enabled(False):
+            stack, settings = _as_stack(embedding, weight, bias, _STEP_WINDOW)
+            operands = embedding, tokens, target, rows, *stack, settings
+            loss = stack_ops.stack_sgd_(*operands, False, lr)
+    elif _steps_fused(tokens, rows, embedding, weight, backend):
+        with torch.set_grad_enabled(False):
+            loss = lookup_ops.sgd_(tokens, target, rows, embedding, weight, bias, *_STEP_WINDOW, lr)
+    else:
         return None
-    loss = lookup_ops.sgd_(tokens, target, rows, embedding, weight, bias, *_STEP_WINDOW, lr)
     mark_changed(changed)
     return loss
 
@@ -180,7 +185,7 @@ def _as_stack(
 ) -> tuple[tuple[list[Tensor], list[Tensor]], Settings]:
     _, pad_left, _, dilation = window
     biases = [embedding.new_empty(0) if bias is None else bias]
-    settings = Settings([dilation], [pad_left], ["none"], [0])
+    settings = stack_ops.settings_of([LayerSettings(dilation, pad_left, "none", False)])
     return ([_by_tap(embedding, weight)], biases), settings
 
 
@@ -194,11 +199,12 @@ def _steps_fused(
 def _is_fused(
     tokens: Tensor, embedding: Tensor, weight: Tensor, window: Window, backend: str, batch: int
 ) -> bool:
-    kernel_size = weight.shape[1] * weight.shape[2] // embedding.shape[1]
+    _, channels, taps = weight.shape
+    kernel_size = channels * taps // embedding.shape[1]
     return (
         embedding.dtype in (torch.float32, torch.float64)
         and not tokens.is_cuda
-        and _has_kernels(tokens, embedding, backend)
-        and not _autocast_enabled(tokens)
+        and _kernels(tokens, embedding, backend) == "native"
+        and not autocast_enabled(tokens)
         and _prefers_table(embedding, batch, tokens.shape[1], kernel_size, window)
     )

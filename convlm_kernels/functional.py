@@ -14,7 +14,7 @@ from .autograd import ACTIVATIONS, Window
 from .backends import is_traced
 from .geometry import Conv1dGeometry, Padding, as_int, resolve_padding
 
-_autocast_enabled = torch.is_autocast_enabled
+_any_autocast_enabled = torch._C._is_any_autocast_enabled
 _torch_precision = torch._C._get_fp32_precision_getter
 
 _AUTOCAST_FROM = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -72,6 +72,13 @@ def conv1d(
         bias is None or isinstance(bias, Tensor)
     ):
         _raise_not_tensors(input=input, weight=weight, bias=bias)
+    # As layers hold them; in line, like all that a call of next to no work would notice.
+    if type(stride) is tuple and len(stride) == 1:
+        (stride,) = stride
+    if type(padding) is tuple and len(padding) == 1:
+        (padding,) = padding
+    if type(dilation) is tuple and len(dilation) == 1:
+        (dilation,) = dilation
     if not (type(stride) is type(dilation) is type(groups) is int):
         stride = as_int("stride", stride)
         dilation = as_int("dilation", dilation)
@@ -82,13 +89,13 @@ def conv1d(
         pad_left, pad_right = resolve_padding(padding, _kernel_size(weight), stride, dilation)
     if activation is None:
         activation = "none"
-    elif activation not in ACTIVATIONS:
+    elif type(activation) is not str or activation not in ACTIVATIONS:
         check_activation(activation)
 
     on_cpu = input.is_cpu
     precision = fp32_precision("mkldnn" if on_cpu else "cuda")
     window = (stride, pad_left, pad_right, dilation, groups, precision)
-    if _autocast_enabled("cpu") if on_cpu else _autocast_enabled_for(input.device.type):
+    if _any_autocast_enabled() and autocast_enabled(input):
         input, weight, bias = _autocast(input.device.type, input, weight, bias)
 
     rank = input.dim()
@@ -152,7 +159,8 @@ fp32_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def check_activation(activation: str | None) -> None:
     """ValueError unless ``activation`` is None or a name that :func:`conv1d` knows."""
-    if activation is not None and activation not in ACTIVATIONS:
+    known = activation is None or (isinstance(activation, str) and activation in ACTIVATIONS)
+    if not known:
         allowed = ", ".join(ACTIVATIONS)
         raise ValueError(f"activation must be None or one of {allowed}, got {activation!r}")
 
@@ -166,8 +174,12 @@ def _kernel_size(weight: Tensor) -> int:
     return weight.shape[2]
 
 
-def _autocast_enabled_for(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and _autocast_enabled(device_type)
+def autocast_enabled(tensor: Tensor) -> bool:
+    """Whether autocast casts the arguments of convolutions where ``tensor`` is."""
+    if not _any_autocast_enabled():
+        return False
+    device_type = tensor.device.type
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _autocast(device_type: str, *tensors: Tensor | None) -> Any:

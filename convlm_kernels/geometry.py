@@ -100,6 +100,10 @@ def resolve_padding(
         raise RuntimeError(f"padding must be one of {PADDING_WORDS} or numbers, got {padding!r}")
     if isinstance(padding, (tuple, list)) and len(padding) == 2:
         left, right = as_int("padding[0]", padding[0]), as_int("padding[1]", padding[1])
+    elif isinstance(padding, (tuple, list)) and len(padding) != 1:
+        raise RuntimeError(
+            f"padding must be an int, a sequence of one, or a (left, right) pair, got {padding!r}"
+        )
     else:
         left = right = as_int("padding", padding)
     if left < 0 or right < 0:

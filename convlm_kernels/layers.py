@@ -78,6 +78,10 @@ class Conv1d(Streaming, nn.Conv1d):
         self.activation = activation
         self.backend = backend
 
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = parameters_of(self)
+        return self._conv_forward(input, weight, bias)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding
         if self.padding_mode != "zeros":
@@ -107,6 +111,19 @@ class Conv1d(Streaming, nn.Conv1d):
         if self.backend != "auto":
             description += f", backend={self.backend!r}"
         return description
+
+
+def parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The weight of a convolution, and its bias.
+
+    Found where Module.__getattr__ finds them too, which takes as long as half an operator.
+    """
+    own: Any = layer._parameters
+    try:
+        return own["weight"], own["bias"]
+    except KeyError:  # a parametrization has them elsewhere
+        found: Any = layer
+        return found.weight, found.bias
 
 
 class CausalConv1d(Conv1d):

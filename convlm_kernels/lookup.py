@@ -6,7 +6,9 @@ is linear in the table, and so is its gradient in the gradient of the output: th
 each other's derivatives. The table of an embedding followed by a convolution is a pointwise
 convolution, whose derivatives are those of ``autograd``.
 
-``window`` stands for the settings (stride, pad_left, pad_right, dilation) throughout.
+``window`` stands for the settings (stride, pad_left, pad_right, dilation) throughout, ``kernels``
+for an entry of ``lookup_ops.OPERATORS``: whose two operators compute them; ``settings`` for all
+that is no tensor, as in ``autograd``.
 """
 
 from __future__ import annotations
@@ -15,10 +17,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from . import autograd, lookup_ops
-from .autograd import _FROM_OUTPUT, ACTIVATIONS, _apply_transformed, _direct, _transformed
+from . import autograd, indices, lookup_ops
+from .autograd import (
+    _FROM_OUTPUT,
+    ACTIVATIONS,
+    _apply_transformed,
+    _direct,
+    _transformed,
+    called_directly,
+)
 
 Window = tuple[int, int, int, int]
 
@@ -26,44 +34,48 @@ _grad_enabled = torch.is_grad_enabled
 
 _POINTWISE = (1, 0, 0, 1, 1, "ieee")
 
+# For the window, one more setting and the kernels; both functions have them last.
+_NO_GRADIENTS = (None,) * 6
+
 
 class _Lookup(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> Tensor:
-        return lookup_ops.lookup(*inputs)
+    def forward(tokens: Tensor, table: Tensor, bias: Tensor | None, settings: Any) -> Tensor:
+        window, activation, kernels = settings
+        return lookup_ops.OPERATORS[kernels].lookup(tokens, table, bias, *window, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        tokens, table, _, *window, activation = inputs
-        ctx.settings = table.shape[0], table.shape[1], window, activation
+        tokens, table, _, settings = inputs
+        ctx.settings = table.shape[0], table.shape[1], *settings
         ctx.save_for_backward(tokens, table, output)
         ctx.save_for_forward(tokens, table, output)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         tokens, _, y = ctx.saved_tensors
-        kernel_size, vocab, window, activation = ctx.settings
-        _, table_needed, bias_needed, *_ = ctx.needs_input_grad
+        kernel_size, vocab, window, activation, kernels = ctx.settings
+        _, table_needed, bias_needed, _ = ctx.needs_input_grad
         grad_t = grad_b = None
         if activation != "none":
             grad_output = _FROM_OUTPUT[activation](grad_output, y)
         if table_needed:
             grad_t, grad_b = grad_table(
-                grad_output, tokens, kernel_size, vocab, window, bias_needed
+                grad_output, tokens, kernel_size, vocab, window, bias_needed, kernels
             )
         elif bias_needed:
             grad_b = grad_output.sum((0, 2))
-        return None, grad_t, grad_b if bias_needed else None, *(None,) * 5
+        return None, grad_t, grad_b if bias_needed else None, None
 
     @staticmethod
-    def jvp(ctx: Any, _: None, table_tangent: Any, bias_tangent: Any, *__: None) -> Tensor:
+    def jvp(ctx: Any, _: None, table_tangent: Any, bias_tangent: Any, __: None) -> Tensor:
         tokens, table, y = ctx.saved_tensors
-        _, _, window, activation = ctx.settings
+        _, _, window, activation, kernels = ctx.settings
         if table_tangent is None:
             table_tangent = torch.zeros_like(table)
-        tangent = lookup(tokens, table_tangent, bias_tangent, window)
+        tangent = lookup(tokens, table_tangent, bias_tangent, window, kernels=kernels)
         return tangent if activation == "none" else _FROM_OUTPUT[activation](tangent, y)
 
 
@@ -71,37 +83,42 @@ class _GradTable(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return lookup_ops.grad_table(*inputs)
+    def forward(grad_output: Tensor, tokens: Tensor, settings: Any) -> tuple[Tensor, Tensor]:
+        kernel_size, vocab, window, with_bias, kernels = settings
+        operator = lookup_ops.OPERATORS[kernels].lookup_grad_table
+        return operator(grad_output, tokens, kernel_size, vocab, *window, with_bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, tokens, *ctx.settings = inputs
+        _, tokens, ctx.settings = inputs
         ctx.save_for_backward(tokens)
         ctx.save_for_forward(tokens)
 
     @staticmethod
     def backward(ctx: Any, grad_t: Tensor, grad_b: Tensor) -> Any:
         (tokens,) = ctx.saved_tensors
-        _, _, *window, with_bias = ctx.settings
-        grad_grad_output = lookup(tokens, grad_t, grad_b if with_bias else None, window)
-        return grad_grad_output, *(None,) * 8
+        _, _, window, with_bias, kernels = ctx.settings
+        bias = grad_b if with_bias else None
+        grad_grad_output = lookup(tokens, grad_t, bias, window, kernels=kernels)
+        return grad_grad_output, None, None
 
     @staticmethod
     def jvp(ctx: Any, grad_output_tangent: Tensor, *_: None) -> tuple[Tensor, Tensor]:
         (tokens,) = ctx.saved_tensors
-        kernel_size, vocab, *window, with_bias = ctx.settings
-        return grad_table(grad_output_tangent, tokens, kernel_size, vocab, window, with_bias)
+        return grad_table(grad_output_tangent, tokens, *ctx.settings)
 
 
-def _save_what_is_needed(ctx: Any, inputs: Any, output: Any) -> None:
-    tokens, table, _, *window, activation = inputs
-    ctx.settings = table.shape[0], table.shape[1], window, activation
-    ctx.save_for_backward(tokens, None, None if activation == "none" else output)
+def _lookup_and_save(
+    ctx: Any, tokens: Tensor, table: Tensor, bias: Tensor | None, settings: Any
+) -> Tensor:
+    y = _Lookup.forward(tokens, table, bias, settings)
+    ctx.settings = table.shape[0], table.shape[1], *settings
+    ctx.save_for_backward(tokens, None, None if settings[1] == "none" else y)
+    return y
 
 
-_LookupDirect = _direct(_Lookup, _save_what_is_needed)
-_GradTableDirect = _direct(_GradTable, _GradTable.setup_context)
+_LookupDirect = _direct(_Lookup, _lookup_and_save)
+_GradTableDirect = _direct(_GradTable)
 
 
 def by_tap(weight: Tensor, embedding_dim: int) -> Tensor:
@@ -120,17 +137,23 @@ def end_to_end(gradient: Tensor, weight: Tensor) -> Tensor:
     return gradient if gradient.shape == weight.shape else gradient.mT.reshape(weight.shape)
 
 
-def make_table(embedding: Tensor, weight: Tensor) -> Tensor:
+def make_table(embedding: Tensor, weight: Tensor, kernels: str = "native") -> Tensor:
     """The table (kernel_size, vocab, out_channels) of an embedding and the convolution after it.
 
     Shapes: embedding (vocab, embedding_dim), weight (out_channels, embedding_dim, kernel_size).
     Differentiable to any order.
     """
-    return autograd.forward(weight.permute(2, 1, 0), embedding.unsqueeze(2), None, _POINTWISE)
+    operands = weight.permute(2, 1, 0), embedding.unsqueeze(2), None
+    return autograd.forward(*operands, _POINTWISE, kernels=kernels)
 
 
 def lookup(
-    tokens: Tensor, table: Tensor, bias: Tensor | None, window: Any, activation: str = "none"
+    tokens: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    window: Any,
+    activation: str = "none",
+    kernels: str = "native",
 ) -> Tensor:
     """activation(sums of rows of ``table`` + bias), differentiable to any order.
 
@@ -138,16 +161,17 @@ def lookup(
     (out_channels), result (batch, out_channels, out_length), of one dtype.
 
     Raises:
-        RuntimeError: a token outside [0, vocab), an impossible geometry; names argument and value.
+        RuntimeError: a token outside [0, vocab) on the CPU, where a GPU gives NaN; an impossible
+            geometry; names argument and value.
     """
     fused = activation == "none" or activation in _FROM_OUTPUT
-    settings = *window, activation if fused else "none"
+    settings = window, activation if fused else "none", kernels
     if _transformed():
-        y = _apply_transformed(_Lookup, tokens, table, bias, *settings)
+        y = _apply_transformed(_Lookup, tokens, table, bias, settings=settings)
     elif wants_gradients(table, bias):
-        y = _LookupDirect.apply(tokens, table, bias, *settings)
+        y = _LookupDirect.apply(tokens, table, bias, settings)
     else:
-        return lookup_ops.lookup(tokens, table, bias, *window, activation)
+        return lookup_ops.OPERATORS[kernels].lookup(tokens, table, bias, *window, activation)
     return y if fused else ACTIVATIONS[activation](y)
 
 
@@ -158,16 +182,18 @@ def grad_table(
     vocab: int,
     window: Any,
     with_bias: bool,
+    kernels: str = "native",
 ) -> tuple[Tensor, Tensor]:
     """Gradients of table and of bias (empty unless ``with_bias``), differentiable to any order."""
-    inputs = grad_output, tokens, kernel_size, vocab, *window, with_bias
+    settings = kernel_size, vocab, window, with_bias, kernels
     if _transformed():
-        return _apply_transformed(_GradTable, *inputs)
+        return _apply_transformed(_GradTable, grad_output, tokens, settings=settings)
     if _grad_enabled() and grad_output.requires_grad:
-        return _GradTableDirect.apply(*inputs)
-    return lookup_ops.grad_table(*inputs)
+        return _GradTableDirect.apply(grad_output, tokens, settings)
+    return _GradTable.forward(grad_output, tokens, settings)
 
 
+@called_directly
 class _CrossEntropy(torch.autograd.Function):
     """The mean loss, which comes with its gradients."""
 
@@ -208,7 +234,7 @@ def composed_cross_entropy(
     """:func:`cross_entropy` step by step, differentiable to any order."""
     weight = by_tap(weight, embedding.shape[1])
     logits = lookup(tokens, make_table(embedding, weight), bias, window)
-    return F.cross_entropy(logits, target.long())
+    return indices.cross_entropy(logits, target)
 
 
 def cross_entropy(

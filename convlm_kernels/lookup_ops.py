@@ -7,10 +7,13 @@ here is differentiable, ``lookup`` is. ``window`` is (stride, pad_left, pad_righ
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from .ops import _Checks, _front, _into_batch, _text
 
@@ -21,6 +24,16 @@ losses = torch.ops.convlm.lookup_losses.default
 sgd_ = torch.ops.convlm.lookup_sgd_.default
 
 
+class Operators(NamedTuple):
+    """The two operators of one set of kernels, as in ``ops``; the others are native alone."""
+
+    lookup: OpOverload
+    lookup_grad_table: OpOverload
+
+
+OPERATORS = {"native": Operators(lookup, grad_table)}
+
+
 class _LookupChecks(_Checks):
     """The checks of ``csrc/lookup_checks.h``, in its order and words."""
 
@@ -29,7 +42,14 @@ class _LookupChecks(_Checks):
     ) -> None:
         super().__init__(function, stride, pad_left, pad_right, dilation, 1, "ieee")
 
-    def indices(self, argument: str, tensor: Tensor, dimensions: str) -> None:
+    def indices(
+        self,
+        argument: str,
+        tensor: Tensor,
+        dimensions: str,
+        other_argument: str,
+        other: Tensor,
+    ) -> None:
         self.require(
             tensor.dim() == 2,
             f"{argument} must have the two dimensions {dimensions}, got shape {_text(tensor)}",
@@ -38,9 +58,10 @@ class _LookupChecks(_Checks):
             tensor.dtype in (torch.int64, torch.int32),
             f"{argument} must be int64 or int32, got {tensor.dtype}",
         )
+        self.same_device(argument, tensor, other_argument, other)
 
-    def tokens(self, tokens: Tensor) -> None:
-        self.indices("tokens", tokens, "(batch, length)")
+    def tokens(self, tokens: Tensor, other_argument: str, other: Tensor) -> None:
+        self.indices("tokens", tokens, "(batch, length)", other_argument, other)
 
     def embedding(self, embedding: Tensor, weight: Tensor) -> int:
         """Returns kernel_size."""
@@ -66,11 +87,10 @@ class _LookupChecks(_Checks):
         self.channels(vocab, out_channels, kernel_size)
 
 
-@torch.library.register_fake("convlm::lookup")
-def _lookup_fake(tokens: Tensor, table: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
-    *window, _activation = settings
+def lookup_fake(tokens: Tensor, table: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    *window, activation = settings
     checks = _LookupChecks("lookup", *window)
-    checks.tokens(tokens)
+    checks.tokens(tokens, "table", table)
     checks.three_dimensional("table", table, "(kernel_size, vocab, out_channels)")
     kernel_size, vocab, out_channels = table.shape
     checks.table_sizes(kernel_size, vocab, out_channels)
@@ -78,16 +98,16 @@ def _lookup_fake(tokens: Tensor, table: Tensor, bias: Tensor | None, *settings: 
         checks.same_kind("bias", bias, "table", table)
         checks.bias(bias, out_channels)
     out_length = checks.out_length(tokens.shape[1], kernel_size)
+    checks.activation(activation)
     return table.new_empty((tokens.shape[0], out_channels, out_length))
 
 
-@torch.library.register_fake("convlm::lookup_grad_table")
-def _grad_table_fake(
+def grad_table_fake(
     grad_output: Tensor, tokens: Tensor, kernel_size: int, vocab: int, *settings: Any
 ) -> tuple[Tensor, Tensor]:
     *window, with_bias = settings
     checks = _LookupChecks("lookup_grad_table", *window)
-    checks.tokens(tokens)
+    checks.tokens(tokens, "grad_output", grad_output)
     checks.three_dimensional("grad_output", grad_output, "(batch, out_channels, out_length)")
     out_channels = grad_output.shape[1]
     checks.table_sizes(kernel_size, vocab, out_channels)
@@ -112,7 +132,7 @@ def _check_cross_entropy(
         weight.dtype in (torch.float32, torch.float64),
         f"weight must be float32 or float64, got {weight.dtype}",
     )
-    checks.tokens(tokens)
+    checks.tokens(tokens, "weight", weight)
     checks.same_kind("embedding", embedding, "weight", weight)
     kernel_size = checks.embedding(embedding, weight)
     out_channels = weight.shape[0]
@@ -121,7 +141,7 @@ def _check_cross_entropy(
         checks.same_kind("bias", bias, "weight", weight)
         checks.bias(bias, out_channels)
     out_length = checks.out_length(tokens.shape[1], kernel_size)
-    checks.indices("target", target, "(batch, out_length)")
+    checks.indices("target", target, "(batch, out_length)", "weight", weight)
     for axis, size in enumerate((tokens.shape[0], out_length)):
         checks.require(
             target.shape[axis] == size,
@@ -170,9 +190,14 @@ def _sgd_fake(*arguments: Any) -> Tensor:
 # that is as many times as large, in which every example has words of its own.
 
 
-@torch.library.register_vmap("convlm::lookup")
 def _lookup_vmap(
-    info: Any, in_dims: Any, tokens: Tensor, table: Tensor, bias: Tensor | None, *settings: Any
+    lookup: Any,
+    info: Any,
+    in_dims: Any,
+    tokens: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    *settings: Any,
 ) -> tuple[Tensor, int]:
     tokens_dim, table_dim, bias_dim, *_ = in_dims
     size = info.batch_size
@@ -195,8 +220,8 @@ def _example(tensor: Tensor, batch_dim: int | None, i: int) -> Tensor:
     return tensor if batch_dim is None else tensor.select(batch_dim, i)
 
 
-@torch.library.register_vmap("convlm::lookup_grad_table")
 def _grad_table_vmap(
+    grad_table: Any,
     info: Any,
     in_dims: Any,
     grad_output: Tensor,
@@ -211,12 +236,26 @@ def _grad_table_vmap(
     words = _front(tokens, in_dims[1], size)
     grad_b = grads.sum((1, 3)) if with_bias else grads.new_empty(0)
     first_words = vocab * torch.arange(size, dtype=words.dtype, device=words.device)
+    known = (words >= 0) & (words < vocab)  # what is none must not become another example's
+    words = torch.where(known, words + first_words[:, None, None], -1)
     grad_t, _ = grad_table(
         grads.flatten(0, 1),
-        (words + first_words[:, None, None]).flatten(0, 1),
+        words.flatten(0, 1),
         kernel_size,
         size * vocab,
         *window,
         False,
     )
     return (grad_t.unflatten(1, (size, vocab)), grad_b), (1, 0 if with_bias else None)
+
+
+def register(namespace: str, operators: Operators) -> None:
+    """Gives the operators of ``namespace`` their fake versions and vmap rules."""
+    fakes: Sequence[Callable] = (lookup_fake, grad_table_fake)
+    vmaps: Sequence[Callable] = (_lookup_vmap, _grad_table_vmap)
+    for name, operator, fake, vmap in zip(Operators._fields, operators, fakes, vmaps, strict=True):
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+        torch.library.register_vmap(f"{namespace}::{name}", functools.partial(vmap, operator))
+
+
+register("convlm", OPERATORS["native"])

@@ -21,8 +21,9 @@ from .lookup import by_tap
 _PANEL, _FILL = 64, 16
 
 # Where the forwards are defined that a step repeats.
-_KNOWN_FORWARDS = ("torch.nn.modules.conv", f"{__package__}.stack")
+_KNOWN_FORWARDS = ("torch.nn.modules.conv", f"{__package__}.layers", f"{__package__}.stack_layers")
 
+_step = step_ops.step._op  # what it calls: a step is short enough to notice
 _version_of = attrgetter("_version")
 _address_of = Tensor.data_ptr
 
@@ -321,9 +322,13 @@ class Network:
         return PackedNetwork(embedding, weights, biases, self.plan)
 
     def step(self, x: Tensor, state: tuple[Tensor, Tensor], dtype: torch.dtype | None) -> Tensor:
-        """The outputs (batch, out_channels) for features (batch, in_channels) or tokens (batch)."""
+        """The outputs (batch, out_channels) for features (batch, in_channels) or tokens (batch).
+
+        Without gradients.
+        """
+        if x.requires_grad:  # costs less than no_grad
+            x = x.detach()
         embedding, weights, biases, plan = self.packed(dtype)
         rings, position = state
-        return step_ops.step(
-            x, embedding, rings, position, weights, biases, plan, self.out_channels
-        )
+        step = step_ops.step if torch.compiler.is_compiling() else _step
+        return step(x, embedding, rings, position, weights, biases, plan, self.out_channels)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from . import _library  # noqa: F401  (importing it loads the operators)
+from . import _library, flops  # noqa: F401  (importing _library loads the operators)
 from .geometry import output_length
 
 forward = torch.ops.convlm.forward.default
@@ -83,6 +83,11 @@ class _Checks:
             f"{argument} and {other_argument} must have one dtype, "
             f"got {tensor.dtype} and {other.dtype}",
         )
+        self.same_device(argument, tensor, other_argument, other)
+
+    def same_device(
+        self, argument: str, tensor: Tensor, other_argument: str, other: Tensor
+    ) -> None:
         self.require(
             tensor.device == other.device,
             f"{argument} and {other_argument} must be on one device",
@@ -148,6 +153,12 @@ class _Checks:
                 f"y must have the shape of grad_output, {_text(grad_output)}, got {_text(y)}",
             )
 
+    def activation(self, activation: str) -> None:
+        self.require(
+            activation in ("none", "tanh", "relu", "silu", "gelu", "sigmoid"),
+            f"activation must be none, tanh, relu, silu, gelu or sigmoid, got '{activation}'",
+        )
+
     def bias(self, bias: Tensor, out_channels: int) -> None:
         self.require(
             bias.dim() == 1 and bias.shape[0] == out_channels,
@@ -193,10 +204,7 @@ def forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any)
     checks = _Checks("forward", *window)
     checks.forward_operands(x, weight, bias)
     out_length = checks.out_length(x.shape[2], weight.shape[2])
-    checks.require(
-        activation in ("none", "tanh", "relu", "silu", "gelu", "sigmoid"),
-        f"activation must be none, tanh, relu, silu, gelu or sigmoid, got '{activation}'",
-    )
+    checks.activation(activation)
     return x.new_empty((x.shape[0], weight.shape[0], out_length))
 
 
@@ -393,3 +401,4 @@ def register(namespace: str, operators: Operators) -> None:
 
 
 register("convlm", OPERATORS["native"])
+flops.count("convlm")

@@ -9,15 +9,19 @@ from torch.nn.modules import module as _module
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of ``module`` does more than the forward of its class."""
+    """Whether a call of ``module`` does more than the forward of its class, by what is its own."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or _module._has_any_global_hook()
     )
+
+
+def has_global_hooks() -> bool:
+    """Whether a call of any module does more than its forward."""
+    return bool(_module._has_any_global_hook())
 
 
 def reason_not_a_plain_embedding(embedding: Any) -> str | None:

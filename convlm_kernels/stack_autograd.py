@@ -6,24 +6,16 @@ those of the same layers composed, which are differentiable to any order: right,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from . import autograd, stack_ops
+from . import autograd, indices, lookup, stack_ops
+from .autograd import called_directly
+from .stack_ops import Settings
 
 _is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
-
-
-class Settings(NamedTuple):
-    """A stack without its parameters: one entry for each layer."""
-
-    dilations: list[int]
-    pads: list[int]  # zeros on the left
-    activations: list[str]  # "none", as of a convolution, or "gate"
-    residuals: list[int]  # 0 or 1
 
 
 def gate(z: Tensor) -> Tensor:
@@ -32,18 +24,24 @@ def gate(z: Tensor) -> Tensor:
     return torch.tanh(a) * torch.sigmoid(b)
 
 
+def _embed(tokens: Tensor, embedding: Tensor, kernels: str) -> Tensor:
+    """embedding[tokens].mT by a table of one tap, which checks the tokens on the way."""
+    return lookup.lookup(tokens, embedding.unsqueeze(0), None, (1, 0, 0, 1), kernels=kernels)
+
+
 def compose(
     x: Tensor,
     tokens: Tensor | None,
     weights: list[Tensor],
     biases: list[Tensor],
     settings: Settings,
+    kernels: str = "native",
 ) -> Tensor:
     """What :func:`stack` computes, layer by layer."""
     if tokens is not None:
-        x = F.embedding(tokens, x).transpose(1, 2)
-    for weight, bias, dilation, pad, activation, residual in zip(
-        weights, biases, *settings, strict=True
+        x = _embed(tokens, x, kernels)
+    for weight, bias, (dilation, pad, activation, residual) in zip(
+        weights, biases, stack_ops.layers_of(settings), strict=True
     ):
         gated = activation == "gate"
         y = autograd.forward(
@@ -52,6 +50,7 @@ def compose(
             bias if bias.numel() else None,
             (1, pad, 0, dilation, 1, "ieee"),
             "none" if gated else activation,
+            kernels,
         )
         if gated:
             y = gate(y)
@@ -59,6 +58,7 @@ def compose(
     return x
 
 
+@called_directly
 class _Stack(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -66,34 +66,36 @@ class _Stack(torch.autograd.Function):
         tokens: Tensor | None,
         settings: Settings,
         share: bool,
+        kernels: str,
         x: Tensor,
         *parameters: Any,
     ) -> Tensor:
-        weights, biases = _halves(parameters)
-        y, saved = stack_ops.stack_forward(x, tokens, weights, biases, *settings, share, True)
+        operands = x, tokens, *_halves(parameters), settings
+        y, saved = stack_ops.OPERATORS[kernels].stack_forward(*operands, share, True)
         ctx.save_for_backward(tokens, saved, x, *parameters)
-        ctx.settings = settings, share
+        ctx.settings = settings, share, kernels
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         tokens, saved, x, *parameters = ctx.saved_tensors
-        settings, share = ctx.settings
-        weights, biases = _halves(parameters)
-        needed = ctx.needs_input_grad[3:]
+        settings, share, kernels = ctx.settings
+        operands = x, tokens, *_halves(parameters)
+        needed = ctx.needs_input_grad[4:]
         gradients: Any
         differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if differentiable or _is_batched(grad_output):
             with torch.enable_grad():
-                y = compose(x, tokens, weights, biases, settings)
+                y = compose(*operands, settings, kernels)
             gradients = _gradients_with_graph(y, grad_output, [x, *parameters], needed)
         else:
-            gradients = stack_ops.stack_backward(
-                grad_output, saved, x, tokens, weights, biases, *settings, share, needed[0]
+            gradients = stack_ops.OPERATORS[kernels].stack_backward(
+                grad_output, saved, *operands, settings, share, needed[0]
             )
-        return None, None, None, *_wanted(gradients, needed)
+        return None, None, None, None, *_wanted(gradients, needed)
 
 
+@called_directly
 class _CrossEntropy(torch.autograd.Function):
     """The mean loss, which comes with its gradients."""
 
@@ -108,7 +110,7 @@ class _CrossEntropy(torch.autograd.Function):
         *parameters: Any,
     ) -> Tensor:
         loss, gradients = stack_ops.stack_cross_entropy(
-            x, tokens, target, *_halves(parameters), *settings, share
+            x, tokens, target, *_halves(parameters), settings, share
         )
         ctx.save_for_backward(tokens, target, x, *parameters, *gradients)
         ctx.settings = settings
@@ -121,7 +123,7 @@ class _CrossEntropy(torch.autograd.Function):
         needed = ctx.needs_input_grad[4:]
         if torch.is_grad_enabled():  # to be differentiated again: by the formula
             logits = compose(inputs[0], tokens, *_halves(inputs[1:]), ctx.settings)
-            loss = F.cross_entropy(logits, target.long())
+            loss = indices.cross_entropy(logits, target)
             found = _gradients_with_graph(loss, grad_loss, inputs, needed)
         else:
             found = [g * grad_loss for g in gradients]
@@ -164,33 +166,38 @@ def stack(
     biases: list[Tensor],
     settings: Settings,
     share: bool = True,
+    kernels: str = "native",
 ) -> Tensor:
     """A chain of convolutions of stride 1 in one operator, differentiable to any order.
 
     Args:
         x: (batch, channels, length); with ``tokens`` (batch, length), int64 or int32, an embedding
-            (vocab, channels) of them. float32, float64, bfloat16 or float16, on the CPU.
+            (vocab, channels) of them. float32, float64, bfloat16 or float16.
         weights: (out_channels, in_channels, kernel_size) for each layer, of the dtype of ``x``; the
             out_channels of a gated layer are twice those of its result.
         biases: (out_channels), or empty, for each layer.
         share: over tokens, compute a layer once for each distinct receptive field where most of
             them repeat. The result has the same bits.
+        kernels: an entry of ``stack_ops.OPERATORS``.
 
     Returns:
         (batch, out_channels, out_length) of the last layer.
 
     Raises:
-        RuntimeError: sizes that do not fit, a token outside [0, vocab); names argument and value.
+        RuntimeError: sizes that do not fit, or on the CPU a token outside [0, vocab); names
+            argument and value.
     """
     if autograd._transformed():
-        return compose(x, tokens, weights, biases, settings)
-    compiling = torch.compiler.is_compiling()  # one graph, for any number of positions
-    if tokens is not None and not compiling and x.shape[0] > tokens.shape[0] * tokens.shape[1]:
+        return compose(x, tokens, weights, biases, settings, kernels)
+    # Compiled, it is one graph for any number of positions.
+    native = kernels == "native" and not torch.compiler.is_compiling()
+    if native and tokens is not None and x.shape[0] > tokens.shape[0] * tokens.shape[1]:
         # Rows of the embedding that no position reads would be multiplied too.
-        x, tokens = F.embedding(tokens, x).transpose(1, 2), None
+        x, tokens = _embed(tokens, x, kernels), None
     if _wants_gradients(x, *weights, *biases):
-        return _Stack.apply(tokens, settings, share, x, *weights, *biases)
-    y, _ = stack_ops.stack_forward(x, tokens, weights, biases, *settings, share, False)
+        return _Stack.apply(tokens, settings, share, kernels, x, *weights, *biases)
+    operands = x, tokens, weights, biases, settings
+    y, _ = stack_ops.OPERATORS[kernels].stack_forward(*operands, share, False)
     return y
 
 
@@ -224,10 +231,10 @@ def cross_entropy(
     wants_gradients = _wants_gradients(x, *weights, *biases)
     if composed or (wants_gradients and reduction != "mean"):
         logits = stack(x, tokens, weights, biases, settings, share)
-        return F.cross_entropy(logits, target.long(), reduction=reduction)
+        return indices.cross_entropy(logits, target, reduction)
     if wants_gradients:
         return _CrossEntropy.apply(tokens, target, settings, share, x, *weights, *biases)
-    losses = stack_ops.stack_losses(x, tokens, target, weights, biases, *settings, share)
+    losses = stack_ops.stack_losses(x, tokens, target, weights, biases, settings, share)
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.mean()

@@ -6,13 +6,53 @@ the checks of sizes, which the fake versions leave to it, but for what shapes th
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from . import _library
 from .geometry import output_length
+
+ACTIVATIONS = ("none", "tanh", "relu", "silu", "gelu", "sigmoid", "gate")  # as C++ numbers them
+
+
+class LayerSettings(NamedTuple):
+    """A layer of a stack without its parameters."""
+
+    dilation: int
+    pad: int  # zeros on the left
+    activation: str  # one of ACTIVATIONS: that of a convolution, or a gate
+    residual: bool
+
+
+# Those of all layers, as the operators take them: four numbers each, since lists of words take
+# longer to hand over than a small stack to compute.
+Settings = list[int]
+
+
+def settings_of(layers: Iterable[LayerSettings]) -> Settings:
+    return [
+        number
+        for layer in layers
+        for number in (
+            layer.dilation,
+            layer.pad,
+            ACTIVATIONS.index(layer.activation),
+            int(layer.residual),
+        )
+    ]
+
+
+def layers_of(settings: Settings) -> list[LayerSettings]:
+    """What :func:`settings_of` was given."""
+    return [
+        LayerSettings(dilation, pad, ACTIVATIONS[activation], bool(residual))
+        for dilation, pad, activation, residual in zip(*[iter(settings)] * 4, strict=True)
+    ]
+
 
 stack_forward = torch.ops.convlm.stack_forward.default
 stack_backward = torch.ops.convlm.stack_backward.default
@@ -22,26 +62,46 @@ stack_sgd_ = torch.ops.convlm.stack_sgd_.default
 stack_rows = torch.ops.convlm.stack_rows.default
 
 
+class Operators(NamedTuple):
+    """The two operators of one set of kernels, as in ``ops``; the others are native alone."""
+
+    stack_forward: OpOverload
+    stack_backward: OpOverload
+
+
+OPERATORS = {"native": Operators(stack_forward, stack_backward)}
+
+
 def reason_does_not_fit(
-    x: Tensor, length: int, has_tokens: bool, weights: list[Tensor], settings: Any
+    x: Tensor,
+    length: int,
+    has_tokens: bool,
+    weights: list[Tensor],
+    settings: Settings,
+    kernels: str = "native",
 ) -> str | None:
     """Why no GPU kernel takes a stack on ``x`` with inputs of this length, or None.
 
     A sample's activations must fit the shared memory of a block; ``csrc/cuda/stack_fits.h`` counts.
+    Those of ``kernels="triton"`` stay in memory, as far as the caches hold a layer.
     """
     if torch.compiler.is_compiling():
         return "torch.compile traces one graph for any length"
+    if kernels == "triton":
+        from . import triton_stack_ops
+
+        return triton_stack_ops.reason_does_not_fit(x, length, weights, settings)
     major, minor = torch.cuda.get_device_capability(x.device)
-    dilations, pads, activations, _ = settings
+    layers = layers_of(settings)
     reason: str | None = _library.host.cuda_reason_stack_not_fused(
         dtype=str(x.dtype).removeprefix("torch."),
         channels=x.shape[1],
         length=length,
         vocab=x.shape[0] if has_tokens else 0,
         weights=[(weight.shape[0], weight.shape[2]) for weight in weights],
-        dilations=dilations,
-        pads=pads,
-        gated=[activation == "gate" for activation in activations],
+        dilations=[layer.dilation for layer in layers],
+        pads=[layer.pad for layer in layers],
+        gated=[layer.activation == "gate" for layer in layers],
         capability=10 * major + minor,
     )
     return reason
@@ -56,24 +116,17 @@ def _row_bytes(channels: int, dtype: torch.dtype) -> int:
 
 
 def _shapes(
-    x: Tensor,
-    tokens: Tensor | None,
-    weights: list[Tensor],
-    dilations: list[int],
-    pads: list[int],
-    activations: list[str],
+    x: Tensor, tokens: Tensor | None, weights: list[Tensor], settings: Settings
 ) -> tuple[Any, int]:
     """The shape of the result, and the bytes that are kept for the gradients."""
     batch, length = (x.shape[0], x.shape[2]) if tokens is None else tokens.shape
     channels, saved = x.shape[1], 0
-    for weight, dilation, pad, activation in zip(
-        weights, dilations, pads, activations, strict=True
-    ):
+    for weight, layer in zip(weights, layers_of(settings), strict=True):
         torch._check(weight.shape[1] == channels)
-        length = output_length(length, weight.shape[2], 1, dilation, pad, 0)
+        length = output_length(length, weight.shape[2], 1, layer.dilation, layer.pad, 0)
         torch._check(length >= 1)
         columns = weight.shape[0]
-        channels = columns // 2 if activation == "gate" else columns
+        channels = columns // 2 if layer.activation == "gate" else columns
         row = _row_bytes(channels, x.dtype) + _row_bytes(columns, x.dtype)
         saved = saved + batch * length * row + 1024
     return (batch, channels, length), saved
@@ -85,14 +138,11 @@ def _stack_forward_fake(
     tokens: Tensor | None,
     weights: list[Tensor],
     biases: list[Tensor],
-    dilations: list[int],
-    pads: list[int],
-    activations: list[str],
-    residuals: list[int],
+    settings: Settings,
     share: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    shape, saved = _shapes(x, tokens, weights, dilations, pads, activations)
+    shape, saved = _shapes(x, tokens, weights, settings)
     return x.new_empty(shape), x.new_empty(saved if save else 0, dtype=torch.uint8)
 
 
@@ -104,13 +154,17 @@ def _stack_backward_fake(
     tokens: Tensor | None,
     weights: list[Tensor],
     biases: list[Tensor],
-    *settings: Any,
+    settings: Settings,
+    share: bool,
+    with_x: bool,
 ) -> list[Tensor]:
-    with_x = settings[-1]
-    return _gradients(x.new_empty(x.shape if with_x else (0,)), weights, biases)
+    return empty_gradients(x, weights, biases, with_x)
 
 
-def _gradients(grad_x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> list[Tensor]:
+def empty_gradients(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], with_x: bool = True
+) -> list[Tensor]:
+    grad_x = x.new_empty(x.shape if with_x else (0,))
     grads_b = [b.new_empty(b.shape) for b in biases]
     return [grad_x, *(torch.empty_like(w) for w in weights), *grads_b]
 
@@ -122,9 +176,10 @@ def _stack_cross_entropy_fake(
     target: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
-    *settings: Any,
+    settings: Settings,
+    share: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    return x.new_empty(()), _gradients(x.new_empty(x.shape), weights, biases)
+    return x.new_empty(()), empty_gradients(x, weights, biases)
 
 
 @torch.library.register_fake("convlm::stack_sgd_")

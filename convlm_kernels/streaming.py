@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from . import indices
 from .functional import conv1d
 from .network import Network, NetworkLayer, layers_of
 from .stack_autograd import gate
@@ -184,7 +184,7 @@ def prefill(network: Network, x: Tensor, state: StreamState, lengths: Tensor | N
     if network.embedding is not None:
         if x.dim() != 2:
             raise ValueError(f"tokens must be (batch, length), got shape {tuple(x.shape)}")
-        x = F.embedding(x, network.embedding.weight).mT
+        x = indices.embed(x, network.embedding.weight)
     if x.dim() != 3 or x.shape[:2] != (len(position), network.in_channels):
         raise ValueError(
             f"x must be (batch, in_channels, length) with batch {len(position)} and in_channels "

@@ -1,19 +1,22 @@
-"""The three operators with the Triton kernels behind them, ``torch.ops.convlm_triton``.
+"""The operators with the Triton kernels behind them, ``torch.ops.convlm_triton``.
 
 Imported when the backend is first asked for, because Triton takes a while to import. The schemas,
-checks, fake versions and vmap rules are those of the native operators in ``ops``.
+checks, fake versions and vmap rules are those of the native operators in ``ops`` and
+``lookup_ops``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-from . import ops
+from . import flops, lookup_ops, ops
 from .geometry import Conv1dGeometry
-from .triton_kernels import functions, launch
+from .triton_kernels import functions, launch, lookup
 
 # With TRITON_INTERPRET=1 when Triton was imported.
 INTERPRETED = launch.interpreted()
@@ -104,19 +107,50 @@ def _grad_weight(
     return grad_w, grad_b
 
 
-def _define() -> ops.Operators:
-    implementations = _forward, _grad_input, _grad_weight
-    for native, implementation in zip(ops.OPERATORS["native"], implementations, strict=True):
+def _lookup(tokens: Tensor, table: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    y = lookup_ops.lookup_fake(tokens, table, bias, *settings)
+    *window, activation = settings
+    geometry = _lookup_geometry(tokens, table.shape, window)
+    lookup.forward(y, tokens, table, bias, geometry, activation)
+    return y
+
+
+def _lookup_grad_table(
+    grad_output: Tensor, tokens: Tensor, kernel_size: int, vocab: int, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    grad_t, grad_b = lookup_ops.grad_table_fake(grad_output, tokens, kernel_size, vocab, *settings)
+    *window, with_bias = settings
+    lookup.grad_table(grad_t, grad_output, tokens, _lookup_geometry(tokens, grad_t.shape, window))
+    if with_bias:
+        torch.sum(grad_output, (0, 2), out=grad_b)
+    return grad_t, grad_b
+
+
+def _lookup_geometry(tokens: Tensor, table_shape: torch.Size, window: Any) -> Conv1dGeometry:
+    kernel_size, vocab, out_channels = table_shape
+    one_hot = torch.Size((tokens.shape[0], vocab, tokens.shape[1]))
+    return _geometry(one_hot, torch.Size((out_channels, vocab, kernel_size)), (*window, 1))
+
+
+def define(
+    natives: Iterable[OpOverload], implementations: Iterable[Callable]
+) -> Iterator[OpOverload]:
+    """Operators of this namespace with the names and schemas of ``natives``."""
+    for native, implementation in zip(natives, implementations, strict=True):
         name, schema = native.name().split("::")[1], str(native._schema).split("::")[1]
         _library.define(schema)
         for key in ("CPU", "CUDA") if INTERPRETED else ("CUDA",):
             _library.impl(name, implementation, key)
-    namespace = torch.ops.convlm_triton
-    operators = ops.Operators(
-        namespace.forward.default, namespace.grad_input.default, namespace.grad_weight.default
-    )
-    ops.register("convlm_triton", operators)
-    return operators
+        yield getattr(torch.ops.convlm_triton, name).default
+    flops.count("convlm_triton")
 
 
-ops.OPERATORS["triton"] = _define()
+ops.OPERATORS["triton"] = ops.Operators(
+    *define(ops.OPERATORS["native"], (_forward, _grad_input, _grad_weight))
+)
+ops.register("convlm_triton", ops.OPERATORS["triton"])
+
+lookup_ops.OPERATORS["triton"] = lookup_ops.Operators(
+    *define(lookup_ops.OPERATORS["native"], (_lookup, _lookup_grad_table))
+)
+lookup_ops.register("convlm_triton", lookup_ops.OPERATORS["triton"])

@@ -1,5 +1,7 @@
-// From tensors to a validated geometry: the only place of the native code that raises.
+// From tensors to a validated geometry. With the files that build on it for look-ups, stacks and
+// steps, *_checks.h, this is where the native code raises.
 #pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -24,6 +26,21 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   for (int64_t i = 0; i < a.dim(); ++i)
     if (a.size(i) != b.size(i)) return false;
   return true;
+}
+
+// Compared as torch numbers them: the types of torch::stable take several calls to make.
+inline bool same_dtype(const Tensor& a, const Tensor& b) {
+  int32_t of_a = 0, of_b = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(a.get(), &of_a));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(b.get(), &of_b));
+  return of_a == of_b;
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  int32_t of_a = 0, of_b = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(a.get(), &of_a));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(b.get(), &of_b));
+  return of_a == of_b && a.get_device_index() == b.get_device_index();
 }
 
 // The activation of a gradient's y, and the word that named it.
@@ -65,12 +82,11 @@ class GeometryChecks {
 
   void same_kind(const char* argument, const Tensor& t, const char* other_argument,
                  const Tensor& other) const {
-    STD_TORCH_CHECK(t.scalar_type() == other.scalar_type(), function_, ": ", argument, " and ",
-                    other_argument, " must have one dtype, got ",
-                    torch::headeronly::toString(t.scalar_type()), " and ",
-                    torch::headeronly::toString(other.scalar_type()));
-    STD_TORCH_CHECK(t.device() == other.device(), function_, ": ", argument, " and ",
-                    other_argument, " must be on one device");
+    STD_TORCH_CHECK(same_dtype(t, other), function_, ": ", argument, " and ", other_argument,
+                    " must have one dtype, got ", torch::headeronly::toString(t.scalar_type()),
+                    " and ", torch::headeronly::toString(other.scalar_type()));
+    STD_TORCH_CHECK(same_device(t, other), function_, ": ", argument, " and ", other_argument,
+                    " must be on one device");
   }
 
   void input(const Tensor& x) {
@@ -244,8 +260,7 @@ inline void check_rows(const char* function, const Tensor& rows, const Tensor& t
   STD_TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == Dtype::Long, function,
                   ": rows must have one dimension and be int64, got shape ", shape_of(rows),
                   " and ", torch::headeronly::toString(rows.scalar_type()));
-  STD_TORCH_CHECK(rows.device() == tokens.device(), function,
-                  ": rows and tokens must be on one device");
+  STD_TORCH_CHECK(same_device(rows, tokens), function, ": rows and tokens must be on one device");
 }
 
 inline void check_sgd(const std::vector<Tensor>& parameters, const std::vector<Tensor>& gradients) {
@@ -256,12 +271,15 @@ inline void check_sgd(const std::vector<Tensor>& parameters, const std::vector<T
     const Tensor &p = parameters[i], &g = gradients[i];
     STD_TORCH_CHECK(same_shape(p, g), "sgd_: gradient ", i, " must have the shape ", shape_of(p),
                     " of its parameter, got ", shape_of(g));
-    STD_TORCH_CHECK(p.scalar_type() == g.scalar_type(), "sgd_: gradient ", i,
+    STD_TORCH_CHECK(same_dtype(p, g), "sgd_: gradient ", i,
                     " and its parameter must have one dtype, got ",
                     torch::headeronly::toString(g.scalar_type()), " and ",
                     torch::headeronly::toString(p.scalar_type()));
-    STD_TORCH_CHECK(p.device() == g.device(), "sgd_: gradient ", i,
+    STD_TORCH_CHECK(same_device(p, g), "sgd_: gradient ", i,
                     " and its parameter must be on one device");
+    for (int64_t d = 0; d < p.dim(); ++d)
+      STD_TORCH_CHECK(p.stride(d) != 0 || p.size(d) <= 1, "sgd_: parameter ", i,
+                      " must not be expanded: several of its elements are one in memory");
   }
 }
 

@@ -46,30 +46,27 @@ STABLE_TORCH_LIBRARY(convlm, m) {
       "SymInt dilation, float lr) -> Tensor");
   m.def(
       "stack_sgd_(Tensor(a!) x, Tensor tokens, Tensor target, Tensor? rows, Tensor(b!)[] weights, "
-      "Tensor(c!)[] biases, int[] dilations, int[] pads, str[] activations, int[] residuals, "
-      "bool share, float lr) -> Tensor");
+      "Tensor(c!)[] biases, int[] settings, bool share, float lr) -> Tensor");
   // A chain of convolutions of stride 1. x is (batch, channels, length), or with tokens (batch,
-  // length) an embedding (vocab, channels) of them; an empty bias is none.
+  // length) an embedding (vocab, channels) of them; an empty bias is none. Settings are four
+  // numbers a layer, those of StackSettings.
   m.def(
       "stack_forward(Tensor x, Tensor? tokens, Tensor[] weights, Tensor[] biases, "
-      "int[] dilations, int[] pads, str[] activations, int[] residuals, bool share, bool save) "
-      "-> (Tensor, Tensor)");
+      "int[] settings, bool share, bool save) -> (Tensor, Tensor)");
   m.def(
       "stack_backward(Tensor grad_output, Tensor saved, Tensor x, Tensor? tokens, "
-      "Tensor[] weights, Tensor[] biases, int[] dilations, int[] pads, str[] activations, "
-      "int[] residuals, bool share, bool with_x) -> Tensor[]");
+      "Tensor[] weights, Tensor[] biases, int[] settings, bool share, bool with_x) -> Tensor[]");
   m.def(
-      "stack_rows(Tensor x, Tensor tokens, Tensor[] weights, Tensor[] biases, int[] dilations, "
-      "int[] pads, str[] activations, int[] residuals, bool share) -> Tensor");
+      "stack_rows(Tensor x, Tensor tokens, Tensor[] weights, Tensor[] biases, int[] settings, "
+      "bool share) -> Tensor");
   // Over tokens, with target (batch, out_length): the mean cross-entropy and its gradients of x,
   // the weights and the biases; and the losses of all positions.
   m.def(
       "stack_cross_entropy(Tensor x, Tensor tokens, Tensor target, Tensor[] weights, "
-      "Tensor[] biases, int[] dilations, int[] pads, str[] activations, int[] residuals, "
-      "bool share) -> (Tensor, Tensor[])");
+      "Tensor[] biases, int[] settings, bool share) -> (Tensor, Tensor[])");
   m.def(
       "stack_losses(Tensor x, Tensor tokens, Tensor target, Tensor[] weights, Tensor[] biases, "
-      "int[] dilations, int[] pads, str[] activations, int[] residuals, bool share) -> Tensor");
+      "int[] settings, bool share) -> Tensor");
   m.def(
       "step(Tensor x, Tensor? embedding, Tensor(a!) rings, Tensor(b!) position, Tensor weights, "
       "Tensor biases, Tensor plan, SymInt out_channels) -> Tensor");

@@ -38,8 +38,8 @@ class LookupChecks : public GeometryChecks {
     STD_TORCH_CHECK(t.scalar_type() == Dtype::Long || t.scalar_type() == Dtype::Int, function_,
                     ": ", argument, " must be int64 or int32, got ",
                     torch::headeronly::toString(t.scalar_type()));
-    STD_TORCH_CHECK(t.device() == other.device(), function_, ": ", argument, " and ",
-                    other_argument, " must be on one device");
+    STD_TORCH_CHECK(same_device(t, other), function_, ": ", argument, " and ", other_argument,
+                    " must be on one device");
   }
 
   // Returns kernel_size.

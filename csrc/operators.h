@@ -1,9 +1,12 @@
 // What the operators of every device do before and after their kernel: check, allocate the result,
 // and describe the problem to the kernel.
 #pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 
@@ -46,8 +49,21 @@ inline Activation activation_of(const char* function, const std::string& name) {
 
 inline ConstTensor operand(const Tensor& t) {
   ConstTensor result{t.const_data_ptr(), {0, 0, 0}};
-  for (int64_t i = 0; i < t.dim(); ++i) result.stride[i] = t.stride(i);
+  const auto strides = t.strides();
+  std::copy_n(strides.begin(), std::min<size_t>(strides.size(), 3), result.stride);
   return result;
+}
+
+// Memory for a result, of the device of `like`, and of its dtype unless another is given. The
+// new_empty of torch::stable finds its operator by name in every call, which takes longer than all
+// the checks of one.
+inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                    std::optional<int32_t> dtype = std::nullopt) {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_aten_new_empty(like.get(), sizes.data(), static_cast<int64_t>(sizes.size()),
+                                dtype ? &*dtype : nullptr, nullptr, nullptr, 0, nullptr, &handle));
+  return Tensor(handle);
 }
 
 inline Activated activated(const std::optional<Tensor>& y, Activation activation) {
@@ -72,8 +88,7 @@ inline Call<ForwardArguments> forward_call(const Tensor& x, const Tensor& weight
   a.dtype = dtype_of(x);
   a.precision = precision_of("forward", fp32_precision);
   a.activation = activation_of("forward", activation);
-  Tensor y = torch::stable::new_empty(
-      x, {a.geometry.batch, a.geometry.out_channels, a.geometry.out_length});
+  Tensor y = empty(x, {a.geometry.batch, a.geometry.out_channels, a.geometry.out_length});
   a.x = operand(x);
   a.weight = operand(weight);
   if (b != nullptr) a.bias = operand(*b);
@@ -95,8 +110,8 @@ inline ForwardWithStateCall forward_with_state_call(const Tensor& x, const Tenso
   ForwardWithStateArguments a{};
   const Conv1dGeometry g =
       check_forward_with_state(x, weight, bias ? &*bias : nullptr, state, dilation, groups);
-  Tensor y = torch::stable::new_empty(x, {g.batch, g.out_channels, g.out_length});
-  Tensor new_state = torch::stable::new_empty(x, {g.batch, g.in_channels, g.pad_left});
+  Tensor y = empty(x, {g.batch, g.out_channels, g.out_length});
+  Tensor new_state = empty(x, {g.batch, g.in_channels, g.pad_left});
   a.forward.geometry = g;
   a.forward.dtype = dtype_of(x);
   a.forward.precision = precision_of("forward_with_state", fp32_precision);
@@ -114,7 +129,7 @@ inline ForwardWithStateCall forward_with_state_call(const Tensor& x, const Tenso
 // of no state; `new_state` gets the tensor's last positions.
 inline Tensor join_state(const Tensor& state, const Tensor& x, Tensor new_state) {
   const int64_t before = state.size(2), length = x.size(2);
-  Tensor joined = torch::stable::new_empty(x, {x.size(0), x.size(1), before + length});
+  Tensor joined = empty(x, {x.size(0), x.size(1), before + length});
   Tensor first = torch::stable::narrow(joined, 2, 0, before);
   Tensor last = torch::stable::narrow(joined, 2, before, length);
   torch::stable::copy_(first, state);
@@ -141,8 +156,7 @@ inline Call<GradInputArguments> grad_input_call(const Tensor& grad_output, const
                                 groups, y ? &*y : nullptr, named);
   a.dtype = dtype_of(grad_output);
   a.precision = precision_of("grad_input", fp32_precision);
-  Tensor result =
-      torch::stable::new_empty(grad_output, {a.geometry.batch, a.geometry.in_channels, length});
+  Tensor result = empty(grad_output, {a.geometry.batch, a.geometry.in_channels, length});
   a.grad_output = operand(grad_output);
   a.activated = activated(y, named.activation);
   a.weight = operand(weight);
@@ -167,9 +181,9 @@ inline GradWeightCall grad_weight_call(const Tensor& grad_output, const Tensor& 
                                  groups, y ? &*y : nullptr, named);
   a.dtype = dtype_of(x);
   a.precision = precision_of("grad_weight", fp32_precision);
-  Tensor weight = torch::stable::new_empty(
-      x, {a.geometry.out_channels, a.geometry.in_channels_per_group(), kernel_size});
-  Tensor bias = torch::stable::new_empty(x, {with_bias ? a.geometry.out_channels : 0});
+  Tensor weight =
+      empty(x, {a.geometry.out_channels, a.geometry.in_channels_per_group(), kernel_size});
+  Tensor bias = empty(x, {with_bias ? a.geometry.out_channels : 0});
   a.grad_output = operand(grad_output);
   a.activated = activated(y, named.activation);
   a.x = operand(x);

@@ -13,14 +13,8 @@ namespace convlm {
 using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
 
-inline StackSettings settings_of(std::vector<int64_t> dilations, std::vector<int64_t> pads,
-                                 std::vector<std::string> activations,
-                                 std::vector<int64_t> residuals) {
-  return {std::move(dilations), std::move(pads), std::move(activations), std::move(residuals)};
-}
-
 inline Tensor bytes_like(const Tensor& t, int64_t size) {
-  return torch::stable::new_empty(t, {size}, torch::headeronly::ScalarType::Byte);
+  return empty(t, {size}, aoti_torch_dtype_uint8());
 }
 
 // Of a row in the type that is computed with; rows begin at cache lines.
@@ -34,7 +28,7 @@ class StackCall {
  public:
   // `rows` names the rows of tokens and target that are the batch, as a list; without it, all are.
   StackCall(const char* function, const Tensor& x, const OptionalTensor& tokens,
-            const Tensors& weights, const Tensors& biases, const StackSettings& settings,
+            const Tensors& weights, const Tensors& biases, const std::vector<int64_t>& settings,
             const OptionalTensor& rows = std::nullopt)
       : checks_(function, weights, biases, settings) {
     arguments_.dtype = dtype_of(x);
@@ -58,15 +52,14 @@ class StackCall {
   Tensors allocate_gradients(const Tensor& x, const Tensors& weights, const Tensors& biases,
                              bool with_x) {
     Tensors results;
-    const std::vector<int64_t> x_sizes(x.sizes().begin(), x.sizes().end());
-    results.push_back(torch::stable::new_empty(x, with_x ? x_sizes : std::vector<int64_t>{0}));
+    results.push_back(with_x ? empty(x, x.sizes()) : empty(x, {0}));
     if (with_x) arguments_.grad_input = writable(results[0]);
     for (size_t i = 0; i < weights.size(); ++i) {
       results.push_back(torch::stable::empty_like(weights[i]));
       layers()[i].grad_weight = writable(results.back());
     }
     for (size_t i = 0; i < biases.size(); ++i) {
-      results.push_back(torch::stable::new_empty(biases[i], {biases[i].numel()}));
+      results.push_back(empty(biases[i], {biases[i].numel()}));
       if (biases[i].numel() > 0) layers()[i].grad_bias = writable(results.back());
     }
     return results;
@@ -101,6 +94,9 @@ class StackCall {
                     "stack_backward: grad_output must have the shape (", arguments_.batch, ", ",
                     last().out_channels(), ", ", arguments_.out_length, "), got ",
                     shape_of(grad_output));
+    STD_TORCH_CHECK(saved.scalar_type() == torch::headeronly::ScalarType::Byte &&
+                        saved.is_contiguous() && saved.device() == x.device(),
+                    "stack_backward: saved must be contiguous, of bytes, and on the device of x");
     STD_TORCH_CHECK(saved.numel() == saved_size(x), "stack_backward: saved must have ",
                     saved_size(x), " elements, got ", saved.numel());
   }
@@ -134,8 +130,7 @@ class StackCall {
     STD_TORCH_CHECK(t.scalar_type() == Dtype::Long || t.scalar_type() == Dtype::Int, function, ": ",
                     argument, " must be int64 or int32, got ",
                     torch::headeronly::toString(t.scalar_type()));
-    STD_TORCH_CHECK(t.device() == x.device(), function, ": ", argument,
-                    " and x must be on one device");
+    STD_TORCH_CHECK(same_device(t, x), function, ": ", argument, " and x must be on one device");
   }
 
   void check_x(const char* function, const Tensor& x) {

@@ -81,8 +81,9 @@ struct GenerateArguments {
   double top_p;
   const void* logit_bias;  // (vocab), contiguous, or null
   const double* uniform;   // (batch, steps)
-  int64_t* generated;      // (batch, steps)
-  bool* failed;            // set where logits gave nothing to draw from
+  // (batch, steps). After a stop token a sample has no other; from where its logits give nothing to
+  // draw from, a NaN for one, it has -1.
+  int64_t* generated;
 };
 
 }  // namespace convlm

@@ -150,7 +150,7 @@ class StepChecks {
 
   // A call on the CPU has no tensor elsewhere, or it would not be there.
   void device(const char* argument, const Tensor& t, const Tensor& rings) const {
-    require(values_ || t.device() == rings.device(), argument, " and rings must be on one device");
+    require(values_ || same_device(t, rings), argument, " and rings must be on one device");
   }
 
  private:
@@ -208,8 +208,9 @@ inline GenerateArguments generate_call(const Tensor& tokens, const Tensor& embed
   checks.dense("uniform", uniform, 2);
   checks.size("uniform", uniform, 0, a.step.batch);
   checks.device("uniform", uniform, rings);
-  checks.require(sampling.temperature >= 0 && sampling.temperature < 1e300,
-                 "temperature must be 0 or more, and finite, got ", sampling.temperature);
+  // float32 logits are divided by it.
+  checks.require(sampling.temperature >= 0 && sampling.temperature <= 1e38,
+                 "temperature must be at least 0 and at most 1e38, got ", sampling.temperature);
   checks.require(sampling.top_k >= 1, "top_k must be at least 1, got ", sampling.top_k);
   checks.require(sampling.top_p > 0 && sampling.top_p <= 1,
                  "top_p must be above 0 and at most 1, got ", sampling.top_p);

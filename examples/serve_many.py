@@ -1,7 +1,7 @@
 """Serves many requests at once: they join a running batch as they arrive, and leave when done.
 
     python examples/serve_many.py                 # an untrained model
-    python examples/serve_many.py runs/dilated    # the model of `convlm train`
+    python examples/serve_many.py runs/dilated    # that of `convlm train` or save_pretrained
 
 Each request has a prefix, a length and a seed of its own, and gets the word that it would get
 alone: at the end that is checked.
@@ -9,13 +9,15 @@ alone: at the end that is checked.
 
 import argparse
 import random
+import sys
 import time
 from typing import NamedTuple
 
 import torch
 
-from convlm_kernels.lm import Alphabet, Batch, DilatedCNN, Sampling, load_checkpoint, sample
+from convlm_kernels.lm import Alphabet, Batch, DilatedCNN, Sampling, sample
 from convlm_kernels.lm.char_model import CharModel
+from convlm_kernels.lm.checkpoint import load_model
 
 
 class Request(NamedTuple):
@@ -53,6 +55,9 @@ def serve(model: CharModel, alphabet: Alphabet, requests: list[Request]) -> tupl
             arrived += 1
         most = max(most, len(batch))
         for event in batch.step():
+            if event.error:  # the others go on
+                print(event.error, file=sys.stderr)
+                continue
             words[event.name] += alphabet.decode([event.token])
         step += 1
     return words, most
@@ -70,13 +75,15 @@ def alone(model: CharModel, alphabet: Alphabet, request: Request) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("checkpoint", nargs="?", help="folder of a training")
+    parser.add_argument("checkpoint", nargs="?", help="folder of a training, or of save_pretrained")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--steps", type=int, default=1, help="over which they arrive")
     args = parser.parse_args()
     if args.checkpoint:
-        run = load_checkpoint(args.checkpoint)
-        model, alphabet = run.model, run.alphabet
+        try:
+            model, alphabet = load_model(args.checkpoint)
+        except ValueError as error:
+            parser.error(str(error))
     else:
         alphabet = Alphabet(".abcdefghijklmnopqrstuvwxyz;")
         model = DilatedCNN(len(alphabet))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from convlm_kernels import stack_ops
 from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.stack_ops import LayerSettings
 
 
 class Operators(NamedTuple):
@@ -52,10 +53,15 @@ class Stack(NamedTuple):
         return len(self.dilations)
 
     @property
-    def settings(self) -> tuple[list[int], list[int], list[str], list[int]]:
+    def layers(self) -> list[LayerSettings]:
         pads = [d * (self.kernel_size - 1) if self.causal else 0 for d in self.dilations]
         residuals = self.residuals or (0,) * self.depth
-        return list(self.dilations), pads, list(self.activations), list(residuals)
+        rows = zip(self.dilations, pads, self.activations, map(bool, residuals), strict=True)
+        return [LayerSettings(*row) for row in rows]
+
+    @property
+    def settings(self) -> list[int]:
+        return stack_ops.settings_of(self.layers)
 
 
 SEED = ("tanh", "tanh", "none")
@@ -124,8 +130,8 @@ def reference(stack: Stack, inputs: Inputs) -> Tensor:
     x, tokens, weights, biases = inputs
     if tokens is not None:
         x = F.embedding(tokens, x).transpose(1, 2)
-    for weight, bias, dilation, pad, activation, residual in zip(
-        weights, biases, *stack.settings, strict=True
+    for weight, bias, (dilation, pad, activation, residual) in zip(
+        weights, biases, stack.layers, strict=True
     ):
         z = F.conv1d(F.pad(x, (pad, 0)), weight, bias if bias.numel() else None, dilation=dilation)
         if activation == "gate":
@@ -175,9 +181,9 @@ def run(
 ) -> list[Tensor]:
     """The result, and the gradients of everything, on the CPU."""
     inputs = inputs.to(operators.device)
-    y, saved = operators.forward(*inputs, *stack.settings, share, True)
+    y, saved = operators.forward(*inputs, stack.settings, share, True)
     seed = random(*y.shape, dtype=y.dtype, seed=9).to(y.device)
-    gradients = operators.backward(seed, saved, *inputs, *stack.settings, share, True)
+    gradients = operators.backward(seed, saved, *inputs, stack.settings, share, True)
     return [t.cpu() for t in (y, *gradients)]
 
 
@@ -187,7 +193,7 @@ def run_loss(
     """The losses, their mean, and its gradients of everything, on the CPU."""
     target = target_of(stack, inputs).to(operators.device)
     inputs = inputs.to(operators.device)
-    operands = (*inputs[:2], target, *inputs[2:], *stack.settings, share)
+    operands = (*inputs[:2], target, *inputs[2:], stack.settings, share)
     loss, gradients = operators.cross_entropy(*operands)
     return [t.cpu() for t in (operators.losses(*operands), loss, *gradients)]
 
@@ -245,3 +251,37 @@ def target_of(stack: Stack, inputs: Inputs) -> Tensor:
 
 def bits(tensors: list[Tensor]) -> list[bytes]:
     return [t.flatten().view(torch.uint8).numpy().tobytes() for t in tensors]
+
+
+# Changes of a possible stack, and what is said of them.
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    ({"tokens": torch.zeros(2, 9)}, "tokens must be int64 or int32, got "),
+    ({"tokens": torch.zeros(9, dtype=torch.long)}, r"two dimensions \(batch, length\)"),
+    ({"x": torch.zeros(5, 2)}, r"weights\[0\] must have the shape \(out_channels, 2, k"),
+    ({"x": torch.zeros(5)}, r"two dimensions \(vocab, channels\), got shape \(5\)"),
+    ({"x": torch.zeros(5, 3).double()}, r"weights\[0\] and x must have one dtype"),
+    ({"settings": [1, 0, 0, 0]}, "settings must have 4 entries for each of the 2 weights, got 4"),
+    ({"settings": [1, 0, 6, 0, 0, 0, 0, 0]}, "dilation must be at least 1, got 0"),
+    ({"settings": [1, 0, 6, 0, 20, 0, 0, 0]}, "the kernel spans 21 positions"),
+    ({"settings": [1, -1, 6, 0, 1, 0, 0, 0]}, "pad_left must be at least 0, got -1"),
+    ({"settings": [1, 0, 6, 0, 1, 0, 7, 0]}, "activation of layer 1 must be from 0 to 6, got 7"),
+    ({"settings": [1, 0, 0, 0, 1, 0, 6, 0]}, r"weights\[1\] must have the shape"),
+    (
+        {"settings": [1, 0, 6, 1, 1, 0, 0, 0]},
+        "residual layer 0 must have as many channels as its input, 3, got",
+    ),
+    ({"biases": [torch.zeros(3), torch.zeros(0)]}, r"biases\[0\] must have the shape \(8\)"),
+    (
+        {"weights": [torch.zeros(8, 3, 2), torch.zeros(4, 4, 2)]}
+        | {"biases": [torch.zeros(0)] * 2, "settings": [1, 0, 6, 0, 2, 9, 0, 1]},
+        "residual layer 1 must not be padded by more than its reach, 2, got 9",
+    ),
+    ({"weights": []}, "weights must have at least one entry"),
+]
+
+
+def impossible(changes: dict[str, Any]) -> tuple:
+    """Arguments of the forward operator."""
+    stack = Stack("", 2, 9, (3, 4, 4), 2, (1, 2), ("gate", "none"), vocab=5)
+    inputs = inputs_of(stack, torch.float32)._asdict()
+    return (*{**inputs, "settings": stack.settings, **changes}.values(), True, False)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from convlm_kernels.lm import Alphabet, DilatedCNN
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 sys.path.insert(0, str(ROOT / "tools" / "website"))
@@ -31,6 +33,21 @@ def test_serve_many(
     assert said.endswith("each as it is alone\n")
     at_once = int(said.partition("up to ")[2].split()[0])
     assert least <= at_once <= 200
+
+
+def test_serve_many_takes_what_sample_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DilatedCNN(5, context=2).save_pretrained(tmp_path / "model", Alphabet(".abc;"))
+    example = str(EXAMPLES / "serve_many.py")
+    monkeypatch.setattr(sys, "argv", [example, str(tmp_path / "model"), "--requests=9"])
+    runpy.run_path(example, run_name="__main__")
+    assert "9 requests" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [example, str(tmp_path / "absent")])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(example, run_name="__main__")
+    assert exit.value.code == 2
+    assert "error: no checkpoint at" in capsys.readouterr().err
 
 
 def test_tutorial(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def test_activation(activation: str, needs_grad: bool) -> None:
 
 
 def test_bad_names() -> None:
-    for activation in ("none", "swish", 3):
+    for activation in ("none", "swish", 3, ["tanh"]):
         with pytest.raises(ValueError, match="activation must be None or one of tanh, relu"):
             conv1d(X, WEIGHT, activation=activation)
 

@@ -92,8 +92,8 @@ def test_same_pads_as_torch(kernel_size: int, dilation: int) -> None:
     [
         (-1, 1, RuntimeError, "padding must not be negative, got -1"),
         ((0, -2), 1, RuntimeError, "padding must not be negative, got (0, -2)"),
-        ((1, 2, 3), 1, RuntimeError, "padding must be an int or a sequence of one int"),
-        ((), 1, RuntimeError, "padding must be an int or a sequence of one int"),
+        ((1, 2, 3), 1, RuntimeError, "sequence of one, or a (left, right) pair, got (1, 2, 3)"),
+        ((), 1, RuntimeError, "an int, a sequence of one, or a (left, right) pair, got ()"),
         ("full", 1, RuntimeError, "padding must be one of ('same', 'valid', 'causal')"),
         ("same", 2, RuntimeError, "padding='same' needs stride 1, got stride 2"),
         (1.5, 1, TypeError, "padding must be an int"),

@@ -34,6 +34,14 @@ def test_sgd_refuses() -> None:
     ):
         with pytest.raises(RuntimeError, match=message):
             optim.sgd_([random(3)], gradient, 0.1)
+    with pytest.raises(RuntimeError, match="parameter 0 must not be expanded"):
+        optim.sgd_([random(1).expand(3)], [random(3)], 0.1)
+
+
+def test_denormals_are_treated_alike_in_every_lane() -> None:
+    parameter = torch.full((17,), 1e-39, dtype=torch.bfloat16)
+    optim.sgd_([parameter], [torch.zeros_like(parameter)], 0.1)
+    assert len(set(parameter.tolist())) == 1
 
 
 def test_opcheck() -> None:

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from convlm_kernels import CausalConv1d, Conv1d, EmbeddingConv1d, stack_ops
-from convlm_kernels.stack import DilatedStack, StackLayer, reason_not_fusable, settings_of
+from convlm_kernels.stack import DilatedStack, StackLayer
+from convlm_kernels.stack_layers import reason_not_fusable, settings_of
 
 
 @pytest.mark.parametrize("padding", ["causal", 0])
@@ -200,11 +201,22 @@ def test_inputs_that_no_fused_kernel_takes() -> None:
         assert stack(x).dtype == torch.bfloat16
 
 
+def test_triton_is_asked_for_by_all_layers_or_none() -> None:
+    x = random(2, 4, 9)
+    layers = StackLayer(4, 4, 2, backend="triton"), StackLayer(4, 4, 2, backend="triton")
+    assert "riton" in DilatedStack(*layers).plan(x).reason
+    mixed = DilatedStack(StackLayer(4, 4, 2), layers[0])
+    assert mixed.plan(x).reason == "layer 1 asks for backend='triton'"
+    with pytest.raises(RuntimeError, match="backend='triton' cannot run this convolution"):
+        mixed(x)
+
+
 class OnGpu(NamedTuple):
     """What is asked of a CUDA tensor before a kernel is."""
 
     shape: tuple[int, ...]
     is_cuda: bool = True
+    is_cpu: bool = False
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cuda")
 
@@ -309,6 +321,7 @@ def test_the_plan_counts_contexts() -> None:
     assert "layer 2: 84 positions, the result" in str(plan)
     varied = torch.randint(7, (3, 14), generator=torch.Generator().manual_seed(0))
     assert "layer 1: 33 positions, more than half distinct" in str(stack.plan(varied))
+    assert stack.plan(tokens.int()) == plan
     stack.share_contexts = False
     assert stack.plan(tokens).rows == plan.positions
 

@@ -431,6 +431,7 @@ def test_no_gradient() -> None:
     state = stack.init_state(3)
     assert not stack.prefill(x, state).requires_grad
     assert not stack.step(x[:, :, 0], state).requires_grad
+    assert not stack.step(x[:, :, 0].detach().requires_grad_(), state).requires_grad
 
 
 # ---- packed sequences ----

@@ -69,6 +69,10 @@ SOME_TARGETS = [
     ("grad_weight", "half", 128, 90, "tanh"),
     ("grad_weight", "float64", 16, 80),
     ("forward", "half", 512, 80, "none", False, True),
+    ("lookup", "ieee", 64, 90, "tanh"),
+    ("lookup_grad_table", "float64", 64, 80),
+    ("stack_forward", "ieee", 64, 90, "gate"),
+    ("stack_backward", "half", 64, 90, "gate"),
 ]
 
 
@@ -110,8 +114,24 @@ def test_awkward_sizes_compile(
         functions.forward(y, x, weight, bias, geometry, "ieee", "tanh")
         functions.grad_input(x, y, weight, geometry, "ieee", y, "relu")
         functions.grad_weight(weight, bias, y, x, geometry, "ieee", None, "none")
+        words = geometry._replace(groups=1, batch=1)
+        tokens = torch.empty((1, geometry.length), dtype=torch.int32, device="meta")
+        table = torch.empty(geometry.kernel_size, *weight.shape[1::-1], device="meta")
+        resources.lookup.forward(y, tokens, table, bias, words, "gelu")
+        resources.lookup.grad_table(table, y, tokens, words)
 
-    assert len(resources.compile_launches(call, 80)) == 4
+    assert len(resources.compile_launches(call, 80)) == 6
+
+
+def test_a_stack_of_ones_compiles(resources: ModuleType) -> None:
+    layers = (resources.Layer(1, 1, 1, 1, 0, 1, 1, "none", False, False),)
+    x, nothing = torch.empty((1, 1, 1), device="meta"), torch.empty(0, device="meta")
+
+    def call() -> None:
+        resources.stack.forward(x, None, x, None, [x], [nothing], layers)
+        resources.stack.backward(x, x, [x], [nothing], layers, True)
+
+    assert len(resources.compile_launches(call, 80)) == 3
 
 
 @pytest.mark.skipif(

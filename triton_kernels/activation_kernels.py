@@ -47,3 +47,19 @@ def through_activation(gradient, y, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "relu":
         gradient = tl.where(y <= 0, 0.0, gradient)
     return gradient
+
+
+@triton.jit
+def slope_of(z, ACTIVATION: tl.constexpr):
+    """The derivative of the activation at ``z``."""
+    if ACTIVATION == "silu":
+        sigmoid = activate(z, "sigmoid")
+        slope = sigmoid * (1 + z * (1 - sigmoid))
+    elif ACTIVATION == "gelu":
+        slope = 0.5 * (1 + tl.erf(z * 0.70710678118654752440))
+        slope += z * tl.exp(-0.5 * z * z) * 0.39894228040143267794
+    else:
+        slope = through_activation(
+            tl.full(z.shape, 1, z.dtype), activate(z, ACTIVATION), ACTIVATION
+        )
+    return slope

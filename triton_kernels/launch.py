@@ -64,12 +64,19 @@ def _interpret(kernel: Any, grid: tuple[int, int], arguments: dict[str, Any]) ->
 
     (It multiplies their bits, and stores them without rounding.) Outputs are copied back.
     """
+    copies: dict[int, Tensor] = {}  # one of a tensor, under however many names it is passed
+
+    def as_float32(tensor: Tensor) -> Tensor:
+        if id(tensor) not in copies:
+            copies[id(tensor)] = _as_float32(tensor)
+        return copies[id(tensor)]
+
     exact: dict[str, Any] = {}
     for name, value in arguments.items():
         if isinstance(value, Tensor) and value.dtype == torch.bfloat16:
-            exact[name] = _as_float32(value)
+            exact[name] = as_float32(value)
         elif isinstance(value, TensorDescriptor) and value.base.dtype == torch.bfloat16:
-            exact[name] = replace(value, base=_as_float32(value.base))
+            exact[name] = replace(value, base=as_float32(value.base))
     kernel[grid](**(arguments | exact))
     for name, value in exact.items():
         if name.startswith("p_out"):

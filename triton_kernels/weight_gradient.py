@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
 from . import exploration, launch
 from .configurations import Configuration, key, kind_of
-from .problem import WeightGradient
+from .problem import WeightGradient, accumulate_type
 from .weight_gradient_kernels import sum_of_parts_kernel, weight_gradient_kernel
 
 # How many programs the first pass is cut into where tiles of the weight are fewer: twice the 132
@@ -80,17 +81,22 @@ def in_two_passes(
     )
     launch.run(kernel, tiles * parts, arguments, blocks)
 
-    grad_bias = problem.grad_weight if problem.grad_bias is None else problem.grad_bias
+    add_up_parts(part_sums, problem.grad_weight, problem.grad_bias)
+
+
+def add_up_parts(part_sums: Tensor, grad_weight: Tensor, grad_bias: Tensor | None) -> None:
+    """Fills both from ``part_sums`` (parts, all weights, then all biases), part after part."""
+    parts, part_size = part_sums.shape
     block = 256
     arguments = dict(
         p_parts=part_sums,
-        p_out_weight=problem.grad_weight,
-        p_out_bias=grad_bias,
-        weights=problem.grad_weight.numel(),
-        biases=problem.part_size - problem.grad_weight.numel(),
+        p_out_weight=grad_weight,
+        p_out_bias=grad_weight if grad_bias is None else grad_bias,
+        weights=grad_weight.numel(),
+        biases=part_size - grad_weight.numel(),
         parts=parts,
-        ACCUMULATE=arguments["ACCUMULATE"],
+        ACCUMULATE=accumulate_type(part_sums.dtype),
         BLOCK=block,
     )
     summing = Configuration(1, block, parts, warps=4, stages=3)
-    launch.run(sum_of_parts_kernel, triton.cdiv(problem.part_size, block), arguments, summing)
+    launch.run(sum_of_parts_kernel, triton.cdiv(part_size, block), arguments, summing)

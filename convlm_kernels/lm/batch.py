@@ -13,6 +13,10 @@ from .. import step_ops
 from ..streaming import StreamState, state_of
 from .char_model import CharModel
 
+NO_TOKEN = (
+    "there is no token to draw: its logits hold a NaN or an infinity, or rule out every token"
+)
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -21,7 +25,8 @@ class Sampling:
     temperature: below 1 keeps to the likely, above 1 strays; 0 always takes the likeliest.
     top_k: draw among the k likeliest only. top_p: among the fewest of these that have together at
     least this probability. stop: the token that ends a request. never: tokens that are not drawn.
-    Raises ValueError for a temperature, top_k or top_p that is out of range.
+    Raises ValueError for a temperature, top_k or top_p that is out of range, and where it is used
+    for a `stop` or `never` that the model has no token for.
     """
 
     temperature: float = 1.0
@@ -31,20 +36,38 @@ class Sampling:
     never: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be 0 or more, and finite; got {self.temperature}")
+        if not 0 <= self.temperature <= 1e38:  # float32 logits are divided by it
+            raise ValueError(
+                f"temperature must be at least 0 and at most 1e38, got {self.temperature}"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
+    def check_tokens(self, vocab: int) -> None:
+        """Raises ValueError unless a model of so many tokens has all that are named here."""
+        named = {"stop": () if self.stop is None else (self.stop,), "never": self.never}
+        for argument, tokens in named.items():
+            if not all(0 <= token < vocab for token in tokens):
+                value = getattr(self, argument)
+                raise ValueError(f"{argument} must be of tokens from 0 to {vocab - 1}, got {value}")
+
 
 class Event(NamedTuple):
-    """A token that a request was given; with `last` it is its last one."""
+    """A token that a request was given; with `last` it is its last one.
+
+    A request for which no token can be drawn ends with an event whose token is -1, and `error` says
+    why.
+    """
 
     name: Any
     token: int
     last: bool
+
+    @property
+    def error(self) -> str | None:
+        return f"request {self.name!r}: {NO_TOKEN}" if self.token < 0 else None
 
 
 @dataclass
@@ -60,11 +83,15 @@ class _Request:
 
 
 class Batch:
-    """Requests on one model, on the CPU or a GPU. What one gets does not depend on the others."""
+    """Requests on one model, on the CPU or a GPU. What one gets does not depend on the others.
+
+    Raises ValueError where `sampling` names a token that the model does not have.
+    """
 
     def __init__(self, model: CharModel, sampling: Sampling | None = None) -> None:
         self.model = model
         self.sampling = sampling or Sampling()
+        self.sampling.check_tokens(model.vocab)
         self._state = model.init_state(0)
         self._running: list[_Request] = []
         self._joining: list[_Request] = []
@@ -114,7 +141,8 @@ class Batch:
     def step(self, count: int = 1) -> list[Event]:
         """Gives each request up to `count` tokens, request by request, in one call.
 
-        Fewer where one of them may have no more. Those that are at their end leave.
+        Fewer where one of them may have no more. Those that are at their end leave; so does one
+        for which there is no token to draw, with an event that has an `error`.
         """
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
@@ -126,15 +154,10 @@ class Batch:
         stop = self.sampling.stop
         events, running = [], []
         for i, (request, row) in enumerate(zip(self._running, tokens.tolist(), strict=True)):
-            if row[-1] < 0:  # on a GPU, where the operator cannot raise
-                raise RuntimeError(
-                    f"there is no token to draw for the request {request.name!r}: its logits hold "
-                    "a NaN or an infinity, or rule out every token"
-                )
-            if stop in row:
-                row = row[: row.index(stop) + 1]
+            ends_at = [row.index(token) for token in (stop, -1) if token in row]
+            row = row[: min(ends_at, default=count) + 1]
             request.taken += len(row)
-            last = row[-1] == stop or request.left == 0
+            last = bool(ends_at) or request.left == 0
             ends = [False] * (len(row) - 1) + [last]
             events += [
                 Event(request.name, token, end) for token, end in zip(row, ends, strict=True)

@@ -9,23 +9,26 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import indices
 from ..embedding import embedding_conv1d
 from ..layers import Conv1d
 from ..optim import sgd_step
-from ..plain import reason_not_a_plain_embedding
-from ..stack import reason_not_a_plain_layer
+from ..plain import has_global_hooks, reason_not_a_plain_embedding
+from ..stack_layers import reason_not_a_plain_layer
 from ..streaming import Streamed, StreamState, prefill
 from .pretrained import Pretrained
 
 
 def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of logits (batch, vocab, length) and y (batch, length), in float32 at least."""
+    """Cross-entropy of logits (batch, vocab, length) and y (batch, length), in float32 at least.
+
+    Raises RuntimeError for a `y` that is no token, -100 included.
+    """
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
-    return F.cross_entropy(logits, y, reduction=reduction)
+    return indices.cross_entropy(logits, y, reduction)
 
 
 def batch_of(x: Tensor, y: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -49,11 +52,6 @@ class CharModel(Streamed, Pretrained):
         self.context = context
         self.embedding = nn.Embedding(vocab, embedding)
 
-    @property
-    def receptive_field(self) -> int:
-        """How many characters, the newest included, one prediction depends on."""
-        return self.context
-
     def sizes(self) -> dict[str, int]:
         """The arguments that build a model of the same shape."""
         return {
@@ -68,7 +66,10 @@ class CharModel(Streamed, Pretrained):
         return cls(**options)
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy of the predictions from `x` (batch, length) and what follows, `y`."""
+        """Cross-entropy of the predictions from `x` (batch, length) and what follows, `y`.
+
+        Every position counts: a `y` of -100 is no token, and raises RuntimeError.
+        """
         return loss_of(self(x), y, reduction)
 
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -99,11 +100,19 @@ class CharModel(Streamed, Pretrained):
 
     def is_plain(self, layers: Iterable[nn.Module]) -> bool:
         """Whether the embedding and `layers` do nothing but what their parameters say."""
-        embedding = self.embedding
+        embedding: Any = self._modules["embedding"]
         if reason_not_a_plain_embedding(embedding) is not None or embedding.padding_idx is not None:
             return False
-        words = embedding.weight
+        if has_global_hooks():
+            return False
+        words = self.words()
         return all(reason_not_a_plain_layer(layer, words) is None for layer in layers)
+
+    def words(self) -> Tensor:
+        """The weight of the embedding, found in less time than by its name."""
+        embedding: Any = self._modules["embedding"]
+        weight: Tensor | None = embedding._parameters.get("weight")
+        return embedding.weight if weight is None else weight
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raises ValueError unless `tokens` is (batch, length) and holds a context."""

@@ -22,6 +22,7 @@ from .char_model import CharModel
 from .data import Alphabet
 from .files import write_whole
 from .models import build_model
+from .pretrained import is_pretrained
 from .training import Progress
 
 FILE = "checkpoint.safetensors"
@@ -81,6 +82,17 @@ def load_checkpoint(path: str | os.PathLike[str], backend: str = "auto") -> Chec
         raise ValueError(f"{path} does not hold what its header says: {error}") from error
 
 
+def load_model(path: str | os.PathLike[str], backend: str = "auto") -> tuple[CharModel, Alphabet]:
+    """The model of a checkpoint, or of a folder of `save_pretrained`, and its alphabet.
+
+    Raises ValueError as :func:`load_checkpoint` and `from_pretrained` do.
+    """
+    if is_pretrained(path):
+        return CharModel.from_pretrained(path, backend), Alphabet.from_pretrained(path)
+    run = load_checkpoint(path, backend)
+    return run.model, run.alphabet
+
+
 def remove_shards(folder: Path, keep: str | None = None) -> None:
     """Removes all shards in `folder` but those of the name to `keep`."""
     for shards in folder.glob(SHARDS + "*"):
@@ -95,7 +107,9 @@ def _read(path: Path) -> tuple[Any, dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise ValueError(f"no checkpoint at {path}") from None
+        raise ValueError(
+            f"no checkpoint at {path}: `convlm train` makes one, in runs/ or where --out says"
+        ) from None
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is not a whole checkpoint: {error}") from None
     if HEADER not in metadata:

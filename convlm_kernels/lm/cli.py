@@ -1,7 +1,6 @@
 """`convlm train | sample | eval | info | bench`, also `python -m convlm_kernels`."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -12,13 +11,13 @@ import torch
 from ..backends import BACKENDS
 from .batch import Sampling
 from .bench_command import run_benchmarks
-from .char_model import CharModel
-from .checkpoint import load_checkpoint
-from .data import Alphabet, make_data
-from .generation import Piece, sample_pieces
+from .checkpoint import load_checkpoint, load_model
+from .data import make_data
+from .generation import GenerationError, Piece, sample_pieces
 from .info import print_info
 from .models import MODELS
 from .options import DTYPES, device, number, probability, rate, step_or_fraction, whole
+from .output import write_to_nothing
 from .pretrained import is_pretrained
 from .processes import STRATEGIES
 from .runs import (
@@ -48,10 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["bench"]:  # whose options are its own
             run_benchmarks(arguments[1:])
         args = make_parser().parse_args(arguments)
-        return args.run(args)
-    except (ValueError, OSError, TrainingError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except (ValueError, OSError, TrainingError, GenerationError) as error:
+        # The reader, such as `head`, has had enough. In `train` there is more to do than to print.
+        if isinstance(error, BrokenPipeError) and arguments[:1] != ["train"]:
+            write_to_nothing(sys.stdout)
             return 0
         print(f"convlm: error: {error}", file=sys.stderr)
         return 2
@@ -108,8 +110,12 @@ def add_train(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder to write; an earlier training there is replaced (default runs/MODEL)",
     )
-    parser.add_argument(
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument(
         "--resume", action="store_true", help="go on from the checkpoint in the folder"
+    )
+    earlier.add_argument(
+        "--overwrite", action="store_true", help="begin anew where the folder holds a training"
     )
     parser.add_argument(
         "--save-every", type=whole(1), default=1_000, metavar="STEPS", help="(default 1000)"
@@ -255,11 +261,3 @@ def run_eval(args: argparse.Namespace) -> int:
     print(f"{title}, {len(words):,} words")
     print_losses(evaluate_all(prepare(model, args), to_device(data, args.device)))
     return 0
-
-
-def load_model(path: str, backend: str) -> tuple[CharModel, Alphabet]:
-    """The model of a checkpoint, or of a folder of `save_pretrained`, and its alphabet."""
-    if is_pretrained(path):
-        return CharModel.from_pretrained(path, backend), Alphabet.from_pretrained(path)
-    run = load_checkpoint(path, backend)
-    return run.model, run.alphabet

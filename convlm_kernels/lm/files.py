@@ -1,6 +1,7 @@
 """Files that are replaced as a whole."""
 
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -23,6 +24,21 @@ def write_whole(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def make_writable(folder: Path) -> None:
+    """Makes the folder where there is none, and sees that files can be written to it.
+
+    Raises OSError, naming the folder, where they cannot; nothing that is there is changed.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, where a folder is to be written")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"is there room?")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 def sync_folder(path: Path) -> None:

@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 from ..backends import can_run_steps
-from .batch import Event, Sampling, generate
+from .batch import NO_TOKEN, Event, Sampling, generate
 from .char_model import CharModel
 from .data import Alphabet
+
+
+class GenerationError(RuntimeError):
+    """There is no next character: the logits are no distribution."""
 
 
 class Piece(NamedTuple):
@@ -42,7 +46,8 @@ def sample(
     that has not stopped is cut. batch: at most so many words at once, all if None. chunk: steps
     between two looks at which words have stopped. Neither changes a word. generator: a CPU
     generator; the same state, count and settings give the same words. Raises ValueError for a
-    character that is not in `alphabet`.
+    character that is not in `alphabet`, or an alphabet that is not the model's, and RuntimeError,
+    naming the sample, where its logits leave no character to draw.
     """
     words = [""] * max(count, 0)
     for piece in sample_pieces(
@@ -77,6 +82,11 @@ def sample_pieces(
         raise ValueError(f"count must be at least 1, got {count}")
     if max_length < max(1, len(prefix)):
         raise ValueError(f"max_length must hold the prefix and be at least 1, got {max_length}")
+    if len(alphabet) != model.vocab:
+        raise ValueError(
+            f"alphabet must have the {model.vocab} symbols of the model, got {len(alphabet)}: "
+            f"{alphabet.symbols!r}"
+        )
     prompts = [[alphabet.start] * model.context + alphabet.encode(prefix)] * count
     left = max_length - len(prefix)
     if left == 0:
@@ -90,6 +100,8 @@ def sample_pieces(
         events = generate_by_window(model, torch.tensor(prompts), left, sampling, generator)
     begun = [False] * count
     for number, token, last in events:
+        if token < 0:
+            raise GenerationError(f"sample {number}: {NO_TOKEN}")
         if not begun[number]:
             yield Piece(number, prefix, False)
         begun[number] = True
@@ -108,17 +120,20 @@ def generate_by_window(
 
     tokens: (batch, length), at least a context. All of them run up to the end of the last one.
     """
+    sampling.check_tokens(model.vocab)
     device = model.embedding.weight.device
     tokens = tokens.to(device)
     running = [True] * len(tokens)
     for left in reversed(range(max_tokens)):
         logits = model(tokens[:, -model.context :])[:, :, -1].float().cpu()
         logits[:, list(sampling.never)] = float("-inf")
+        undrawable = ~logits.amax(1).isfinite()  # which a NaN is, too
+        logits[undrawable] = 0
         drawn = draw(logits, sampling.temperature, sampling.top_k, generator, sampling.top_p)
         tokens = torch.cat([tokens, drawn[:, None].to(device)], dim=1)
-        for number, token in enumerate(drawn.tolist()):
+        for number, token in enumerate(drawn.masked_fill(undrawable, -1).tolist()):
             if running[number]:
-                running[number] = token != sampling.stop and left > 0
+                running[number] = token not in (sampling.stop, -1) and left > 0
                 yield Event(number, token, not running[number])
         if not any(running):
             return

@@ -44,5 +44,7 @@ def print_info() -> int:
         print(f"\nbackends on {kind}, float32")
         for name, can_run in backends.PREDICATES.items():
             reason = can_run(PROBLEM, torch.float32, torch.device(kind))
+            if reason is None and kind == "cuda" and not devices:
+                reason = "there is no CUDA device"
             print(f"  {name:<13} {'yes' if reason is None else f'no: {reason}'}")
     return 0

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .char_model import CharModel
-from .checkpoint import Checkpoint, load_checkpoint
+from .checkpoint import FILE, INDEX, Checkpoint, load_checkpoint
 from .data import Alphabet, Data, Split, contexts, make_data
-from .files import write_whole
+from .files import make_writable, write_whole
 from .generation import sample
 from .models import MLP, build_model
 from .options import DTYPES
+from .output import going_on_without_a_reader
 from .plots import plot_losses
 from .processes import OneProcess, join
 from .scalars import EVERY as POINT_EVERY
@@ -49,6 +51,10 @@ DEFAULTS: dict[str, Any] = {
 MAY_CHANGE = ("steps", "words")  # on resuming; the words may be elsewhere, if they are the same
 PACKAGED_STEPS = 4_000  # the val loss of the dilated model is lowest there on the packaged list
 
+# What is written beside the checkpoint at the end: two files and a folder.
+REPORT = ("loss.png", "metrics.json")
+MODEL = "model"
+
 # Below this many parameters one thread is the default. A step of the seed's dilated model takes
 # about 2 ms: a second thread gained 1.4x on two idle cores, but where another program kept a core
 # busy, the threads waited for each other and a step took 20 times as long.
@@ -57,20 +63,27 @@ SMALL_MODEL = 1_000_000
 
 def run_training(args: Namespace) -> int:
     """`convlm train`: trains or resumes, writes the folder, returns the exit code."""
-    with join(args.distributed, args.device) as processes:
+    with going_on_without_a_reader(), join(args.distributed, args.device) as processes:
         args.device = processes.device
         opened = processes.together(lambda: open_training(args))
         return train_and_report(args, processes, *opened)
 
 
 def open_training(args: Namespace) -> tuple[Checkpoint, list[str], Data, Path]:
-    """A training with its words, its data on the device, and its folder."""
+    """A training with its words, its data on the device, and its folder, which can be written but
+    is as it was.
+    """
     given = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
     folder = Path(args.out or f"runs/{given.get('model', DEFAULTS['model'])}")
+    if not (args.resume or args.overwrite) and any((folder / f).exists() for f in (FILE, INDEX)):
+        raise ValueError(
+            f"{folder} holds a training: --resume goes on with it, --overwrite begins another in "
+            "its place, --out names another folder"
+        )
     run, words = resume(folder, given, args.backend) if args.resume else start(given, args.backend)
     data = to_device(make_data(words, run.model.context, alphabet=run.alphabet), args.device)
     prepare(run.model, args)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_writable(folder)
     return run, words, data, folder
 
 
@@ -84,7 +97,6 @@ def train_and_report(
 ) -> int:
     parameters, schedule = count_parameters(run.model), schedule_of(run.settings)
     model = processes.trainable(run)
-    processes.save(run, folder)  # before any work, to see that it can be written
     print(f"{run.kind} model, {parameters:,} parameters, {len(words):,} words")
     scalars = processes.together(
         lambda: (
@@ -94,6 +106,15 @@ def train_and_report(
         )
     )
 
+    saved = False
+
+    def save() -> None:
+        nonlocal saved
+        processes.save(run, folder)
+        if not (args.resume or saved) and processes.first:
+            remove_report(folder)  # of the training whose checkpoint is replaced
+        saved = True
+
     def after_step(progress: Progress) -> None:
         progress.stop = processes.stopping
         if args.eval_every and progress.step % args.eval_every == 0:
@@ -101,8 +122,10 @@ def train_and_report(
             progress.evaluations.append((progress.step, loss))
         if scalars:
             scalars.after_step(progress, schedule)
-        if progress.step % args.save_every == 0:
-            processes.save(run, folder)
+        # Not before a loss shows that a step has left finite weights; but then at once, to see
+        # before hours of work that it can be written.
+        if progress.step > 1 and (progress.step % args.save_every == 0 or not saved):
+            save()
 
     examples = data.train
     if isinstance(run.model, MLP):
@@ -112,7 +135,7 @@ def train_and_report(
         steps = captured_steps(run, examples, args)
     with stop_when_told(processes.ask_to_stop):
         train(model, examples, schedule, run.progress, after_step, steps)
-    processes.save(run, folder)
+    save()
     if run.progress.stop:
         print(f"stopped at step {run.progress.step:,}; --resume goes on from there")
         return 130
@@ -178,6 +201,13 @@ def schedule_of(settings: dict[str, Any]) -> Schedule:
     )
 
 
+def remove_report(folder: Path) -> None:
+    """Removes what :func:`report` wrote there."""
+    for name in REPORT:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / MODEL, ignore_errors=True)
+
+
 def report(run: Checkpoint, data: Data, words: Sequence[str], folder: Path, samples: int) -> None:
     """Prints and writes losses, invented words and the loss curve."""
     losses = evaluate_all(run.model, data)
@@ -189,7 +219,8 @@ def report(run: Checkpoint, data: Data, words: Sequence[str], folder: Path, samp
         known = set(words)
         print("\nnew words (* is in the list):")
         print("\n".join(f"  {word}{' *' * (word in known)}" for word in invented))
-    plot_losses(run.progress, folder / "loss.png", f"{run.kind} model")
+    plot, figures = (folder / name for name in REPORT)
+    plot_losses(run.progress, plot, f"{run.kind} model")
     metrics = {
         "model": run.kind,
         "sizes": run.model.sizes(),
@@ -199,8 +230,8 @@ def report(run: Checkpoint, data: Data, words: Sequence[str], folder: Path, samp
         "evaluations": run.progress.evaluations,
         "samples": invented,
     }
-    write_whole(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
-    run.model.save_pretrained(folder / "model", run.alphabet)
+    write_whole(figures, json.dumps(metrics, indent=2).encode())
+    run.model.save_pretrained(folder / MODEL, run.alphabet)
     print(f"\nwrote the checkpoint, loss.png, metrics.json and model/ in {folder}")
 
 

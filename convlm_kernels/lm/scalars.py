@@ -1,7 +1,9 @@
 """The curves of a training for TensorBoard."""
 
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from .training import Progress, Schedule, mean
 
@@ -11,7 +13,8 @@ EVERY = 10  # steps; one point is the mean loss of as many
 class Scalars:
     """Writes loss, learning rate and speed of a training that is at `step` to `folder`.
 
-    Points of an earlier training there, after that step, are no longer shown.
+    Points of an earlier training there, after that step, are no longer shown from the first new
+    point on; before it nothing is written.
 
     Raises ValueError where TensorBoard is not installed.
     """
@@ -24,8 +27,12 @@ class Scalars:
                 "--tensorboard needs another package: pip install tensorboard "
                 f"(it comes with convlm-kernels[tensorboard]); {error}"
             ) from None
-        self.writer = SummaryWriter(folder, purge_step=step + 1)
+        self.make_writer = lambda: SummaryWriter(folder, purge_step=step + 1)
         self.begin = perf_counter()
+
+    @cached_property
+    def writer(self) -> Any:
+        return self.make_writer()
 
     def after_step(self, progress: Progress, schedule: Schedule) -> None:
         """Call it after each step, and after the evaluation that may follow it."""
@@ -38,6 +45,3 @@ class Scalars:
             self.begin = now
         if progress.evaluations and progress.evaluations[-1][0] == step:
             self.writer.add_scalar("loss/val", progress.evaluations[-1][1], step)
-
-    def close(self) -> None:
-        self.writer.close()

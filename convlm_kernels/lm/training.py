@@ -88,12 +88,12 @@ def train(
                 bar.update()
             if progress.step % BAR_EVERY == 0:
                 bar.set_postfix(loss=f"{mean(progress.losses[-BAR_EVERY:]):.4f}", refresh=False)
+            if after_step:
+                after_step(progress)
             if progress.step % PRINT_EVERY == 0:
                 speed = (progress.step - first) / (perf_counter() - begin)
                 recent = mean(progress.losses[-PRINT_EVERY:])
                 bar.write(f"step {progress.step:>6,}  loss {recent:.4f}  {speed:,.0f} it/s")
-            if after_step:
-                after_step(progress)
 
 
 def mean(values: list[float]) -> float:

@@ -1,9 +1,7 @@
 // The product behind forward and grad_input:
 //   out[n][m][q] = activation(bias[m] + sum over c, j of weight[m][c][j] * in[n][c][q * in_step +
 //   tap_offset[j]])
-// Two orders share it. Where there are many outputs per sample, a vector holds positions and each
-// weight is a scalar; where samples are short, a vector holds output rows and each input is a
-// scalar.
+// All kernels of both share this description; select.inl says which one takes what.
 
 template <class S>
 struct Correlation {

@@ -20,9 +20,10 @@ template <class T>
 int64_t draw(T* logits, int64_t count, double temperature, int64_t top_k, double top_p,
              double uniform) {
   const int64_t best = likeliest(logits, count);
-  if (best < 0 || T(temperature) == 0) return best;
+  if (best < 0) return best;
   const T largest = logits[best];
   if (!(largest - largest == 0)) return -1;
+  if (T(temperature) == 0) return best;
   for (int64_t i = 0; i < count; i += kLanes<T>)
     store(logits + i, exponential<T>((load(logits + i) - largest) / T(temperature)));
   const int64_t* order = nullptr;
@@ -47,10 +48,10 @@ int64_t draw(T* logits, int64_t count, double temperature, int64_t top_k, double
   return last;
 }
 
-// The samples [begin, end), each until its stop token. A stopped sample's state stays as it was
-// before that token. False where there was nothing to draw from.
+// The samples [begin, end), each until its stop token, or until there is nothing to draw from. A
+// stopped sample's state stays as it was before that token.
 template <class S, class Weight>
-bool generate_block(const GenerateArguments& a, const StepBuffers<Compute<S>>& buffers,
+void generate_block(const GenerateArguments& a, const StepBuffers<Compute<S>>& buffers,
                     int64_t begin, int64_t end) {
   using T = Compute<S>;
   int64_t running[kStepSamples];
@@ -72,17 +73,15 @@ bool generate_block(const GenerateArguments& a, const StepBuffers<Compute<S>>& b
         for (int64_t c = 0; c < a.vocab; ++c) logits[c] += bias[c];
       const int64_t token =
           draw(logits, a.vocab, a.temperature, a.top_k, a.top_p, a.uniform[n * a.steps + step]);
-      if (token < 0) return false;
       int64_t* generated = a.generated + n * a.steps;
       generated[step] = token;
-      if (token != a.stop)
+      if (token >= 0 && token != a.stop)
         running[left++] = n;
       else
         for (int64_t later = step + 1; later < a.steps; ++later) generated[later] = token;
     }
     count = left;
   }
-  return true;
 }
 
 template <class S, class Weight>
@@ -92,8 +91,7 @@ struct GenerateAll {
     parallel_jobs(a.step.batch, cost, [&](int64_t begin, int64_t end) {
       const StepBuffers<Compute<S>> buffers = step_buffers<Compute<S>>(a.step);
       for (int64_t first = begin; first < end; first += kStepSamples)
-        if (!generate_block<S, Weight>(a, buffers, first, smaller(first + kStepSamples, end)))
-          __atomic_store_n(a.failed, true, __ATOMIC_RELAXED);
+        generate_block<S, Weight>(a, buffers, first, smaller(first + kStepSamples, end));
     });
   }
 };

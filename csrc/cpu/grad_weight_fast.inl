@@ -82,8 +82,8 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
       Slot::staged, sizeof(T) * (stream_elements + tiling.slots * channels * plan.lane_pitch)));
   T* staged = streams + stream_elements;
   const int64_t component_pitch = plan.lanes * plan.pitch;
-  const int64_t rows_size =
-      F::kOutputs * (plan.stretches.max_tiles + plan.tiling.dilation) * plan.pitch;
+  const int64_t most_period = plan.stretches.whole_blocks ? plan.tiling.dilation : 0;
+  const int64_t rows_size = F::kOutputs * (plan.stretches.max_tiles + most_period) * plan.pitch;
   T* components = static_cast<T*>(
       scratch(Slot::panel, sizeof(T) * (F::kComponents * component_pitch + rows_size)));
   T* rows_of_grad = components + F::kComponents * component_pitch;
@@ -138,8 +138,19 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
   }
 }
 
+template <class T>
+CONVLM_INLINE T sum_of(Vector<T> v) {
+  T sum = 0;
+  for (int i = 0; i < kLanes<T>; ++i) sum += v[i];
+  return sum;
+}
+
+// Parts of F(4, 3) are about ten times as large as their sum. Where they are so many times as
+// large, an input that no gradient belongs to dwarfs those that matter, and its rounding shows.
+constexpr int kMostCancelled = 64;
+
 // Adds up the pieces of one panel, turns components into taps and rows into columns. False where
-// any result is not finite.
+// a direct sum has to decide: a result is not finite, or too much has cancelled.
 template <class F, class S>
 bool finish_panel_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& plan, int64_t job,
                        Compute<S>* partial) {
@@ -157,19 +168,28 @@ bool finish_panel_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& 
   const int64_t width = plan.panel_vector(panel + 1) * W - first;  // the rest of pitch is not set
   T* taps = static_cast<T*>(scratch(Slot::panel, sizeof(T) * p.products() * plan.pitch));
   Vector<T> poison{};
+  bool exact = true;
   for (int64_t c = 0; c < p.channels; ++c)
     for (int64_t k = 0; k < p.taps; ++k) {
       const int64_t tap_group = k / kGroupTaps;
       const auto& coefficient = F::kWeight[t.taps_of(tap_group) - F::kFewestTaps];
+      Vector<T> parts{}, wholes{};  // magnitudes
       for (int64_t i = 0; i < width; i += W) {
         Vector<T> sum{};
-        for (int j = 0; j < F::kComponents; ++j)
-          if (coefficient[j][k % kGroupTaps] != 0)
-            sum += coefficient[j][k % kGroupTaps] *
-                   load(sums + ((t.first_slot[j] + tap_group) * p.channels + c) * plan.pitch + i);
+        for (int j = 0; j < F::kComponents; ++j) {
+          if (coefficient[j][k % kGroupTaps] == 0) continue;
+          const Vector<T> part =
+              coefficient[j][k % kGroupTaps] *
+              load(sums + ((t.first_slot[j] + tap_group) * p.channels + c) * plan.pitch + i);
+          parts += absolute<T>(part);
+          sum += part;
+        }
+        wholes += absolute<T>(sum);
         poison += sum * 0;
         store(taps + (c * p.taps + k) * plan.pitch + i, sum);
       }
+      // Those of F(2, r) take part in no sum but their own.
+      if (F::kOutputs > 2) exact = exact && sum_of<T>(parts) <= kMostCancelled * sum_of<T>(wholes);
     }
   const int64_t rows = smaller(first + width, p.rows) - first;
   const int64_t row = group * p.rows + first;
@@ -177,7 +197,7 @@ bool finish_panel_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& 
   if (p.grad_bias != nullptr)
     for (int64_t i = 0; i < rows; ++i)
       from_compute(sums[t.slots * p.channels * plan.pitch + i], p.grad_bias[row + i]);
-  return !any_nan<T>(poison);
+  return exact && !any_nan<T>(poison);
 }
 
 template <class S>
@@ -217,12 +237,12 @@ void grad_weight_fast(const WeightGradient<S>& p) {
       [&](int64_t begin, int64_t end) {
         for (int64_t job = begin; job < end; ++job) sum_piece_fast(p, plan, job, partial);
       });
-  bool finite = true;
+  bool exact = true;
   parallel_jobs(p.groups * plan.panels, plan.panel_size * plan.pieces,
                 [&](int64_t begin, int64_t end) {
                   for (int64_t job = begin; job < end; ++job)
                     if (!finish_panel_fast(p, plan, job, partial))
-                      __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
+                      __atomic_store_n(&exact, false, __ATOMIC_RELAXED);
                 });
-  if (!finite) weight_gradient_directly(p);
+  if (!exact) weight_gradient_directly(p);
 }

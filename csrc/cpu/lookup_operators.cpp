@@ -28,8 +28,7 @@ Tensor lookup(const Tensor& tokens, const Tensor& table, const std::optional<Ten
   const Tensor rows = torch::stable::contiguous(table);
   a.table = rows.const_data_ptr();
   if (bias) a.bias = operand(*bias);
-  Tensor y = torch::stable::new_empty(
-      table, {a.geometry.batch, a.geometry.out_channels, a.geometry.out_length});
+  Tensor y = empty(table, {a.geometry.batch, a.geometry.out_channels, a.geometry.out_length});
   a.y = y.mutable_data_ptr();
   kernels().lookup(a);
   return y;
@@ -45,9 +44,8 @@ std::tuple<Tensor, Tensor> lookup_grad_table(const Tensor& grad_output, const Te
   a.dtype = dtype_of(grad_output);
   a.tokens = read_tokens("lookup_grad_table", "tokens", tokens, "vocab", vocab, Slot::tokens);
   a.grad_output = operand(grad_output);
-  Tensor table =
-      torch::stable::new_empty(grad_output, {kernel_size, vocab, a.geometry.out_channels});
-  Tensor bias = torch::stable::new_empty(grad_output, {with_bias ? a.geometry.out_channels : 0});
+  Tensor table = empty(grad_output, {kernel_size, vocab, a.geometry.out_channels});
+  Tensor bias = empty(grad_output, {with_bias ? a.geometry.out_channels : 0});
   a.grad_table = table.mutable_data_ptr();
   if (with_bias) a.grad_bias = bias.mutable_data_ptr();
   kernels().grad_table(a);
@@ -94,7 +92,7 @@ Tensor lookup_losses(const Tensor& tokens, const Tensor& target, const Tensor& e
   CrossEntropyArguments a =
       cross_entropy_arguments("lookup_losses", tokens, target, std::nullopt, embedding, weight,
                               bias, stride, pad_left, pad_right, dilation);
-  Tensor losses = torch::stable::new_empty(weight, {a.geometry.batch, a.geometry.out_length});
+  Tensor losses = empty(weight, {a.geometry.batch, a.geometry.out_length});
   a.losses = losses.mutable_data_ptr();
   kernels().cross_entropy(a);
   return losses;
@@ -108,11 +106,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lookup_cross_entropy(
       cross_entropy_arguments("lookup_cross_entropy", tokens, target, rows, embedding, weight, bias,
                               stride, pad_left, pad_right, dilation);
   const int64_t positions = a.geometry.batch * a.geometry.out_length;
-  Tensor loss = torch::stable::new_empty(weight, {});
-  Tensor grad_embedding = torch::stable::new_empty(weight, {embedding.size(0), embedding.size(1)});
-  Tensor grad_weight =
-      torch::stable::new_empty(weight, {weight.size(0), weight.size(1), weight.size(2)});
-  Tensor grad_bias = torch::stable::new_empty(weight, {bias ? weight.size(0) : 0});
+  Tensor loss = empty(weight, {});
+  Tensor grad_embedding = empty(weight, {embedding.size(0), embedding.size(1)});
+  Tensor grad_weight = empty(weight, {weight.size(0), weight.size(1), weight.size(2)});
+  Tensor grad_bias = empty(weight, {bias ? weight.size(0) : 0});
   a.losses = scratch(Slot::losses, positions * weight.element_size());
   a.grad_embedding = grad_embedding.mutable_data_ptr();
   a.grad_weight = grad_weight.mutable_data_ptr();

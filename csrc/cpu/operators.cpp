@@ -17,7 +17,7 @@ template <class Arguments>
 std::optional<Tensor> apply_derivative(const Tensor& grad_output, Arguments& a) {
   if (a.activated.activation == Activation::none) return std::nullopt;
   const Conv1dGeometry& g = a.geometry;
-  Tensor product = torch::stable::new_empty(grad_output, {g.batch, g.out_channels, g.out_length});
+  Tensor product = empty(grad_output, {g.batch, g.out_channels, g.out_length});
   kernels().activation_gradient({a.dtype, g.batch, g.out_channels, g.out_length, a.grad_output,
                                  a.activated, product.mutable_data_ptr()});
   a.grad_output = operand(product);

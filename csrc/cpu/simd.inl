@@ -61,6 +61,9 @@ CONVLM_INLINE void from_compute(double v, double& out) { out = v; }
 CONVLM_INLINE void from_compute(float v, bfloat16& out) {
   uint32_t bits;
   __builtin_memcpy(&bits, &v, 4);
+#if defined(CONVLM_DOT_BFLOAT16)
+  if ((bits & 0x7f800000u) == 0) bits &= 0x80000000u;  // as the instruction that rounds a vector
+#endif
   // Round to nearest even; a NaN must stay one, so it keeps its upper half with the quiet bit set.
   out.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u
                                        ? (bits >> 16) | 0x40u

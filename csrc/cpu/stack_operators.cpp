@@ -25,7 +25,7 @@ constexpr int64_t kGroupBytes = 256 * 1024;
 class LinkedCall : public StackCall {
  public:
   LinkedCall(const char* function, const Tensor& x, const OptionalTensor& tokens,
-             const Tensors& weights, const Tensors& biases, const StackSettings& settings,
+             const Tensors& weights, const Tensors& biases, const std::vector<int64_t>& settings,
              bool share, bool in_groups, const OptionalTensor& rows = std::nullopt)
       : StackCall(function, x, tokens, weights, biases, settings, rows) {
     if (rows) selection_ = select_rows(function, *tokens, *rows);
@@ -85,13 +85,10 @@ void clear(Tensor& t) { std::memset(t.mutable_data_ptr(), 0, t.numel() * t.eleme
 
 std::tuple<Tensor, Tensor> stack_forward(const Tensor& x, const OptionalTensor& tokens,
                                          Tensors weights, Tensors biases,
-                                         std::vector<int64_t> dilations, std::vector<int64_t> pads,
-                                         std::vector<std::string> activations,
-                                         std::vector<int64_t> residuals, bool share, bool save) {
-  const StackSettings settings = settings_of(dilations, pads, activations, residuals);
+                                         std::vector<int64_t> settings, bool share, bool save) {
   LinkedCall call("stack_forward", x, tokens, weights, biases, settings, share, true);
   StackArguments& a = call.arguments();
-  Tensor y = torch::stable::new_empty(x, {a.batch, call.last().out_channels(), a.out_length});
+  Tensor y = empty(x, {a.batch, call.last().out_channels(), a.out_length});
   Tensor saved = bytes_like(x, save ? call.saved_size(x) : 0);
   a.output = y.mutable_data_ptr();
   a.saved = save ? saved.mutable_data_ptr() : nullptr;
@@ -102,10 +99,7 @@ std::tuple<Tensor, Tensor> stack_forward(const Tensor& x, const OptionalTensor& 
 // The gradients of x (empty where it is not wanted), of the weights, and of the biases.
 Tensors stack_backward(const Tensor& grad_output, const Tensor& saved, const Tensor& x,
                        const OptionalTensor& tokens, Tensors weights, Tensors biases,
-                       std::vector<int64_t> dilations, std::vector<int64_t> pads,
-                       std::vector<std::string> activations, std::vector<int64_t> residuals,
-                       bool share, bool with_x) {
-  const StackSettings settings = settings_of(dilations, pads, activations, residuals);
+                       std::vector<int64_t> settings, bool share, bool with_x) {
   const bool in_groups = !tokens.has_value();  // an embedding's gradient is that of the whole batch
   LinkedCall call("stack_backward", x, tokens, weights, biases, settings, share, in_groups);
   StackArguments& a = call.arguments();
@@ -123,7 +117,7 @@ Tensors stack_backward(const Tensor& grad_output, const Tensor& saved, const Ten
 // A call whose result is compared with a target.
 LinkedCall loss_call(const char* function, const Tensor& x, const Tensor& tokens,
                      const Tensor& target, const OptionalTensor& rows, const Tensors& weights,
-                     const Tensors& biases, const StackSettings& settings, bool share,
+                     const Tensors& biases, const std::vector<int64_t>& settings, bool share,
                      bool in_groups) {
   LinkedCall call(function, x, tokens, weights, biases, settings, share, in_groups, rows);
   call.take_target(function, x, tokens, target);
@@ -134,12 +128,12 @@ std::tuple<Tensor, Tensors> loss_with_gradients(const char* function, const Tens
                                                 const Tensor& tokens, const Tensor& target,
                                                 const OptionalTensor& rows, const Tensors& weights,
                                                 const Tensors& biases,
-                                                const StackSettings& settings, bool share) {
+                                                const std::vector<int64_t>& settings, bool share) {
   LinkedCall call =
       loss_call(function, x, tokens, target, rows, weights, biases, settings, share, false);
   StackArguments& a = call.arguments();
   const int64_t positions = a.batch * a.out_length;
-  Tensor loss = torch::stable::new_empty(x, {});
+  Tensor loss = empty(x, {});
   Tensors results = call.allocate_gradients(x, weights, biases, true);
   a.losses = scratch(Slot::losses, positions * x.element_size());
   if (a.batch > 0)
@@ -152,21 +146,15 @@ std::tuple<Tensor, Tensors> loss_with_gradients(const char* function, const Tens
 
 std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& tokens,
                                                 const Tensor& target, Tensors weights,
-                                                Tensors biases, std::vector<int64_t> dilations,
-                                                std::vector<int64_t> pads,
-                                                std::vector<std::string> activations,
-                                                std::vector<int64_t> residuals, bool share) {
-  const StackSettings settings = settings_of(dilations, pads, activations, residuals);
+                                                Tensors biases, std::vector<int64_t> settings,
+                                                bool share) {
   return loss_with_gradients("stack_cross_entropy", x, tokens, target, std::nullopt, weights,
                              biases, settings, share);
 }
 
 Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
                  const OptionalTensor& rows, Tensors weights, Tensors biases,
-                 std::vector<int64_t> dilations, std::vector<int64_t> pads,
-                 std::vector<std::string> activations, std::vector<int64_t> residuals, bool share,
-                 double lr) {
-  const StackSettings settings = settings_of(dilations, pads, activations, residuals);
+                 std::vector<int64_t> settings, bool share, double lr) {
   const auto [loss, gradients] =
       loss_with_gradients("stack_sgd_", x, tokens, target, rows, weights, biases, settings, share);
   if (!is_finite(loss)) return loss;
@@ -178,14 +166,11 @@ Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
 }
 
 Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target, Tensors weights,
-                    Tensors biases, std::vector<int64_t> dilations, std::vector<int64_t> pads,
-                    std::vector<std::string> activations, std::vector<int64_t> residuals,
-                    bool share) {
-  const StackSettings settings = settings_of(dilations, pads, activations, residuals);
+                    Tensors biases, std::vector<int64_t> settings, bool share) {
   LinkedCall call = loss_call("stack_losses", x, tokens, target, std::nullopt, weights, biases,
                               settings, share, true);
   StackArguments& a = call.arguments();
-  Tensor losses = torch::stable::new_empty(x, {a.batch, a.out_length});
+  Tensor losses = empty(x, {a.batch, a.out_length});
   a.losses = losses.mutable_data_ptr();
   if (a.batch > 0) kernels().stack_loss(a);
   return losses;
@@ -193,12 +178,9 @@ Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target,
 
 // How many rows each layer of a stack over tokens has, as forward and backward number them.
 Tensor stack_rows(const Tensor& x, const Tensor& tokens, Tensors weights, Tensors biases,
-                  std::vector<int64_t> dilations, std::vector<int64_t> pads,
-                  std::vector<std::string> activations, std::vector<int64_t> residuals,
-                  bool share) {
-  const StackSettings settings = settings_of(dilations, pads, activations, residuals);
+                  std::vector<int64_t> settings, bool share) {
   LinkedCall call("stack_rows", x, tokens, weights, biases, settings, share, false);
-  Tensor rows = torch::stable::new_empty(tokens, {call.arguments().depth});
+  Tensor rows = empty(tokens, {call.arguments().depth}, aoti_torch_dtype_int64());
   int64_t* out = static_cast<int64_t*>(rows.mutable_data_ptr());
   for (const StackLayer& layer : call.layers()) *out++ = layer.out_rows;
   return rows;

@@ -40,12 +40,7 @@ Tensor generate(const Tensor& tokens, const Tensor& embedding, const Tensor& rin
                     {temperature, top_k, top_p, stop});
   Tensor generated = empty_matrix(tokens, arguments.step.batch, arguments.steps);
   arguments.generated = static_cast<int64_t*>(generated.mutable_data_ptr());
-  bool failed = false;
-  arguments.failed = &failed;
   kernels().generate(arguments);
-  STD_TORCH_CHECK(!failed,
-                  "generate: there is no token to draw: the logits of a sample hold a NaN "
-                  "or an infinity, or rule out every token");
   return generated;
 }
 

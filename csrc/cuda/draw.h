@@ -140,8 +140,8 @@ __device__ __noinline__ int draw(C* logits, int count, const GenerateArguments& 
   for (int i = lane; bias != nullptr && i < count; i += kLanes) logits[i] += bias[i];
   const Likeliest<C> best = likeliest(logits, count, lane);
   const C temperature = static_cast<C>(a.temperature);
-  if (best.token < 0 || temperature == C(0)) return best.token;
-  if (!(best.logit - best.logit == C(0))) return -1;
+  if (best.token < 0 || !(best.logit - best.logit == C(0))) return -1;
+  if (temperature == C(0)) return best.token;
   for (int i = lane; i < count; i += kLanes)
     logits[i] = std::exp((logits[i] - best.logit) / temperature);
   synchronize_warp();

@@ -12,8 +12,15 @@ constexpr bool kHasImplicitGemm = !std::is_same_v<S, double>;
 template <class S>
 constexpr bool kHasRegisterTile = std::is_same_v<S, Compute<S>>;
 
+// The gradient of an input without positions: there is nothing to do, and no classes to divide by.
+template <class S>
+bool makes_nothing(const Correlation<S>& p) {
+  return p.outputs == 0;
+}
+
 template <class S>
 int64_t workspace_bytes(Kernel kernel, const Correlation<S>& p) {
+  if (makes_nothing(p)) return 0;
   if constexpr (kHasImplicitGemm<S>)
     if (kernel == Kernel::implicit_gemm) return implicit_gemm_workspace(p);
   if constexpr (kHasRegisterTile<S>)
@@ -23,6 +30,7 @@ int64_t workspace_bytes(Kernel kernel, const Correlation<S>& p) {
 
 template <class S>
 cudaError_t correlate(const Correlation<S>& p, const Launch& launch) {
+  if (makes_nothing(p)) return cudaSuccess;
   if (launch.kernel == Kernel::depthwise) return correlate_depthwise(p, launch.stream);
   if (launch.kernel == Kernel::small) return correlate_small(p, launch.stream);
   if constexpr (kHasImplicitGemm<S>)

@@ -24,7 +24,7 @@ Tensor lookup(const Tensor& tokens, const Tensor& table, const std::optional<Ten
   p.table = operand(table);
   if (bias) p.bias = operand(*bias);
   const Conv1dGeometry& g = p.geometry;
-  Tensor y = torch::stable::new_empty(table, {g.batch, g.out_channels, g.out_length});
+  Tensor y = empty(table, {g.batch, g.out_channels, g.out_length});
   p.y = y.mutable_data_ptr();
   Machine::run(p, table);
   return y;
@@ -42,8 +42,8 @@ std::tuple<Tensor, Tensor> lookup_grad_table(const Tensor& grad_output, const Te
   p.tokens = indices(tokens);
   p.grad_output = operand(grad_output);
   const int64_t channels = p.geometry.out_channels;
-  Tensor table = torch::stable::new_empty(grad_output, {kernel_size, vocab, channels});
-  Tensor bias = torch::stable::new_empty(grad_output, {with_bias ? channels : 0});
+  Tensor table = empty(grad_output, {kernel_size, vocab, channels});
+  Tensor bias = empty(grad_output, {with_bias ? channels : 0});
   p.grad_table = table.mutable_data_ptr();
   if (with_bias) p.grad_bias = bias.mutable_data_ptr();
   Machine::run(p, grad_output);

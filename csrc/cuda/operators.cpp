@@ -18,8 +18,7 @@ void run(const char* name, cudaError_t (*function)(const Arguments&, const Launc
          const Arguments& arguments, const Tensor& like) {
   const Kernel kernel = kernel_of(arguments, capability_of(name, like.get_device_index()));
   const int64_t bytes = workspace_bytes(arguments, kernel);
-  const Tensor workspace =
-      torch::stable::new_empty(like, {bytes}, torch::headeronly::ScalarType::Byte);
+  const Tensor workspace = empty(like, {bytes}, aoti_torch_dtype_uint8());
   check(name, function(arguments, {kernel, current_stream(like), workspace.mutable_data_ptr()}));
 }
 

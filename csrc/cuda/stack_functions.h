@@ -31,13 +31,10 @@ void run_on(const char* function, StackCall& call, StackProblem& problem, const 
 template <class Machine>
 std::tuple<Tensor, Tensor> stack_forward(const Tensor& x, const OptionalTensor& tokens,
                                          Tensors weights, Tensors biases,
-                                         std::vector<int64_t> dilations, std::vector<int64_t> pads,
-                                         std::vector<std::string> activations,
-                                         std::vector<int64_t> residuals, bool, bool save) {
-  StackCall call("stack_forward", x, tokens, weights, biases,
-                 settings_of(dilations, pads, activations, residuals));
+                                         std::vector<int64_t> settings, bool, bool save) {
+  StackCall call("stack_forward", x, tokens, weights, biases, settings);
   StackArguments& a = call.arguments();
-  Tensor y = torch::stable::new_empty(x, {a.batch, call.last().out_channels(), a.out_length});
+  Tensor y = empty(x, {a.batch, call.last().out_channels(), a.out_length});
   Tensor saved = bytes_like(x, save ? call.saved_size(x) : 0);
   a.output = y.mutable_data_ptr();
   a.saved = save ? saved.mutable_data_ptr() : nullptr;
@@ -50,11 +47,8 @@ std::tuple<Tensor, Tensor> stack_forward(const Tensor& x, const OptionalTensor& 
 template <class Machine>
 Tensors stack_backward(const Tensor& grad_output, const Tensor& saved, const Tensor& x,
                        const OptionalTensor& tokens, Tensors weights, Tensors biases,
-                       std::vector<int64_t> dilations, std::vector<int64_t> pads,
-                       std::vector<std::string> activations, std::vector<int64_t> residuals, bool,
-                       bool with_x) {
-  StackCall call("stack_backward", x, tokens, weights, biases,
-                 settings_of(dilations, pads, activations, residuals));
+                       std::vector<int64_t> settings, bool, bool with_x) {
+  StackCall call("stack_backward", x, tokens, weights, biases, settings);
   call.check_gradient(grad_output, saved, x);
   StackArguments& a = call.arguments();
   a.grad_output = operand(grad_output);
@@ -69,14 +63,11 @@ Tensors stack_backward(const Tensor& grad_output, const Tensor& saved, const Ten
 template <class Machine>
 std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& tokens,
                                                 const Tensor& target, Tensors weights,
-                                                Tensors biases, std::vector<int64_t> dilations,
-                                                std::vector<int64_t> pads,
-                                                std::vector<std::string> activations,
-                                                std::vector<int64_t> residuals, bool) {
-  StackCall call("stack_cross_entropy", x, tokens, weights, biases,
-                 settings_of(dilations, pads, activations, residuals));
+                                                Tensors biases, std::vector<int64_t> settings,
+                                                bool) {
+  StackCall call("stack_cross_entropy", x, tokens, weights, biases, settings);
   call.check_target("stack_cross_entropy", x, tokens, target);
-  Tensor loss = torch::stable::new_empty(x, {});
+  Tensor loss = empty(x, {});
   Tensors results = call.allocate_gradients(x, weights, biases, true);
   StackProblem problem;
   problem.forward = problem.backward = true;
@@ -89,14 +80,11 @@ std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& t
 template <class Machine>
 Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
                  const OptionalTensor& rows, Tensors weights, Tensors biases,
-                 std::vector<int64_t> dilations, std::vector<int64_t> pads,
-                 std::vector<std::string> activations, std::vector<int64_t> residuals, bool,
-                 double lr) {
-  StackCall call("stack_sgd_", x, tokens, weights, biases,
-                 settings_of(dilations, pads, activations, residuals), rows);
+                 std::vector<int64_t> settings, bool, double lr) {
+  StackCall call("stack_sgd_", x, tokens, weights, biases, settings, rows);
   call.check_target("stack_sgd_", x, tokens, target);
   call.take_parameters(x, weights, biases);
-  Tensor loss = torch::stable::new_empty(x, {});
+  Tensor loss = empty(x, {});
   StackProblem problem;
   problem.forward = problem.backward = true;
   problem.target = indices(target, rows);
@@ -109,13 +97,11 @@ Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
 
 template <class Machine>
 Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target, Tensors weights,
-                    Tensors biases, std::vector<int64_t> dilations, std::vector<int64_t> pads,
-                    std::vector<std::string> activations, std::vector<int64_t> residuals, bool) {
-  StackCall call("stack_losses", x, tokens, weights, biases,
-                 settings_of(dilations, pads, activations, residuals));
+                    Tensors biases, std::vector<int64_t> settings, bool) {
+  StackCall call("stack_losses", x, tokens, weights, biases, settings);
   call.check_target("stack_losses", x, tokens, target);
   StackArguments& a = call.arguments();
-  Tensor losses = torch::stable::new_empty(x, {a.batch, a.out_length});
+  Tensor losses = empty(x, {a.batch, a.out_length});
   a.losses = losses.mutable_data_ptr();
   StackProblem problem;
   problem.forward = true;

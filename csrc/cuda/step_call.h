@@ -29,7 +29,7 @@ inline StepCall step_call_on_gpu(const Tensor& x, const std::optional<Tensor>& e
   check_limits("step", a.step);
   a.steps = 1;
   if (embedding) a.vocab = embedding->size(0);
-  Tensor y = torch::stable::new_empty(rings, {a.step.batch, out_channels});
+  Tensor y = empty(rings, {a.step.batch, out_channels});
   a.step.y = y.mutable_data_ptr();
   return {a, std::move(y)};
 }
@@ -48,7 +48,7 @@ inline GenerateCall generate_call_on_gpu(const Tensor& tokens, const Tensor& emb
   GenerateArguments a = generate_call(tokens, embedding, rings, position, weights, biases, plan,
                                       logit_bias, uniform, sampling, false);
   check_limits("generate", a.step);
-  Tensor generated = torch::stable::new_empty(tokens, {a.step.batch, a.steps});
+  Tensor generated = empty(tokens, {a.step.batch, a.steps});
   a.generated = static_cast<int64_t*>(generated.mutable_data_ptr());
   return {a, std::move(generated)};
 }

@@ -21,8 +21,7 @@ void run(const char* name, const GenerateArguments& arguments, const Tensor& lik
   const int64_t most = most_shared_bytes(name, like.get_device_index());
   const int64_t bytes = step_workspace_bytes(arguments, most);
   Tensor workspace;
-  if (bytes > 0)
-    workspace = torch::stable::new_empty(like, {bytes}, torch::headeronly::ScalarType::Byte);
+  if (bytes > 0) workspace = empty(like, {bytes}, aoti_torch_dtype_uint8());
   void* data = bytes > 0 ? workspace.mutable_data_ptr() : nullptr;
   check(name, run_steps(arguments, {current_stream(like), most, data}));
 }

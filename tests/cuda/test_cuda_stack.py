@@ -86,12 +86,12 @@ def test_the_order_of_threads_changes_nothing(stack: Stack, order: int) -> None:
 @pytest.mark.parametrize("stack", [FEW_SIGNALS[2], FEW_TOKENS[1]], ids=str)
 def test_a_sample_has_the_same_bits_in_any_batch(stack: Stack) -> None:
     inputs = inputs_of(stack, torch.float32)
-    y, _ = EMULATED.forward(*inputs, *stack.settings, False, False)
+    y, _ = EMULATED.forward(*inputs, stack.settings, False, False)
     if inputs.tokens is None:
         one = inputs.with_x(inputs.x[1:2])
     else:
         one = inputs._replace(tokens=inputs.tokens[1:2])
-    part, _ = EMULATED.forward(*one, *stack.settings, True, True)
+    part, _ = EMULATED.forward(*one, stack.settings, True, True)
     assert bits([part]) == bits([y[1:2]])
 
 
@@ -133,8 +133,7 @@ def test_int32_and_strided_tokens() -> None:
 
 
 def losses(stack: Stack, inputs: Inputs, target: Tensor) -> Tensor:
-    settings = *stack.settings, False
-    return EMULATED.losses(*inputs[:2], target, *inputs[2:], *settings)
+    return EMULATED.losses(*inputs[:2], target, *inputs[2:], stack.settings, False)
 
 
 @pytest.mark.parametrize("wrong", [-1, 50])
@@ -167,7 +166,7 @@ def test_a_training_step_is_two_launches() -> None:
 
 def with_rows(stack: Stack, inputs: Inputs, rows: Tensor) -> tuple:
     operands = *inputs[:2], target_of(stack, inputs), rows, *inputs[2:]
-    return (*operands, *stack.settings, False)
+    return (*operands, stack.settings, False)
 
 
 @parametrize("dtype", [torch.float32, torch.float64])
@@ -178,7 +177,7 @@ def test_a_step_of_some_rows(dtype: torch.dtype) -> None:
     rows = torch.tensor([2, 9, 0, 9, 2, 9])[::2]
     target = target_of(stack, inputs)[rows]
     some = inputs.x, inputs.tokens[rows], target, inputs.weights, inputs.biases
-    loss, gradients = EMULATED.cross_entropy(*some, *stack.settings, False)
+    loss, gradients = EMULATED.cross_entropy(*some, stack.settings, False)
     parameters = [turned.x, *turned.weights, *turned.biases]
     expected = [p - 0.5 * g for p, g in zip(parameters, gradients, strict=True)]
     take_launches()
@@ -205,7 +204,7 @@ def reason(
         (columns * (2 if activation == "gate" else 1), stack.kernel_size)
         for columns, activation in zip(stack.channels[1:], stack.activations, strict=True)
     ]
-    dilations, pads, activations, _ = stack.settings
+    dilations, pads, activations, _ = map(list, zip(*stack.layers, strict=True))
     gated = [activation == "gate" for activation in activations]
     sizes = stack.channels[0], stack.length, vocab, weights, dilations, pads, gated
     return _host.cuda_reason_stack_not_fused(dtype, *sizes, capability=capability)
@@ -237,17 +236,17 @@ def test_the_operator_says_why_not() -> None:
     stack = LONG._replace(length=2000)
     inputs = inputs_of(stack, torch.float32)
     with pytest.raises(RuntimeError, match="stack_forward: this stack cannot be fused: a sample"):
-        EMULATED.forward(*inputs, *stack.settings, False, False)
+        EMULATED.forward(*inputs, stack.settings, False, False)
 
 
 def test_a_smaller_gpu_takes_less() -> None:
     inputs = inputs_of(LONG, torch.float32)
-    y, _ = EMULATED.forward(*inputs, *LONG.settings, False, False)
+    y, _ = EMULATED.forward(*inputs, LONG.settings, False, False)
     assert y.shape == (1, 64, 199)
     library().set_capability(86)
     try:
         with pytest.raises(RuntimeError, match="and a block has 101376"):
-            EMULATED.forward(*inputs, *LONG.settings, False, False)
+            EMULATED.forward(*inputs, LONG.settings, False, False)
     finally:
         library().set_capability(90)
 

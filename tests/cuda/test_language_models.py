@@ -13,15 +13,17 @@ from convlm_kernels import embedding_loss, lookup_ops, stack_ops
 from convlm_kernels.lm import CNN, DilatedCNN
 from convlm_kernels.lm.char_model import CharModel
 
-STACK = ("stack_forward", "stack_backward", "stack_cross_entropy", "stack_losses", "stack_sgd_")
+STACK = ("stack_cross_entropy", "stack_losses", "stack_sgd_")
 
 
 @pytest.fixture
 def on_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in STACK:
         monkeypatch.setattr(stack_ops, name, emulated(name))
-    monkeypatch.setattr(lookup_ops, "lookup", emulated("lookup"))
-    monkeypatch.setattr(lookup_ops, "grad_table", emulated("lookup_grad_table"))
+    stacks = stack_ops.Operators(emulated("stack_forward"), emulated("stack_backward"))
+    monkeypatch.setitem(stack_ops.OPERATORS, "native", stacks)
+    lookups = lookup_ops.Operators(emulated("lookup"), emulated("lookup_grad_table"))
+    monkeypatch.setitem(lookup_ops.OPERATORS, "native", lookups)
     monkeypatch.setattr(embedding_loss, "_is_gpu_stack", lambda *_: True)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from build import emulated, library, run_sanitized
 from convlm_kernels import CausalConv1d, DilatedStack, StackLayer, step_ops
 from convlm_kernels.autograd import ACTIVATIONS
-from convlm_kernels.lm import CNN, Batch, DilatedCNN, Sampling
+from convlm_kernels.lm import CNN, Batch, DilatedCNN, Event, Sampling
 from convlm_kernels.lm.char_model import CharModel
 from convlm_kernels.streaming import StreamState
 
@@ -322,12 +322,44 @@ def test_logits_that_are_no_distribution_give_no_token(value: float) -> None:
     tokens, state = generated(step_ops.generate, model, stop=0)
     assert tokens.tolist() == [[-1] * 12] * 5
     assert state.position.tolist() == [5] * 5
-    tokens, _ = generated(step_ops.generate, constant_model([0.0, 0.0]), never=(0, 1))
-    assert (tokens == -1).all()
+    for temperature in (0.0, 1.0):
+        tokens, _ = generated(
+            step_ops.generate,
+            constant_model([0.0, 0.0]),
+            never=(0, 1),
+            temperature=temperature,
+        )
+        assert (tokens == -1).all()
     batch = Batch(model, Sampling())
     batch.add("a", [1], 3)
-    with pytest.raises(RuntimeError, match="no token to draw for the request 'a'"):
-        batch.step(2)
+    (event,) = batch.step(2)
+    assert event == ("a", -1, True)
+    assert event.error.startswith("request 'a': there is no token to draw")
+    assert not batch
+
+
+@pytest.mark.parametrize("order", [["good", "bad"], ["bad", "good"]])
+def test_a_request_without_a_token_ends_alone(order: list[str]) -> None:
+    """A word of NaNs is in the context of one of two."""
+    model = model_of()
+    with torch.no_grad():
+        model.embedding.weight[5] = torch.nan
+    prompts = {"good": [1, 2, 3, 4, 1, 2, 3, 4], "bad": [1, 2, 3, 4, 1, 2, 5, 4]}
+
+    def run(names: list[str]) -> list[Event]:
+        batch, events = Batch(model, Sampling(never=(5,))), []
+        for name in names:
+            batch.add(name, prompts[name], 7, torch.Generator().manual_seed(0))
+        while batch:
+            events += batch.step(3)
+        return events
+
+    events = run(order)
+    assert [event for event in events if event.name == "bad"] == [("bad", -1, True)]
+    alone = run(["good"])
+    assert len(alone) == 7
+    assert all(event.error is None for event in alone)
+    assert [event for event in events if event.name == "good"] == alone
 
 
 def test_tokens_before_the_first_output_are_none() -> None:

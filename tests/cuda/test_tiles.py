@@ -68,6 +68,7 @@ EDGES = [
     Case("chains of a stride, each of one tap", 2, 8, 8, 64, 3, 8, 1, 1, (0, 2)),
     Case("positions in pieces, samples that end within stages", 5, 10, 8, 203, 2, 1, 3, 1, (3, 0)),
     Case("columns of sixteen taps", 2, 8, 8, 70, 33, 1, 1, 1, (16, 16)),
+    Case("all padding", 2, 9, 8, 0, 3, 2, 1, 1, (2, 3)),
     Case("columns of three taps, the last of them too many", 2, 40, 8, 50, 4, 1, 2, 1, (6, 0)),
 ]
 

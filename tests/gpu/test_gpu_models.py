@@ -82,7 +82,7 @@ def test_tokens_of_another_device_are_refused() -> None:
     inputs = inputs_of(stack, torch.float32).to(str(DEVICE))
     mixed = inputs._replace(tokens=inputs.tokens.cpu())
     with pytest.raises(RuntimeError, match="tokens and x must be on one device"):
-        NATIVE.forward(*mixed, *stack.settings, False, False)
+        NATIVE.forward(*mixed, stack.settings, False, False)
 
 
 def test_embeddings_are_looked_up() -> None:

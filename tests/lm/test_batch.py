@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from convlm_kernels import step_ops
-from convlm_kernels.lm import CNN, MLP, Alphabet, Batch, DilatedCNN, Sampling, generate, sample
+from convlm_kernels.lm import (
+    CNN,
+    MLP,
+    Alphabet,
+    Batch,
+    DilatedCNN,
+    Sampling,
+    generate,
+    generation,
+    sample,
+)
 from convlm_kernels.lm.generation import generate_by_window
 
 ALPHABET = Alphabet(".abcdefgh;")
@@ -204,7 +214,9 @@ def test_bad_arguments(model):
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         batch.step(0)
     for options, message in (
-        ({"temperature": -1.0}, "temperature must be 0 or more"),
+        ({"temperature": -1.0}, "temperature must be at least 0 and at most 1e38, got -1.0"),
+        ({"temperature": 1e39}, "temperature must be at least 0 and at most 1e38, got 1e\\+39"),
+        ({"temperature": float("nan")}, "temperature must be at least 0 .*, got nan"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
@@ -218,15 +230,83 @@ def test_bad_arguments(model):
         with pytest.raises(ValueError, match=f"tokens from 0 to 9, got .*, {token}"):
             batch.add("unknown", [1, 2, 3, token], 5)
 
+    for options, message in (
+        ({"stop": VOCAB}, "stop must be of tokens from 0 to 9, got 10"),
+        ({"stop": -1}, "stop must be of tokens from 0 to 9, got -1"),
+        ({"never": (2, 10)}, r"never must be of tokens from 0 to 9, got \(2, 10\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Batch(model, Sampling(**options))
+        with pytest.raises(ValueError, match=message):
+            next(generate_by_window(model, tokens_of(1, 4), 5, Sampling(**options), None))
+
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_no_distribution_are_an_error(model, value):
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_that_are_no_distribution_are_an_error(model, value, temperature, monkeypatch):
     with torch.no_grad():
         model.layers[-1].bias[2] = value
-    with pytest.raises(RuntimeError, match="no token to draw"):
-        list(generate(model, [[1, 2, 3, 4]], 5))
-    with pytest.raises(RuntimeError, match="no token to draw"):
-        list(generate(bigram_model([0.5, 0.5]), [[0]], 5, Sampling(never=(0, 1))))
+    with pytest.raises(RuntimeError, match="sample 0: there is no token to draw"):
+        sample(model, ALPHABET, 2, temperature=temperature)
+    monkeypatch.setattr(generation, "can_run_steps", lambda device: "by the full forward")
+    with pytest.raises(RuntimeError, match="sample 0: there is no token to draw"):
+        sample(model, ALPHABET, 2, temperature=temperature)
+
+
+def test_a_sample_without_a_token_ends_alone_by_the_window(model):
+    sampling = Sampling(temperature=0, never=(9,))
+    prompts = tokens_of(3, 5).clamp(max=8)
+    with torch.no_grad():
+        model.embedding.weight[9] = float("nan")
+
+    def run():
+        return list(generate_by_window(model, prompts, 4, sampling, None))
+
+    others = [event for event in run() if event.name != 1]
+    prompts[1, 2] = 9
+    events = run()
+    assert [event for event in events if event.name == 1] == [(1, -1, True)]
+    assert [event for event in events if event.name != 1] == others
+
+
+@pytest.mark.parametrize("order", [["good", "bad"], ["bad", "good"], ["good", "bad", "other"]])
+def test_a_request_without_a_token_ends_alone(model, order):
+    """A word of NaNs is in the context of one, and may be drawn by all: who draws it ends next."""
+    with torch.no_grad():
+        model.embedding.weight[5] = float("nan")
+    seeds = {"good": 0, "bad": 1, "other": 2}
+    prompts = {name: [1, 2, 3, 4, 1, 2] for name in seeds} | {"bad": [1, 2, 3, 4, 5, 2]}
+
+    def run(names, count):
+        batch, events = Batch(model), {name: [] for name in names}
+        for name in names:
+            generator = torch.Generator().manual_seed(seeds[name])
+            batch.add(name, prompts[name], 30, generator)
+        while batch:
+            for event in batch.step(count):
+                events[event.name].append(event)
+        return events
+
+    for count in (1, 4):
+        events = run(order, count)
+        (failure,) = events.pop("bad")
+        assert failure == ("bad", -1, True)
+        assert failure.error.startswith("request 'bad': there is no token to draw")
+        for name, given in events.items():
+            assert given == run([name], 1)[name]
+            assert [event.token for event in given[-2:]] == [5, -1]
+            assert all(event.error is None for event in given[:-1])
+
+
+def test_a_batch_in_which_every_token_is_ruled_out():
+    events = list(generate(bigram_model([0.5, 0.5]), [[0]] * 2, 5, Sampling(never=(0, 1))))
+    assert events == [(0, -1, True), (1, -1, True)]
+
+
+@pytest.mark.parametrize("symbols", [".abc;", ".abcdefghijkl;"])
+def test_an_alphabet_that_is_not_the_models(model, symbols):
+    with pytest.raises(ValueError, match="alphabet must have the 10 symbols of the model, got"):
+        sample(model, Alphabet(symbols))
 
 
 # tokens, embedding, rings, position, weights, biases, plan, logit_bias, uniform, temperature,
@@ -240,8 +320,8 @@ def test_logits_that_are_no_distribution_are_an_error(model, value):
         (7, torch.zeros(3), "logit_bias must have the size 10"),
         (8, torch.zeros(2, 5), "uniform must have the dtype Double"),
         (8, torch.zeros(3, 5).double(), "uniform must have the size 2 in dimension 0"),
-        (9, -1.0, "temperature must be 0 or more"),
-        (9, float("nan"), "temperature must be 0 or more"),
+        (9, -1.0, "temperature must be at least 0"),
+        (9, float("nan"), "temperature must be at least 0"),
         (10, 0, "top_k must be at least 1, got 0"),
         (11, 0.0, "top_p must be above 0 and at most 1, got 0"),
     ],

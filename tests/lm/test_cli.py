@@ -1,6 +1,7 @@
 """The command line, mostly in this process; in another where a signal is the point."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def test_threads(convlm, words_file):
     """One by default, since the default model is small."""
     train = ["train", "--words", words_file, "--steps=1", *SMALL]
     for option, threads in (["--threads=2"], 2), ([], 1):
-        assert convlm(*train, *option)[0] == 0
+        assert convlm(*train, "--overwrite", *option)[0] == 0
         assert torch.get_num_threads() == threads
 
 
@@ -149,7 +150,8 @@ def test_resume_refuses_contradictions(convlm, words_file, tmp_path):
         ("--device=tpu", "'tpu' is not cpu, cuda or cuda:N"),
         ("--device=cuda:99", "'cuda:99' is not available"),
         ("--words=absent.txt", "words file absent.txt cannot be read: No such file or directory"),
-        ("--out=words.txt", "File exists"),
+        ("--out=words.txt", "words.txt is a file, where a folder is to be written"),
+        ("--out=words.txt/run", "Not a directory: 'words.txt/run'"),
         ("--out=/proc/convlm", "/proc/convlm"),
     ],
 )
@@ -185,6 +187,10 @@ def test_bad_requests_of_a_trained_model(convlm, words_file, tmp_path):
     assert "'x', which is not among" in convlm("sample", "run", "--prefix=x")[2]
     assert "not a whole checkpoint" in convlm("sample", words_file)[2]
     assert "'0' is not above 0 and at most 1" in convlm("sample", "run", "--top-p=0")[2]
+    assert "at most 1e38, got 1e+39" in convlm("sample", "run", "--temperature=1e39")[2]
+    code, _, error = convlm("sample", "runs/nothing")
+    assert code == 2
+    assert "no checkpoint at runs/nothing: `convlm train` makes one" in error
     other = tmp_path / "other.txt"
     other.write_text("\n".join(["xyz"] * 9))
     code, _, error = convlm("eval", "run", "--words", other)
@@ -194,6 +200,43 @@ def test_bad_requests_of_a_trained_model(convlm, words_file, tmp_path):
 
 def test_hidden_is_for_the_dilated_model(convlm):
     assert "--hidden is for the dilated model" in convlm("train", "--model=cnn", "--hidden=5")[2]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def test_a_training_is_not_overwritten_unasked(convlm, words_file):
+    train = ["train", "--out=run", "--words", words_file, *SMALL]
+    assert convlm(*train, "--steps=5")[0] == 0
+    before = contents("run")
+    code, _, error = convlm(*train, "--steps=7")
+    assert code == 2
+    assert error.startswith("convlm: error: run holds a training: --resume goes on with it, --over")
+    assert "not allowed with" in convlm(*train, "--resume", "--overwrite")[2]
+    assert contents("run") == before
+    assert convlm(*train, "--steps=7", "--overwrite")[0] == 0
+    assert load_checkpoint("run").progress.step == 7
+
+
+@pytest.mark.parametrize("option", ["--lr=1e300", "--device=cpu:1", "--words=absent.txt"])
+def test_a_training_that_fails_leaves_an_earlier_one(convlm, words_file, option):
+    """Also where the first step's loss was finite, and the weights that it left are not."""
+    train = ["train", "--out=run", "--words", words_file, *SMALL]
+    assert convlm(*train, "--steps=5", "--tensorboard")[0] == 0
+    before = contents("run")
+    assert convlm(*train, "--steps=9", "--overwrite", "--tensorboard", option)[0] == 2
+    assert contents("run") == before
+
+
+def test_a_training_replaces_the_whole_of_an_earlier_one(convlm, words_file, full_disk):
+    """What was written at the end of the earlier one is not of the checkpoint beside it."""
+    train = ["train", "--out=run", "--words", words_file, *SMALL]
+    assert convlm(*train, "--steps=5")[0] == 0
+    with full_disk(9_000):
+        assert convlm(*train, "--steps=900", "--overwrite", "--save-every=5")[0] == 2
+    assert [path.name for path in Path("run").iterdir()] == ["checkpoint.safetensors"]
+    assert load_checkpoint("run").progress.step > 5
 
 
 def test_a_loss_that_is_not_finite(convlm, words_file):
@@ -208,6 +251,10 @@ def test_info(convlm):
     assert "torch" in out
     for backend in ("cpp", "cuda", "triton", "torch"):
         assert backend in out
+    _, on_cuda = out.split("backends on cuda")
+    if not torch.cuda.is_available():
+        assert "yes" not in on_cuda
+        assert "torch         no: there is no CUDA device" in on_cuda
 
 
 def test_usage(convlm):
@@ -243,10 +290,12 @@ def test_tensorboard(convlm, words_file, monkeypatch):
     losses = load_checkpoint("run").progress.losses
     assert events.Scalars("loss/train")[3].value == pytest.approx(sum(losses[30:40]) / 10)
 
+    before = contents("run")
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    code, _, error = convlm(*train, "--steps=1", "--words", words_file)
+    code, _, error = convlm(*train, "--steps=1", "--overwrite", "--words", words_file)
     assert code == 2
     assert "--tensorboard needs another package: pip install tensorboard" in error
+    assert contents("run") == before
 
 
 @pytest.fixture
@@ -301,15 +350,51 @@ def test_interrupted_training_saves(endless, number):
     assert f"stopped at step {step:,}" in out
 
 
-def test_sample_into_a_closed_pipe(convlm, words_file, tmp_path):
+def test_a_sample_without_a_character_to_draw(convlm, words_file):
     convlm("train", "--words", words_file, "--steps=2", "--out=run", *SMALL)
-    command = f"{sys.executable} -m convlm_kernels sample {tmp_path / 'run'} | true"
+    run = load_checkpoint("run")
+    with torch.no_grad():
+        run.model.layers[-1].bias[2] = float("nan")
+    run.save(Path("run/checkpoint.safetensors"))
+    code, _, error = convlm("sample", "run")
+    assert code == 2
+    assert error.startswith("convlm: error: sample 0: there is no token to draw")
+
+
+def with_closed_output(*arguments, stderr=subprocess.PIPE):
+    """Exit code and errors of a command whose output nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
     done = subprocess.run(
-        command,
-        shell=True,
+        [sys.executable, "-m", "convlm_kernels", *map(str, arguments)],
         cwd=Path(convlm_kernels.__file__).parents[1],
-        capture_output=True,
+        stdout=writer,
+        stderr=writer if stderr is None else stderr,
         text=True,
-        check=True,
     )
-    assert done.stderr == ""
+    os.close(writer)
+    return done.returncode, done.stderr
+
+
+def test_commands_that_only_print_end_with_their_reader(convlm, words_file, tmp_path):
+    convlm("train", "--words", words_file, "--steps=2", "--out=run", *SMALL)
+    run = tmp_path / "run"
+    for command in ["sample", run], ["sample", run, "--stream"], ["eval", run], ["info"]:
+        assert with_closed_output(*command) == (0, "")
+
+
+@pytest.mark.parametrize("stderr", [subprocess.PIPE, None], ids=["stdout", "both"])
+def test_training_goes_on_without_a_reader(convlm, words_file, tmp_path, stderr):
+    run = tmp_path / "run"
+    options = ["--words", words_file, "--steps=1100", "--eval-every=0", *SMALL]
+    code, error = with_closed_output("train", "--out", run, *options, stderr=stderr)
+    assert code == 0
+    if stderr is not None:
+        assert error == "convlm: nobody reads the output; going on without it\n"
+    assert load_checkpoint(run).progress.step == 1100
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoint.safetensors",
+        "loss.png",
+        "metrics.json",
+        "model",
+    }

@@ -276,7 +276,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(alone_in_a_group, capsys, full_di
     assert alone_in_a_group("--steps=1", "--samples=0") == 0
     before = load_checkpoint("run").progress.losses
     with full_disk(4_000):
-        assert alone_in_a_group("--steps=9") == 2
+        assert alone_in_a_group("--steps=9", "--overwrite") == 2
     assert load_checkpoint("run").progress.losses == before
     assert len(list(Path("run").glob("shards-*"))) == 1
     assert "cannot be written: [Errno 27] File too large" in capsys.readouterr().err

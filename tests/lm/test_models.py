@@ -26,12 +26,12 @@ BUILDS = [
 
 
 @pytest.mark.parametrize(("kind", "sizes"), BUILDS)
-def test_logits_and_receptive_field(kind: type[CharModel], sizes):
+def test_logits_and_their_context(kind: type[CharModel], sizes):
     """A prediction depends on each of its own characters, and on no others."""
     torch.manual_seed(0)
     model = kind(**sizes).double()
     assert {**model.sizes(), **{k: v for k, v in sizes.items() if k != "fused"}} == model.sizes()
-    field = model.receptive_field
+    field = model.context
     length = 2 * field + 3
     tokens = torch.randint(model.vocab, (2, length))
     logits = model(tokens)
@@ -134,6 +134,52 @@ def test_a_step_of_sgd_leaves_what_is_frozen_and_all_where_the_loss_is_not_finit
     before = deepcopy(model.state_dict())
     assert not model.sgd_step(x, y, 0.1).isfinite()
     assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
+
+
+def _in_other_memory(model: CharModel) -> None:
+    for p in model.parameters():
+        p.data = p.data.clone()
+
+
+def _same_memory(model: CharModel) -> None:
+    for module in model.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(p.data))
+
+
+def _other_parameters(model: CharModel) -> None:
+    for module in model.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(p.detach() + 0.1))
+
+
+@pytest.mark.parametrize("kind", [CNN, DilatedCNN])
+@pytest.mark.parametrize(
+    "change", [_in_other_memory, _same_memory, _other_parameters, CharModel.double, deepcopy]
+)
+def test_a_step_after_parameters_were_replaced(kind, change):
+    model = kind()
+    x, y = torch.randint(28, (32, 23)), torch.randint(28, (32, 16))
+    model.sgd_step(x, y, 0.5)
+    model = change(model) or model
+    versions = [p._version for p in model.parameters()]
+    fresh = kind().to(model.embedding.weight)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(model.sgd_step(x, y, 0.5), fresh.sgd_step(x, y, 0.5))
+    assert all(map(torch.equal, model.parameters(), fresh.parameters()))
+    assert all(p._version > v for p, v in zip(model.parameters(), versions, strict=True))
+
+
+def test_a_step_of_a_model_that_lacks_a_bias():
+    model = DilatedCNN()
+    model.layers[1].bias = None
+    plain = deepcopy(model)
+    plain.fused = False
+    x, y = torch.randint(28, (32, 23)), torch.randint(28, (32, 16))
+    torch.testing.assert_close(model.training_step(x, y), plain.training_step(x, y))
+    torch.testing.assert_close(model.sgd_step(x, y, 0.5), plain.sgd_step(x, y, 0.5))
+    for own, right in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own, right, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [CNN, DilatedCNN])
