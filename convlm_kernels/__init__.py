@@ -1,7 +1,8 @@
 """Conv1d kernels for PyTorch, written by hand, and language models that run on them."""
 
 from ._library import build_info
-from .embedding import EmbeddingConv1d, embedding_conv1d
+from .embedding import embedding_conv1d
+from .embedding_layer import EmbeddingConv1d
 from .embedding_loss import embedding_conv1d_cross_entropy
 from .functional import conv1d
 from .layers import CausalConv1d, Conv1d, swap_conv1d

@@ -69,6 +69,17 @@ def can_run_steps(device: torch.device) -> str | None:
     return reason_no_cuda_kernels(torch.float32, device)  # or any other that a step may have
 
 
+def is_traced() -> bool:
+    """Whether torch.jit.trace looks on, which can neither record nor save our gradients.
+
+    "auto" then is torch's own, and what was traced runs where this package is not.
+    """
+    return torch._C._is_tracing()
+
+
+is_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _triton() -> tuple[str | None, bool]:
     """Imports the Triton kernels: why that cannot be, and whether the interpreter runs them."""
     try:
@@ -160,6 +171,8 @@ def _select_auto(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.dev
     dtype_reason = _dtype_reason(dtype)
     if dtype_reason is not None:
         raise TypeError(f"{dtype_reason} (backend='torch' runs whatever torch does)")
+    if is_traced():
+        return "torch"
     chosen = next(
         rule.backend
         for rule in AUTO_RULES

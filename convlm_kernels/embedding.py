@@ -1,4 +1,4 @@
-"""An embedding followed by a convolution, as sums of table rows: ``EmbeddingConv1d``.
+"""An embedding followed by a convolution, as sums of table rows: ``embedding_conv1d``.
 
 The convolution is linear in each embedding, so what tap j makes of word v is a row that can be
 computed once, T[j, v] = weight[:, :, j] @ embedding[v], and an output is a sum of such rows, one
@@ -7,16 +7,14 @@ for each tap. With a small vocabulary these are far fewer products.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import backends, functional, indices, lookup
 from .functional import autocast_enabled, check_activation, conv1d
 from .geometry import Padding, as_int, output_length, resolve_padding
-from .layers import Conv1d
-from .lookup import Window
+from .lookup import Window, by_tap
 
 # A table of fewer rows than this is small whatever it is used for.
 SMALL_TABLE = 4096
@@ -77,6 +75,21 @@ def embedding_conv1d(
         RuntimeError: a token outside the vocabulary on the CPU, an impossible geometry, differing
             dtypes, or an explicit backend that cannot run this problem.
     """
+    if has_torch_function_variadic(tokens, embedding, weight, bias):
+        return handle_torch_function(
+            embedding_conv1d,
+            (tokens, embedding, weight, bias),
+            tokens,
+            embedding,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            padding_idx=padding_idx,
+            activation=activation,
+            backend=backend,
+        )
     check_activation(activation)
     backends.check_name(backend)
     _check_tokens(tokens)
@@ -134,6 +147,8 @@ def _by_table(
 
 def _kernels(tokens: Tensor, embedding: Tensor, backend: str) -> str | None:
     """Whose look-ups ``backend`` has, of ``lookup_ops.OPERATORS``; None where there are none."""
+    if backend == "auto" and backends.is_traced():
+        return None
     dtype = embedding.dtype
     if backend == "triton":
         reason = backends.reason_no_triton_kernels(dtype, tokens.device)
@@ -187,10 +202,9 @@ def _by_tap(embedding: Tensor, weight: Tensor) -> Tensor:
         )
     size = embedding.shape[1]
     if weight.dim() == 3 and size > 0:
-        if weight.shape[1] == size:
-            return weight
-        if weight.shape[1] == 1 and weight.shape[2] % size == 0:
-            return weight.unflatten(2, (-1, size)).squeeze(1).transpose(1, 2)
+        channels, taps = weight.shape[1:]
+        if channels == size or (channels == 1 and taps % size == 0):
+            return by_tap(weight, size)
     raise RuntimeError(
         f"weight must be (out_channels, {size}, kernel_size), or end to end (out_channels, 1, "
         f"kernel_size * {size}), got shape {tuple(weight.shape)}"
@@ -211,91 +225,3 @@ def check_padding_idx(padding_idx: int, vocab: int) -> int:
 def _without_gradient(embedding: Tensor, row: int) -> Tensor:
     rows = torch.arange(embedding.shape[0], device=embedding.device)
     return torch.where((rows == row)[:, None], embedding.detach(), embedding)
-
-
-class EmbeddingConv1d(nn.Module):
-    """``torch.nn.Embedding`` followed by ``torch.nn.Conv1d``, by look-up.
-
-    The parameters are those of the two: ``embedding.weight`` (vocab, embedding_dim),
-    ``conv.weight`` (out_channels, embedding_dim, kernel_size) and ``conv.bias``. A ``conv.weight``
-    of a convolution with stride ``embedding_dim`` over embeddings laid end to end, of shape
-    (out_channels, 1, kernel_size * embedding_dim), is loaded as well.
-
-    Args:
-        vocab, embedding_dim: of the embedding.
-        out_channels, kernel_size, stride, padding, dilation, bias: of the convolution, in tokens;
-            ``padding`` as for :class:`convlm_kernels.Conv1d`.
-        padding_idx: a word whose embedding starts as zeros and gets no gradient.
-        activation, backend: as for :func:`embedding_conv1d`.
-
-    Shape:
-        tokens (batch, length), int64 or int32, to (batch, out_channels, out_length).
-
-    Raises:
-        ValueError: an argument that the two modules refuse, or an unknown ``activation`` or
-            ``backend``.
-    """
-
-    def __init__(
-        self,
-        vocab: int,
-        embedding_dim: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: Padding = 0,
-        dilation: int = 1,
-        bias: bool = True,
-        padding_idx: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str | None = None,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__()
-        if padding_idx is not None:
-            padding_idx = check_padding_idx(padding_idx, vocab)
-        self.embedding = nn.Embedding(vocab, embedding_dim, padding_idx, device=device, dtype=dtype)
-        self.conv = Conv1d(
-            embedding_dim,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            bias=bias,
-            device=device,
-            dtype=dtype,
-            activation=activation,
-            backend=backend,
-        )
-        self.register_load_state_dict_pre_hook(_turn_end_to_end_weight)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        conv = self.conv
-        return embedding_conv1d(
-            tokens,
-            self.embedding.weight,
-            conv.weight,
-            conv.bias,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            padding_idx=self.embedding.padding_idx,
-            activation=conv.activation,
-            backend=conv.backend,
-        )
-
-
-def _turn_end_to_end_weight(
-    module: EmbeddingConv1d, state_dict: dict[str, Any], prefix: str, *_: Any
-) -> None:
-    weight = state_dict.get(prefix + "conv.weight")
-    out_channels, embedding_dim, kernel_size = module.conv.weight.shape
-    if isinstance(weight, Tensor) and weight.shape == (
-        out_channels,
-        1,
-        kernel_size * embedding_dim,
-    ):
-        state_dict[prefix + "conv.weight"] = _by_tap(module.embedding.weight, weight)

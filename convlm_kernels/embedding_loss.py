@@ -21,7 +21,7 @@ from .embedding import (
 )
 from .functional import autocast_enabled
 from .geometry import Padding
-from .lookup import Window
+from .lookup import Window, end_to_end
 from .optim import mark_changed
 from .stack_layers import reason_not_fusable
 from .stack_ops import LayerSettings, Settings
@@ -116,7 +116,7 @@ def loss_with_gradients(
             loss, (grad_e, grad_w, grad_b) = stack_ops.stack_cross_entropy(
                 embedding, tokens, target, *stack, settings, False
             )
-        return loss, grad_e, _like(weight, grad_w), grad_b
+        return loss, grad_e, end_to_end(grad_w, weight), grad_b
     if not _steps_fused(tokens, rows, embedding, weight, backend):
         return None
     with torch.set_grad_enabled(False):  # no_grad() takes three times as long
@@ -187,11 +187,6 @@ def _as_stack(
     biases = [embedding.new_empty(0) if bias is None else bias]
     settings = stack_ops.settings_of([LayerSettings(dilation, pad_left, "none", False)])
     return ([_by_tap(embedding, weight)], biases), settings
-
-
-def _like(weight: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of ``_by_tap(embedding, weight)`` in the shape of ``weight``."""
-    return gradient if gradient.shape == weight.shape else gradient.mT.reshape(weight.shape)
 
 
 def _steps_fused(

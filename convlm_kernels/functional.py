@@ -11,6 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import autograd, backends
 from .autograd import ACTIVATIONS, Window
+from .backends import is_traced
 from .geometry import Conv1dGeometry, Padding, as_int, resolve_padding
 
 _any_autocast_enabled = torch._C._is_any_autocast_enabled
@@ -105,7 +106,7 @@ def conv1d(
             "input must be (in_channels, length) or (batch, in_channels, length), "
             f"got shape {tuple(input.shape)}"
         )
-    if on_cpu and backend == "auto" and input.dtype in backends.KERNEL_DTYPES:
+    if on_cpu and backend == "auto" and input.dtype in backends.KERNEL_DTYPES and not is_traced():
         # What select() would answer, without describing the problem to it first.
         return autograd.forward(input, weight, bias, window, activation)
     return _run(input, weight, bias, window, activation, backend)

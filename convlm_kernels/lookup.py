@@ -121,6 +121,22 @@ _LookupDirect = _direct(_Lookup, _lookup_and_save)
 _GradTableDirect = _direct(_GradTable)
 
 
+def by_tap(weight: Tensor, embedding_dim: int) -> Tensor:
+    """A weight for embeddings laid end to end as one for them side by side; a view.
+
+    (out_channels, 1, kernel_size * embedding_dim), or without the 1 as a linear layer's, to
+    (out_channels, embedding_dim, kernel_size); one of this shape is returned as it is.
+    """
+    if weight.dim() == 3 and weight.shape[1] == embedding_dim:
+        return weight
+    return weight.reshape(weight.shape[0], -1, embedding_dim).mT
+
+
+def end_to_end(gradient: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of ``by_tap(weight, ...)`` in the shape of ``weight``."""
+    return gradient if gradient.shape == weight.shape else gradient.mT.reshape(weight.shape)
+
+
 def make_table(embedding: Tensor, weight: Tensor, kernels: str = "native") -> Tensor:
     """The table (kernel_size, vocab, out_channels) of an embedding and the convolution after it.
 
@@ -216,9 +232,7 @@ def composed_cross_entropy(
     window: Any,
 ) -> Tensor:
     """:func:`cross_entropy` step by step, differentiable to any order."""
-    embedding_dim = embedding.shape[1]
-    if weight.shape[1] != embedding_dim:  # embeddings laid end to end
-        weight = weight.reshape(weight.shape[0], -1, embedding_dim).mT
+    weight = by_tap(weight, embedding.shape[1])
     logits = lookup(tokens, make_table(embedding, weight), bias, window)
     return indices.cross_entropy(logits, target)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
+from itertools import chain
+from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from . import step_ops
 from .autograd import ACTIVATIONS
 from .backends import KERNEL_DTYPES, can_run_steps
 from .geometry import as_int, resolve_padding
+from .lookup import by_tap
 
 # As in csrc/step.h.
 _PANEL, _FILL = 64, 16
@@ -59,10 +61,7 @@ class NetworkLayer(NamedTuple):
     # Not a property: the compiler of torch 2.10 knows none of a tuple.
     def weight(self) -> Tensor:
         """(out_channels, in_channels / groups, kernel_size)."""
-        weight: Tensor = self.module.weight
-        if weight.shape[1:] == (self.in_channels // self.groups, self.kernel_size):
-            return weight
-        return weight.reshape(self.out_channels, self.kernel_size, self.in_channels).mT
+        return by_tap(self.module.weight, self.in_channels // self.groups)
 
     def row(self) -> list[int]:
         numbers = self[1:7]
@@ -95,14 +94,18 @@ def _filled(tensor: Tensor) -> Tensor:
     return F.pad(tensor, (0, -tensor.shape[-1] % _FILL))
 
 
-def layers_of(module: nn.Module) -> list[NetworkLayer]:
+def layers_of(module: nn.Module, first: nn.Module | None = None) -> list[NetworkLayer]:
     """The layers of a convolution, or of a chain of them (``nn.Sequential``, also nested).
+
+    ``first``, if there is one, stands for the first layer: what follows the embedding in it.
 
     Raises:
         ValueError: a layer that cannot take one position at a time; names it and says why.
     """
     layers: list[NetworkLayer] = []
     for name, child in _chain(module, ""):
+        if first is not None and not layers:
+            child = first
         reason = _why_not(child, first=not layers)
         if reason is not None:
             where = f"layer {name!r} ({type(child).__name__})" if name else type(child).__name__
@@ -127,7 +130,7 @@ def _chain(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 def _why_not(module: nn.Module, first: bool) -> str | None:
     if not isinstance(module, nn.Conv1d):
         return "it is not a Conv1d"
-    if type(module).forward.__module__ not in _KNOWN_FORWARDS:
+    if type(module).forward.__module__ not in _KNOWN_FORWARDS or "forward" in module.__dict__:
         return "its class has a forward of its own, which a step does not know"
     if module._forward_hooks or module._forward_pre_hooks:
         return "it has forward hooks, which a step does not run"
@@ -174,11 +177,18 @@ def _layer_of(module: Any) -> NetworkLayer:
     )
 
 
-def _tensors_of(layers: list[NetworkLayer], embedding: nn.Embedding | None) -> list[Tensor]:
+def _owners_of(layers: list[NetworkLayer], embedding: nn.Embedding | None) -> list[Any]:
+    """Views of what the modules, and what parametrizes them, hold at any time: tensors or None."""
     modules = [layer.module for layer in layers]
     if embedding is not None:
         modules.append(embedding)
-    return [tensor for m in modules for tensor in (*m.parameters(), *m.buffers())]
+    inner = [module for outer in modules for module in outer.modules()]
+    owners = [own for module in inner for own in (module._parameters, module._buffers) if own]
+    return [own.values() for own in owners]
+
+
+def _are_same(some: list[Any], others: list[Any]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
 
 
 class PackedNetwork(NamedTuple):
@@ -194,11 +204,11 @@ class Network:
     """The layers of a module as the plan of a step, and their weights packed for it.
 
     The weights are packed when they are first asked for, and again when any of them has changed:
-    its version counter tells of updates in place, its address of other storage. (Writing through
-    ``parameter.data`` in place changes neither; torch itself cannot see that.) They are always
-    packed into the same memory, also by a network ``after`` another of the same sizes. So what a
-    CUDA graph captured reads them too, once a step outside of it, or :meth:`refresh`, has seen the
-    change.
+    another parameter stands in its place, its version counter tells of updates in place, or its
+    address of other storage. (Writing through ``parameter.data`` in place changes none of these;
+    torch itself cannot see that, and only :meth:`refresh` does.) They are always packed into the
+    same memory, also by a network ``after`` another of the same sizes. So what a CUDA graph
+    captured reads them too, once a step outside of it, or :meth:`refresh`, has packed them.
 
     With an ``embedding``, steps take tokens, numbers of its rows. It is read where it lies.
     """
@@ -216,8 +226,10 @@ class Network:
         self.ring_size = sum(layer.slots * layer.in_channels for layer in layers)
         # On the CPU, wherever the rest is: it is checked there without waiting for a device.
         self.plan = torch.tensor([layer.row() for layer in layers], device="cpu")
-        self._embedding = embedding
-        self._tensors = _tensors_of(layers, embedding)
+        self.embedding = embedding
+        self._owners = _owners_of(layers, embedding)
+        self._held = [*chain.from_iterable(self._owners)]
+        self._tensors = [tensor for tensor in self._held if tensor is not None]
         self._seen: dict[torch.dtype | None, list[int]] = {}
         # What was packed last: as long as it is there, no other storage has its address.
         self._read: dict[torch.dtype | None, list[Tensor]] = {}
@@ -230,11 +242,11 @@ class Network:
 
     def has(self, layers: list[NetworkLayer], embedding: nn.Embedding | None) -> bool:
         """Whether it was made of these, with the parameters that they have now."""
-        tensors, weight = _tensors_of(layers, embedding), layers[0].weight()
+        held, weight = [*chain.from_iterable(_owners_of(layers, embedding))], layers[0].weight()
         return (
             layers == self.layers
             and (weight.dtype, weight.device) == (self.dtype, self.device)
-            and list(map(id, tensors)) == list(map(id, self._tensors))
+            and _are_same(held, self._held)
         )
 
     def _is_laid_out_as(self, other: Network) -> bool:
@@ -253,6 +265,10 @@ class Network:
         """
         if torch.compiler.is_compiling():
             return self._pack(dtype)  # in the graph, where no version can be read
+        held = [*chain.from_iterable(self._owners)]
+        if not _are_same(held, self._held):
+            self._held, self._tensors = held, [tensor for tensor in held if tensor is not None]
+            self._seen.clear()
         try:
             seen = [*map(_version_of, self._tensors), *map(_address_of, self._tensors)]
         except RuntimeError:  # tensors made in inference mode have no version
@@ -268,16 +284,26 @@ class Network:
 
     def _wait_for_other_streams(self) -> None:
         """Some may still read what was packed before, or read at once what is packed now."""
+        if self._is_captured():
+            raise RuntimeError(
+                "the weights are to be packed before a graph is captured: take a step first"
+            )
         if self.device.type == "cuda":
-            with torch.cuda.device(self.device):
-                if torch.cuda.is_current_stream_capturing():
-                    raise RuntimeError(
-                        "the weights are to be packed before a graph is captured: take a step first"
-                    )
-                torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
+
+    def _is_captured(self) -> bool:
+        if self.device.type != "cuda":
+            return False
+        with torch.cuda.device(self.device):
+            return torch.cuda.is_current_stream_capturing()
 
     def refresh(self) -> None:
-        """Packs what has changed since it was last packed."""
+        """Packs again what was packed, whether or not a change of it can be seen.
+
+        While a CUDA graph is captured, where nothing may be packed, only what has changed.
+        """
+        if not self._is_captured():
+            self._seen.clear()
         for dtype in list(self._packed):
             self.packed(dtype)
 
@@ -292,7 +318,7 @@ class Network:
         biases = torch.cat([layer.packed_bias(sums) for layer in self.layers])
         if into is not None:
             weights, biases = into.weights.copy_(weights), into.biases.copy_(biases)
-        embedding = None if self._embedding is None else self._embedding.weight.detach()
+        embedding = None if self.embedding is None else self.embedding.weight.detach()
         return PackedNetwork(embedding, weights, biases, self.plan)
 
     def step(self, x: Tensor, state: tuple[Tensor, Tensor], dtype: torch.dtype | None) -> Tensor:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from . import stack_autograd, stack_ops
-from .embedding import EmbeddingConv1d, _without_gradient
+from .embedding import _without_gradient
+from .embedding_layer import EmbeddingConv1d
+from .network import NetworkLayer
+from .plain import has_hooks, reason_not_a_plain_embedding
 from .stack_layers import (
     StackLayer,
-    has_hooks,
     operands_of,
     reason_not_a_plain_layer,
     reason_not_fusable,
@@ -105,18 +107,33 @@ class DilatedStack(Streaming, nn.Sequential):
         )
         return StackPlan(True, "", rows, positions)
 
+    def stream_layers(self) -> list[NetworkLayer]:
+        first: Any = self[0] if len(self) else None
+        if isinstance(first, EmbeddingConv1d):
+            return first.stream_layers_of(self)
+        return super().stream_layers()
+
+    def stream_embedding(self) -> nn.Embedding | None:
+        first: Any = self[0] if len(self) else None
+        return first.stream_embedding() if isinstance(first, EmbeddingConv1d) else None
+
     def _operands(self, input: Tensor) -> _Operands | str:
         """What the fused operators take, or why none of them runs."""
         names, layers = list(self._modules), list(self._modules.values())
         if not layers:
             return "it has no layers"
+        if isinstance(input, torch.fx.Proxy):
+            return "torch.fx traces it"
         x, batched_dim = input, 3
         first: Any = layers[0]
         if isinstance(first, EmbeddingConv1d):
             batched_dim = 2
         if type(first) is EmbeddingConv1d:
-            if has_hooks(first) or has_hooks(first.embedding):
-                return "layer 0 has hooks"
+            if has_hooks(first):
+                return f"layer {names[0]} has hooks"
+            reason = reason_not_a_plain_embedding(first.embedding)
+            if reason is not None:
+                return f"the embedding of layer {names[0]} {reason}"
             x, layers[0] = first.embedding.weight, first.conv
         if input.dim() not in (batched_dim - 1, batched_dim):
             return f"the input has {input.dim()} dimensions"

@@ -15,6 +15,8 @@ from . import autograd, indices, lookup, stack_ops
 from .autograd import called_directly
 from .stack_ops import Settings
 
+_is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
+
 
 def gate(z: Tensor) -> Tensor:
     """tanh(a) * sigmoid(b) of the two halves of the channels."""
@@ -81,8 +83,10 @@ class _Stack(torch.autograd.Function):
         operands = x, tokens, *_halves(parameters)
         needed = ctx.needs_input_grad[4:]
         gradients: Any
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            y = compose(*operands, settings, kernels)
+        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if differentiable or _is_batched(grad_output):
+            with torch.enable_grad():
+                y = compose(*operands, settings, kernels)
             gradients = _gradients_with_graph(y, grad_output, [x, *parameters], needed)
         else:
             gradients = stack_ops.OPERATORS[kernels].stack_backward(
@@ -124,6 +128,13 @@ class _CrossEntropy(torch.autograd.Function):
         else:
             found = [g * grad_loss for g in gradients]
         return None, None, None, None, *_wanted(found, needed)
+
+
+def _is_batched(grad_output: Tensor) -> bool:
+    """Whether it stands for many, of ``is_grads_batched`` or of ``vmap``: no operator takes it."""
+    if torch.compiler.is_compiling():
+        return False
+    return autograd._transformed() or _is_legacy_batchedtensor(grad_output)
 
 
 def _halves(parameters: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -178,7 +189,8 @@ def stack(
     """
     if autograd._transformed():
         return compose(x, tokens, weights, biases, settings, kernels)
-    native = kernels == "native"
+    # Compiled, it is one graph for any number of positions.
+    native = kernels == "native" and not torch.compiler.is_compiling()
     if native and tokens is not None and x.shape[0] > tokens.shape[0] * tokens.shape[1]:
         # Rows of the embedding that no position reads would be multiplied too.
         x, tokens = _embed(tokens, x, kernels), None

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _module
 
 from . import autograd, backends, stack_autograd, stack_ops
 from .functional import autocast_enabled
 from .geometry import Padding, as_int, resolve_padding
 from .layers import CausalConv1d, Conv1d, parameters_of
+from .plain import has_global_hooks, has_hooks
 from .stack_ops import LayerSettings, Settings
 
 
@@ -77,19 +77,23 @@ class StackLayer(Conv1d):
         y = super().forward(input)
         if self.gated:
             y = stack_autograd.gate(y)
-        if not self.residual:
-            return y
-        first = input.shape[-1] - y.shape[-1]
-        if first < 0:
-            raise RuntimeError(
-                f"residual needs padding that adds no positions, got {y.shape[-1]} outputs of "
-                f"{input.shape[-1]} inputs"
-            )
-        return y + input[..., first:]
+        return _add_residual(y, input) if self.residual else y
 
     def extra_repr(self) -> str:
         words = [name for name in ("gated", "residual") if getattr(self, name)]
         return ", ".join([super().extra_repr(), *(f"{word}=True" for word in words)])
+
+
+@torch.fx.wrap  # whose proxies have no sizes to compare
+def _add_residual(y: Tensor, x: Tensor) -> Tensor:
+    """Plus the last positions of the layer's input."""
+    first = x.shape[-1] - y.shape[-1]
+    if first < 0:
+        raise RuntimeError(
+            f"residual needs padding that adds no positions, got {y.shape[-1]} outputs of "
+            f"{x.shape[-1]} inputs"
+        )
+    return y + x[..., first:]
 
 
 def operands_of(layers: Iterable[nn.Module], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -203,6 +207,8 @@ def reason_not_fusable(x: Tensor, kernels: str = "native") -> str | None:
         return "a torch.func transform or forward-mode differentiation is active"
     if has_global_hooks():
         return "there are hooks on all modules"
+    if kernels == "native" and backends.is_traced():
+        return "torch.jit.trace is active"
     return None
 
 
@@ -223,18 +229,3 @@ def reason_not_a_plain_layer(layer: Any, x: Tensor, kernels: str = "native") -> 
 
 
 _PLAIN = frozenset({StackLayer, Conv1d, CausalConv1d})
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of ``module`` does more than its forward, by hooks of its own."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
-def has_global_hooks() -> bool:
-    """Whether a call of any module does more than its forward."""
-    return bool(_module._has_any_global_hook())

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import indices
 from .functional import conv1d
 from .network import Network, NetworkLayer, layers_of
 from .stack_autograd import gate
@@ -81,7 +82,8 @@ class Streamed(nn.Module):
         """The state of ``batch`` samples before their first position.
 
         Settings of the layers that were changed since the last call take effect for later steps,
-        changed weights also where a CUDA graph that captured steps is replayed.
+        and so do weights, in whatever way they were changed, also where a CUDA graph that captured
+        steps is replayed.
 
         Raises:
             ValueError: a layer that cannot stream; names it and says why. A negative ``batch``.
@@ -91,12 +93,8 @@ class Streamed(nn.Module):
         made_of = self.stream_layers(), self.stream_embedding()
         if self._network is None or not self._network.has(*made_of):
             self._network = Network(*made_of, after=self._network)
-        network = self._network
-        network.refresh()
-        return StreamState(
-            torch.zeros(batch, network.ring_size, dtype=network.dtype, device=network.device),
-            torch.zeros(batch, dtype=torch.int64, device=network.device),
-        )
+        self._network.refresh()
+        return state_of(self._network, batch)
 
     def stream_network(self) -> Network:
         """The layers and their packed weights, as the last :meth:`init_state` found them."""
@@ -106,12 +104,13 @@ class Streamed(nn.Module):
 
 
 class Streaming(Streamed):
-    """What ``Conv1d`` and ``DilatedStack`` can do one position at a time, where they are causal.
+    """What layers and ``DilatedStack`` can do one position at a time, where they are causal.
 
     At stride 1, without padding on the right: that is ``padding="causal"`` or less on the left.
     With less, as without any, the first outputs would need inputs before the first one; a step has
     none then, and gives NaN. A first layer of one channel may have a stride s that divides its
-    kernel_size: it takes s numbers at a position.
+    kernel_size: it takes s numbers at a position. ``EmbeddingConv1d``, and a stack that begins with
+    one, takes tokens: below, ``x`` is then without in_channels, and of int64.
     """
 
     def step(
@@ -120,9 +119,11 @@ class Streaming(Streamed):
         """The outputs (batch, out_channels) at the next position, from inputs (batch, in_channels).
 
         Updates ``state``. Equal to that column of the full forward: the same bits, but for fast
-        filtering, gates and 16-bit types, which round in other places; on a GPU within rounding.
-        Without gradients. The weights are packed at the first step, and again when they have
-        changed. A CUDA graph reads them as they were packed last: a step outside of it, or
+        filtering, look-ups, gates and 16-bit types, which round in other places; on a GPU within
+        rounding. Without gradients. The weights are packed at the first step, and again when they
+        have changed. Two changes are seen by :meth:`init_state` alone: that of a weight in place
+        through its ``.data``, of which torch keeps no count, and that of a layer's settings. A CUDA
+        graph reads the weights as they were packed last: a step outside of it, or
         :meth:`init_state`, sees a change.
 
         weight_dtype: bfloat16 reads float32 weights rounded to it; the time of a step is that of
@@ -157,19 +158,33 @@ class Streaming(Streamed):
         Raises:
             ValueError: layers that are not causal, or ``cu_seqlens`` that does not fit.
         """
-        layers = layers_of(self)
-        if any(layer.lag for layer in layers) or layers[0].in_channels != x.shape[0]:
+        layers = self.stream_layers()
+        channels = [] if self.stream_embedding() is not None else [layers[0].in_channels]
+        if any(layer.lag for layer in layers) or list(x.shape[:-1]) != channels:
+            size = ", ".join([*map(str, channels), "total"])
             raise ValueError(
-                "packed sequences need padding='causal' in every layer, and x "
-                f"({layers[0].in_channels}, total), got shape {tuple(x.shape)}"
+                f"packed sequences need padding='causal' in every layer, and x ({size}), "
+                f"got shape {tuple(x.shape)}"
             )
         return forward_packed(self, x, cu_seqlens)
+
+
+def state_of(network: Network, batch: int) -> StreamState:
+    """``batch`` samples before their first position."""
+    return StreamState(
+        torch.zeros(batch, network.ring_size, dtype=network.dtype, device=network.device),
+        torch.zeros(batch, dtype=torch.int64, device=network.device),
+    )
 
 
 @torch.no_grad()
 def prefill(network: Network, x: Tensor, state: StreamState, lengths: Tensor | None) -> Tensor:
     """Each layer's full forward behind what its ring holds, and then the ring brought on."""
     position = state.position
+    if network.embedding is not None:
+        if x.dim() != 2:
+            raise ValueError(f"tokens must be (batch, length), got shape {tuple(x.shape)}")
+        x = indices.embed(x, network.embedding.weight)
     if x.dim() != 3 or x.shape[:2] != (len(position), network.in_channels):
         raise ValueError(
             f"x must be (batch, in_channels, length) with batch {len(position)} and in_channels "
@@ -233,9 +248,9 @@ def forward_packed(module: nn.Module, x: Tensor, cu_seqlens: Tensor) -> Tensor:
     Lengths that share a power of two are filled up to the longest: at most twice the work.
     """
     begins, ends = cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist()
-    if x.dim() != 2 or not begins or begins[0] != 0 or ends[-1] != x.shape[1] or not x.numel():
+    if not begins or begins[0] != 0 or ends[-1] != x.shape[-1] or not x.numel():
         raise ValueError(
-            f"cu_seqlens must go from 0 to the length of x (in_channels, total), got "
+            f"cu_seqlens must go from 0 to the length of x (..., total), got "
             f"{cu_seqlens.tolist()} and shape {tuple(x.shape)}"
         )
     batches: dict[int, list[int]] = {}
@@ -246,8 +261,10 @@ def forward_packed(module: nn.Module, x: Tensor, cu_seqlens: Tensor) -> Tensor:
             batches.setdefault((end - begin).bit_length(), []).append(n)
     results: dict[int, Tensor] = {}
     for numbers in batches.values():
-        pieces = [x[:, begins[n] : ends[n]].T for n in numbers]
-        y = module(nn.utils.rnn.pad_sequence(pieces, batch_first=True).mT)
+        # Positions first, as they are filled up; after them come channels, or nothing of a token.
+        pieces = [x[..., begins[n] : ends[n]].movedim(-1, 0) for n in numbers]
+        filled = nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+        y = module(filled if x.dim() == 1 else filled.mT)
         for n, row in zip(numbers, y, strict=True):
             results[n] = row[:, : ends[n] - begins[n]]
     return torch.cat([results[n] for n in sorted(results)], dim=1)

@@ -205,6 +205,19 @@ def markdown(columns: Mapping[Environment, Mapping[str, Row]]) -> str:
     return "\n".join([*introduction(environments), *lines, "", *numbered, ""])
 
 
+TRACERS = """\
+What `torch.jit.trace` records are torch's own operators: while it looks on, layers with
+`backend="auto"` run torch's convolution, and stacks run layer by layer. So a traced module runs
+on torch's kernels, loads without this package and can be trained. With another `backend` only
+what was traced without gradients can be saved, and loading it takes this package.
+`torch.jit.script` compiles no layer of this package.
+
+`torch.fx` takes stacks apart into their layers. A `torch.fx.Tracer` whose `is_leaf_module` is
+true of `DilatedStack` leaves them fused; to trace around a language model, make that a leaf.
+
+""".splitlines()
+
+
 def introduction(environments: Sequence[Environment]) -> list[str]:
     first = environments[0]
     code = "with CUDA code" if first.cuda else "without CUDA code"
@@ -216,6 +229,7 @@ def introduction(environments: Sequence[Environment]) -> list[str]:
         f"{first.built_with}, ran in all of these environments: the same bytes. Its wheel was",
         "installed beside each torch, and the tests ran outside the checkout, without a GPU.",
         "",
+        *TRACERS,
     ]
 
 

@@ -34,10 +34,13 @@ ROWS: dict[str, dict[str, list[str]]] = {
         "`torch.compile` under autocast": ["test_compile.py::test_autocast"],
         "compiled autograd": ["test_machinery.py::test_compiled_autograd"],
         "compiled streaming": ["test_streaming.py::test_compiled"],
-        "`torch.export`": ["test_compile.py::test_export"],
+        "`torch.export`": [
+            "test_compile.py::test_export",
+            "test_stack.py::test_exported_over_tokens_it_takes_any_number_of_them",
+        ],
         "AOTInductor package of a swapped model": ["test_machinery.py::test_aot_inductor"],
-        "`torch.jit.trace`": ["test_machinery.py::test_jit_trace"],
-        "`torch.fx`": ["test_machinery.py::test_fx"],
+        "`torch.jit.trace`, as torch's own operators": ["test_tracing.py::test_jit_trace"],
+        "`torch.fx`": ["test_tracing.py::test_fx", "test_tracing.py::test_fx_with_leaves"],
         "`opcheck` of every operator": [
             "test_ops.py::test_opcheck",
             "test_state.py::test_opcheck",
@@ -47,6 +50,9 @@ ROWS: dict[str, dict[str, list[str]]] = {
     },
     "Derivatives": {
         "first and second": ["test_autograd.py::test_first_and_second_derivatives"],
+        "batched: `is_grads_batched=True`, `vectorize=True`": [
+            "test_stack.py::test_batched_gradients"
+        ],
         "`torch.func`: grad, jvp, vjp, jacfwd, jacrev, hessian": [
             "test_autograd.py::test_func_transforms",
             "test_machinery.py::test_jacrev_and_hessian",

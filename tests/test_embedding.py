@@ -6,10 +6,10 @@ import pytest
 import torch
 from cases import DTYPES, LAYOUTS, Case, parametrize, random
 from tolerances import Exact, torch_conv1d
-from torch import Tensor, func, nn
+from torch import Tensor, func
 from torch.nn import functional as F
 
-from convlm_kernels import EmbeddingConv1d, embedding, embedding_conv1d
+from convlm_kernels import embedding, embedding_conv1d
 from convlm_kernels.autograd import ACTIVATIONS
 from convlm_kernels.embedding import prefers_table
 
@@ -335,77 +335,3 @@ def test_what_cannot_be_is_said(what: str, method: str) -> None:
         embedding_conv1d(**(right | change))
     with pytest.raises(ValueError, match="activation must be None or one of"):
         embedding_conv1d(**right, activation="swish")
-
-
-def test_layer() -> None:
-    torch.manual_seed(0)
-    layer = EmbeddingConv1d(
-        28, 10, 6, 3, 2, "causal", 2, padding_idx=27, activation="tanh", dtype=torch.float64
-    )
-    assert not layer.embedding.weight[27].any()
-    tokens = torch.randint(28, (4, 50))
-    x = F.pad(F.embedding(tokens, layer.embedding.weight, padding_idx=27).mT, (4, 0))
-    expected = F.conv1d(x, layer.conv.weight, layer.conv.bias, 2, dilation=2).tanh()
-    torch.testing.assert_close(layer(tokens), expected)
-    parameters = list(layer.parameters())
-    own, right = (torch.autograd.grad(t.sum(), parameters) for t in (layer(tokens), expected))
-    torch.testing.assert_close(own, right)
-    assert not own[0][27].any()
-
-
-class EndToEnd(nn.Module):
-    """The seed's first layer: the embeddings laid end to end are one signal."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(28, 10)
-        self.conv = nn.Conv1d(1, 6, 30, stride=10)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.conv(self.embedding(tokens).flatten(1).unsqueeze(1))
-
-
-def test_a_layer_loads_the_weights_of_embeddings_laid_end_to_end() -> None:
-    torch.manual_seed(0)
-    end_to_end = EndToEnd()
-    layer = EmbeddingConv1d(28, 10, 6, 3)
-    layer.load_state_dict(end_to_end.state_dict())
-    tokens = torch.randint(28, (4, 50))
-    torch.testing.assert_close(layer(tokens), end_to_end(tokens), rtol=1e-4, atol=1e-5)
-    again = EmbeddingConv1d(28, 10, 6, 3)
-    again.load_state_dict(layer.state_dict())
-    assert torch.equal(again(tokens), layer(tokens))
-
-
-def test_layer_refuses() -> None:
-    for change, message in (
-        (dict(padding_idx=28), r"padding_idx must lie in \[-28, 28\), got 28"),
-        (dict(activation="swish"), "activation must be None or one of"),
-        (dict(backend="fast"), "backend must be 'auto' or one of"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            EmbeddingConv1d(28, 10, 6, 3, **change)
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile(dynamic: bool) -> None:
-    torch._dynamo.reset()
-    layer = EmbeddingConv1d(28, 10, 6, 3, padding="causal", activation="tanh")
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=dynamic)
-    for batch, length in ((2, 30), (3, 50), (2, 31)):
-        tokens = torch.randint(28, (batch, length))
-        y, expected = compiled(tokens), layer(tokens)
-        torch.testing.assert_close(y, expected)
-        parameters = list(layer.parameters())
-        own, right = (torch.autograd.grad(t.square().sum(), parameters) for t in (y, expected))
-        torch.testing.assert_close(own, right)
-
-
-def test_export() -> None:
-    layer = EmbeddingConv1d(28, 10, 6, 3)
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=4)}
-    exported = torch.export.export(
-        layer, (torch.zeros(2, 30, dtype=torch.int64),), dynamic_shapes=(sizes,)
-    )
-    tokens = torch.randint(28, (3, 17))
-    torch.testing.assert_close(exported.module()(tokens), layer(tokens))

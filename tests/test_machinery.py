@@ -134,24 +134,6 @@ def test_deterministic_algorithms(x: Tensor) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_jit_trace(x: Tensor, tmp_path: Path) -> None:
-    layers = model().eval()
-    with torch.no_grad():
-        traced = torch.jit.trace(layers, x)
-        traced.save(tmp_path / "model.pt")
-        loaded = torch.jit.load(tmp_path / "model.pt")
-        assert torch.equal(loaded(x), layers(x))
-        assert torch.equal(loaded(x[:1]), layers(x[:1]))
-
-
-def test_fx(x: Tensor) -> None:
-    layers = model()
-    traced = torch.fx.symbolic_trace(layers)
-    calls = [node.target for node in traced.graph.nodes if node.op == "call_function"]
-    assert calls.count(conv1d) == 3
-    assert same_bits(loss_and_gradients(traced, x), loss_and_gradients(layers, x))
-
-
 def test_jacrev_and_hessian() -> None:
     weight, x = random(3, 2, 3, dtype=torch.float64), random(1, 2, 6, dtype=torch.float64)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -122,6 +123,21 @@ def test_transforms_fall_apart_into_layers() -> None:
     _, pull = torch.func.vjp(stack, x[0])
     seed = random(*tangent.shape, dtype=torch.float64)
     torch.testing.assert_close((pull(seed)[0] * x[1]).sum(), (seed * tangent).sum())
+
+
+@pytest.mark.parametrize("over_tokens", [False, True], ids=["signal", "tokens"])
+def test_batched_gradients(over_tokens: bool) -> None:
+    stack = words() if over_tokens else wavenet()
+    x = few_words(3, 9) if over_tokens else random(2, 4, 9, dtype=torch.float64).requires_grad_()
+    y = stack(x)
+    leaves = [*stack.parameters()] if over_tokens else [x, *stack.parameters()]
+    seeds = random(3, *y.shape, dtype=torch.float64)
+    batched = torch.autograd.grad(y, leaves, seeds, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(y, leaves, seed, retain_graph=True) for seed in seeds]
+    torch.testing.assert_close(batched, tuple(map(torch.stack, zip(*each, strict=True))))
+    if not over_tokens:
+        jacobian = torch.autograd.functional.jacobian
+        torch.testing.assert_close(jacobian(stack, x, vectorize=True), jacobian(stack, x))
 
 
 def _hooked() -> nn.Module:
@@ -258,6 +274,27 @@ def test_over_tokens_it_is_layer_by_layer(padding: str | int, share: bool) -> No
     torch.testing.assert_close(*results)
     torch.testing.assert_close(stack(tokens[0].int()), results[1][0][0])
     assert (results[0][1][3] == 0).all(), "the padding word has no gradient"
+
+
+def test_layers_may_have_names() -> None:
+    stack, tokens = words(), few_words()
+    named = DilatedStack(OrderedDict(zip(("embed", "middle", "out"), stack, strict=True)))
+    assert named.plan(tokens) == stack.plan(tokens)
+    assert torch.equal(named(tokens), stack(tokens))
+    named.embed.register_forward_hook(lambda *_: None)
+    assert named.plan(tokens).reason == "layer embed has hooks"
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (9, 9)], ids=["few", "many"])
+def test_exported_over_tokens_it_takes_any_number_of_them(shape: tuple[int, int]) -> None:
+    """Whether the example has fewer positions than there are words, or more."""
+    stack = words(padding="causal")
+    sizes = {0: torch.export.Dim("batch", max=1 << 10), 1: torch.export.Dim("length", max=1 << 10)}
+    example = torch.zeros(shape, dtype=torch.long)
+    exported = torch.export.export(stack, (example,), dynamic_shapes=(sizes,))
+    for other in ((2, 3), (5, 14)):
+        tokens = torch.randint(7, other)
+        torch.testing.assert_close(exported.module()(tokens), stack(tokens))
 
 
 def test_derivatives_over_tokens() -> None:

@@ -12,7 +12,14 @@ from tolerances import exact_forward
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convlm_kernels import CausalConv1d, Conv1d, DilatedStack, StackLayer, _host, step_ops
+from convlm_kernels import (
+    CausalConv1d,
+    Conv1d,
+    DilatedStack,
+    StackLayer,
+    _host,
+    step_ops,
+)
 from convlm_kernels.autograd import ACTIVATIONS
 from convlm_kernels.network import layers_of
 from convlm_kernels.streaming import Streaming, StreamState
@@ -50,13 +57,13 @@ def layer_of(case: Case, dtype: torch.dtype, **options: object) -> Conv1d:
 
 
 def run_steps(module: Streaming, x: Tensor, state: StreamState, **options: object) -> Tensor:
-    return torch.stack([module.step(column, state, **options) for column in x.unbind(2)], dim=2)
+    return torch.stack([module.step(column, state, **options) for column in x.unbind(-1)], dim=2)
 
 
 def stream(module: Streaming, x: Tensor) -> Tensor:
     """All outputs by steps, without the NaNs before the first one."""
     y = run_steps(module, x, module.init_state(len(x)))
-    lag = sum(layer.lag for layer in layers_of(module))
+    lag = sum(layer.lag for layer in module.stream_layers())
     assert y[:, :, :lag].isnan().all()
     return y[:, :, lag:]
 
@@ -290,7 +297,33 @@ def give_it_other_storage(layer: Conv1d) -> None:
     layer.weight.data = layer.weight.data + 1
 
 
-CHANGES = [update_in_place, take_an_optimizer_step, load_other_weights, give_it_other_storage]
+def assign_other_weights(layer: Conv1d) -> None:
+    others = {name: 2 * tensor for name, tensor in layer.state_dict().items()}
+    layer.load_state_dict(others, assign=True)
+
+
+def replace_the_parameter(layer: Conv1d) -> None:
+    """By one of the same memory and version: only that it is another one tells."""
+    memory, version = layer.weight.data, layer.weight._version
+    layer.weight = nn.Parameter(memory)
+    with torch.no_grad():
+        while layer.weight._version < version:
+            layer.weight.mul_(2)
+
+
+def replace_the_bias(layer: Conv1d) -> None:
+    layer.bias = nn.Parameter(layer.bias + 1)
+
+
+CHANGES = [
+    update_in_place,
+    take_an_optimizer_step,
+    load_other_weights,
+    give_it_other_storage,
+    assign_other_weights,
+    replace_the_parameter,
+    replace_the_bias,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -299,13 +332,25 @@ def test_changed_weights_are_seen(change, weight_dtype: torch.dtype | None) -> N
     layer = CausalConv1d(3, 5, 2)
     x = random(2, 3)
     before = layer.step(x, layer.init_state(2), weight_dtype=weight_dtype)
+    state = layer.init_state(2)
     assert torch.equal(before, layer.step(x, layer.init_state(2), weight_dtype=weight_dtype))
     change(layer)
-    after = layer.step(x, layer.init_state(2), weight_dtype=weight_dtype)
+    after = layer.step(x, state, weight_dtype=weight_dtype)
     assert not torch.equal(before, after)
     fresh = copy.deepcopy(layer)
     assert fresh._network is None
     assert torch.equal(after, fresh.step(x, fresh.init_state(2), weight_dtype=weight_dtype))
+
+
+def test_a_state_is_of_weights_that_were_changed_unseen() -> None:
+    """Of a change through .data torch keeps no count. And they lie where they lay."""
+    layer, x = CausalConv1d(3, 5, 2), random(2, 3, 7)
+    stream(layer, x)
+    address = layer.stream_network().packed().weights.data_ptr()
+    layer.weight.data.mul_(2)
+    layer.bias.data.copy_(torch.ones(5))
+    assert torch.equal(stream(layer, x), layer(x))
+    assert layer.stream_network().packed().weights.data_ptr() == address
 
 
 def test_weights_are_packed_again_into_the_same_memory() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import step_ops
-from ..streaming import StreamState
+from ..streaming import StreamState, state_of
 from .char_model import CharModel
 
 NO_TOKEN = (
@@ -200,7 +200,7 @@ class Batch:
             by_length.setdefault(len(request.prompt), []).append(request)
         for requests in by_length.values():
             prompts = self._to_device(torch.tensor([request.prompt for request in requests]))
-            state = self.model.init_state(len(requests))
+            state = state_of(self.model.stream_network(), len(requests))
             self.model.prefill(prompts[:, :-1], state)
             self._state = StreamState.join(self._state, state)
             self._newest = torch.cat([self._newest, prompts[:, -1]])

@@ -15,7 +15,8 @@ from .. import indices
 from ..embedding import embedding_conv1d
 from ..layers import Conv1d
 from ..optim import sgd_step
-from ..stack_layers import has_global_hooks, has_hooks, reason_not_a_plain_layer
+from ..plain import has_global_hooks, reason_not_a_plain_embedding
+from ..stack_layers import reason_not_a_plain_layer
 from ..streaming import Streamed, StreamState, prefill
 from .pretrained import Pretrained
 
@@ -100,14 +101,9 @@ class CharModel(Streamed, Pretrained):
     def is_plain(self, layers: Iterable[nn.Module]) -> bool:
         """Whether the embedding and `layers` do nothing but what their parameters say."""
         embedding: Any = self._modules["embedding"]
-        if (
-            type(embedding) is not nn.Embedding
-            or embedding.padding_idx is not None
-            or embedding.max_norm is not None
-            or embedding.scale_grad_by_freq
-            or has_hooks(embedding)
-            or has_global_hooks()
-        ):
+        if reason_not_a_plain_embedding(embedding) is not None or embedding.padding_idx is not None:
+            return False
+        if has_global_hooks():
             return False
         words = self.words()
         return all(reason_not_a_plain_layer(layer, words) is None for layer in layers)
@@ -164,7 +160,7 @@ class CharModel(Streamed, Pretrained):
 
         As many steps at once. Updates `state`.
         """
-        return prefill(self.stream_network(), self.embedding(tokens).mT, state, None)
+        return prefill(self.stream_network(), tokens, state, None)
 
 
 def all_require_grad(*parameters: Tensor | None) -> bool:

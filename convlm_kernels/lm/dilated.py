@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import stack_autograd, stack_ops
 from ..layers import Conv1d, parameters_of
+from ..lookup import by_tap, end_to_end
 from ..network import NetworkLayer, layers_of
 from ..optim import PLAIN, mark_changed
 from ..stack_layers import reason_not_fusable
@@ -102,7 +103,7 @@ class DilatedCNN(CharModel):
             loss, gradients = stack_ops.stack_cross_entropy(
                 words, x, y, weights, biases, settings, self.share_contexts
             )
-            gradients[1] = gradients[1].transpose(1, 2).view_as(parameters[1])
+            gradients[1] = end_to_end(gradients[1], parameters[1])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if parameter is not None:
                 parameter.grad = gradient if parameter.requires_grad else None
@@ -177,13 +178,12 @@ class DilatedCNN(CharModel):
         Steps take the same view again while it is of the same memory: making one takes longer than
         all else that they do in Python.
         """
-        shape = weight.shape[0], -1, words.shape[1]
         lasting = type(weight) in PLAIN and weight.is_contiguous()
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not lasting:
-            return weight.view(shape).mT
+            return by_tap(weight, words.shape[1])
         seen = weight.data_ptr(), weight.shape, weight.dtype
         if self._by_tap is None or self._by_tap[0] != seen:
-            self._by_tap = seen, weight.detach().view(shape).mT  # no part of a graph
+            self._by_tap = seen, by_tap(weight.detach(), words.shape[1])  # no part of a graph
         return self._by_tap[1]
 
 

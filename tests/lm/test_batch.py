@@ -1,5 +1,7 @@
 """Steps of language models, and batches of requests that generate together."""
 
+import copy
+
 import pytest
 import torch
 
@@ -60,6 +62,17 @@ def test_steps_follow_the_weights(model):
             state = model.init_state()
             logits = [model.step(column, state) for column in tokens.unbind(1)][-1]
             torch.testing.assert_close(logits, model(tokens)[:, :, -1])
+
+
+def test_generation_follows_weights_that_were_changed_unseen(model):
+    """Of a change through .data torch keeps no count; averages of weights are copied so."""
+    prompts, greedy = tokens_of(4, 6).tolist(), Sampling(temperature=0)
+    before = list(generate(model, prompts, 6, greedy))
+    for parameter in model.parameters():
+        parameter.data.mul_(-3)
+    after = list(generate(model, prompts, 6, greedy))
+    assert after == list(generate(copy.deepcopy(model), prompts, 6, greedy))
+    assert after != before
 
 
 @pytest.mark.parametrize("kind", ["dilated", "cnn", "mlp"])
