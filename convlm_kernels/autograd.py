@@ -31,6 +31,7 @@ Window = tuple[int, int, int, int, int, str]
 _aten = torch.ops.aten
 _functorch_active = torch._C._are_functorch_transforms_active
 _grad_enabled = torch.is_grad_enabled
+_is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -68,6 +69,8 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
+        if _grad_enabled():
+            refuse_batched_graph(grad_output)
         x, weight, y = ctx.saved_tensors
         length, kernel_size, window, activation, kernels = ctx.settings
         x_needed, weight_needed, bias_needed, _ = ctx.needs_input_grad
@@ -102,6 +105,18 @@ class _Forward(torch.autograd.Function):
         if x_tangent is not None:
             tangent = tangent + forward(x_tangent, weight, None, window, kernels=kernels)
         return tangent if activation == "none" else _FROM_OUTPUT[activation](tangent, y)
+
+
+def refuse_batched_graph(grad_output: Tensor) -> None:
+    """RuntimeError where gradients of a batch would have no graph, and say nothing.
+
+    The vmap behind ``is_grads_batched`` does not know what an autograd.Function is.
+    """
+    if not torch.compiler.is_compiling() and _is_legacy_batchedtensor(grad_output):
+        raise RuntimeError(
+            "batched gradients (is_grads_batched=True, or vectorize=True) cannot be differentiated "
+            "again: leave out create_graph=True, or take them by torch.func or in a loop"
+        )
 
 
 def _kernels_take_derivatives(grad_output: Tensor, kernels: str) -> bool:

@@ -26,6 +26,7 @@ from .autograd import (
     _direct,
     _transformed,
     called_directly,
+    refuse_batched_graph,
 )
 
 Window = tuple[int, int, int, int]
@@ -55,6 +56,8 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
+        if _grad_enabled():
+            refuse_batched_graph(grad_output)
         tokens, _, y = ctx.saved_tensors
         kernel_size, vocab, window, activation, kernels = ctx.settings
         _, table_needed, bias_needed, _ = ctx.needs_input_grad

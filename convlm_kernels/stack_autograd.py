@@ -87,7 +87,9 @@ class _Stack(torch.autograd.Function):
         if differentiable or _is_batched(grad_output):
             with torch.enable_grad():
                 y = compose(*operands, settings, kernels)
-            gradients = _gradients_with_graph(y, grad_output, [x, *parameters], needed)
+            gradients = _gradients_of(
+                y, grad_output, [x, *parameters], needed, create_graph=differentiable
+            )
         else:
             gradients = stack_ops.OPERATORS[kernels].stack_backward(
                 grad_output, saved, *operands, settings, share, needed[0]
@@ -124,7 +126,7 @@ class _CrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():  # to be differentiated again: by the formula
             logits = compose(inputs[0], tokens, *_halves(inputs[1:]), ctx.settings)
             loss = indices.cross_entropy(logits, target)
-            found = _gradients_with_graph(loss, grad_loss, inputs, needed)
+            found = _gradients_of(loss, grad_loss, inputs, needed, create_graph=True)
         else:
             found = [g * grad_loss for g in gradients]
         return None, None, None, None, *_wanted(found, needed)
@@ -146,12 +148,19 @@ def _wanted(gradients: Any, needed: tuple[bool, ...]) -> list[Tensor | None]:
     return [g if need else None for g, need in zip(gradients, needed, strict=True)]
 
 
-def _gradients_with_graph(
-    y: Tensor, grad_output: Tensor, inputs: list[Tensor], needed: tuple[bool, ...]
+def _gradients_of(
+    y: Tensor,
+    grad_output: Tensor,
+    inputs: list[Tensor],
+    needed: tuple[bool, ...],
+    *,
+    create_graph: bool,
 ) -> list[Tensor | None]:
-    """The gradients with a graph of their own, for derivatives of them."""
+    """The gradients through the graph of ``y``."""
     leaves = [t for t, need in zip(inputs, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(y, leaves, grad_output, create_graph=True, allow_unused=True))
+    found = iter(
+        torch.autograd.grad(y, leaves, grad_output, create_graph=create_graph, allow_unused=True)
+    )
     return [next(found) if need else None for need in needed]
 
 

@@ -135,6 +135,8 @@ def test_batched_gradients(over_tokens: bool) -> None:
     batched = torch.autograd.grad(y, leaves, seeds, is_grads_batched=True, retain_graph=True)
     each = [torch.autograd.grad(y, leaves, seed, retain_graph=True) for seed in seeds]
     torch.testing.assert_close(batched, tuple(map(torch.stack, zip(*each, strict=True))))
+    with pytest.raises(RuntimeError, match="batched gradients .* cannot be differentiated again"):
+        torch.autograd.grad(y, leaves, seeds, is_grads_batched=True, create_graph=True)
     if not over_tokens:
         jacobian = torch.autograd.functional.jacobian
         torch.testing.assert_close(jacobian(stack, x, vectorize=True), jacobian(stack, x))
