@@ -62,7 +62,7 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, weight, _, settings = inputs
-        ctx.settings = None, None, *settings
+        ctx.settings = x.shape[2], weight.shape[2], *settings
         # Needed or not: torch.vmap wants both lists alike and without None.
         ctx.save_for_backward(x, weight, output)
         ctx.save_for_forward(x, weight, output)
@@ -86,10 +86,8 @@ class _Forward(torch.autograd.Function):
             grad_x, grad_w, grad_b = gradients(grad_output, x, weight, *window, bias_needed)
             return grad_x, grad_w, grad_b if bias_needed else None, None
         if x_needed:
-            length = x.shape[2] if length is None else length
             grad_x = grad_input(grad_output, weight, length, window, kernels)
         if weight_needed:
-            kernel_size = weight.shape[2] if kernel_size is None else kernel_size
             grad_w, grad_b = grad_weight(grad_output, x, kernel_size, window, bias_needed, kernels)
         elif bias_needed:
             grad_b = grad_output.sum((0, 2))
@@ -107,12 +105,17 @@ class _Forward(torch.autograd.Function):
         return tangent if activation == "none" else _FROM_OUTPUT[activation](tangent, y)
 
 
+def is_grads_batched(grad_output: Tensor) -> bool:
+    """Whether it stands for many, as under ``is_grads_batched=True``."""
+    return not torch.compiler.is_compiling() and _is_legacy_batchedtensor(grad_output)
+
+
 def refuse_batched_graph(grad_output: Tensor) -> None:
     """RuntimeError where gradients of a batch would have no graph, and say nothing.
 
     The vmap behind ``is_grads_batched`` does not know what an autograd.Function is.
     """
-    if not torch.compiler.is_compiling() and _is_legacy_batchedtensor(grad_output):
+    if is_grads_batched(grad_output):
         raise RuntimeError(
             "batched gradients (is_grads_batched=True, or vectorize=True) cannot be differentiated "
             "again: leave out create_graph=True, or take them by torch.func or in a loop"
@@ -136,10 +139,8 @@ def _activated_backward(
     x_needed, weight_needed, bias_needed, _ = ctx.needs_input_grad
     grad_x = grad_w = grad_b = None
     if x_needed:
-        length = x.shape[2] if length is None else length
         grad_x = operators.grad_input(grad_output, weight, length, *window, y, activation)
     if weight_needed:
-        kernel_size = weight.shape[2] if kernel_size is None else kernel_size
         grad_w, grad_b = operators.grad_weight(
             grad_output, x, kernel_size, *window, bias_needed, y, activation
         )
@@ -227,9 +228,7 @@ def _forward_and_save(
     window, activation, kernels = settings
     y = OPERATORS[kernels].forward(x, weight, bias, *window, activation)
     x_needed, weight_needed, _, _ = ctx.needs_input_grad
-    length = None if weight_needed else x.shape[2]
-    kernel_size = None if x_needed else weight.shape[2]
-    ctx.settings = length, kernel_size, window, activation, kernels
+    ctx.settings = x.shape[2], weight.shape[2], *settings
     ctx.save_for_backward(
         x if weight_needed else None,
         weight if x_needed else None,

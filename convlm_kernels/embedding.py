@@ -120,9 +120,8 @@ def _run(
         x = indices.embed(tokens, embedding)
     elif _prefers_table(embedding, batch, length, weight.shape[2], window):
         return _by_table(tokens, embedding, weight, bias, window, activation or "none", kernels)
-    else:  # a table of one tap: gathers, and checks the tokens on the way
-        table = embedding.unsqueeze(0)
-        x = lookup.lookup(tokens, table, None, (1, 0, 0, 1), kernels=kernels)
+    else:
+        x = lookup.embed(tokens, embedding, kernels)
     stride, pad_left, pad_right, dilation = window
     pads = pad_left, pad_right
     return conv1d(x, weight, bias, stride, pads, dilation, activation=activation, backend=backend)

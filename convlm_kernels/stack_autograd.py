@@ -15,18 +15,11 @@ from . import autograd, indices, lookup, stack_ops
 from .autograd import called_directly
 from .stack_ops import Settings
 
-_is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
-
 
 def gate(z: Tensor) -> Tensor:
     """tanh(a) * sigmoid(b) of the two halves of the channels."""
     a, b = z.chunk(2, dim=-2)
     return torch.tanh(a) * torch.sigmoid(b)
-
-
-def _embed(tokens: Tensor, embedding: Tensor, kernels: str) -> Tensor:
-    """embedding[tokens].mT by a table of one tap, which checks the tokens on the way."""
-    return lookup.lookup(tokens, embedding.unsqueeze(0), None, (1, 0, 0, 1), kernels=kernels)
 
 
 def compose(
@@ -39,7 +32,7 @@ def compose(
 ) -> Tensor:
     """What :func:`stack` computes, layer by layer."""
     if tokens is not None:
-        x = _embed(tokens, x, kernels)
+        x = lookup.embed(tokens, x, kernels)
     for weight, bias, (dilation, pad, activation, residual) in zip(
         weights, biases, stack_ops.layers_of(settings), strict=True
     ):
@@ -136,7 +129,7 @@ def _is_batched(grad_output: Tensor) -> bool:
     """Whether it stands for many, of ``is_grads_batched`` or of ``vmap``: no operator takes it."""
     if torch.compiler.is_compiling():
         return False
-    return autograd._transformed() or _is_legacy_batchedtensor(grad_output)
+    return autograd._transformed() or autograd.is_grads_batched(grad_output)
 
 
 def _halves(parameters: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -202,7 +195,7 @@ def stack(
     native = kernels == "native" and not torch.compiler.is_compiling()
     if native and tokens is not None and x.shape[0] > tokens.shape[0] * tokens.shape[1]:
         # Rows of the embedding that no position reads would be multiplied too.
-        x, tokens = _embed(tokens, x, kernels), None
+        x, tokens = lookup.embed(tokens, x, kernels), None
     if _wants_gradients(x, *weights, *biases):
         return _Stack.apply(tokens, settings, share, kernels, x, *weights, *biases)
     operands = x, tokens, weights, biases, settings

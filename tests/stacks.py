@@ -253,6 +253,25 @@ def bits(tensors: list[Tensor]) -> list[bytes]:
     return [t.flatten().view(torch.uint8).numpy().tobytes() for t in tensors]
 
 
+def check_empty_batch(stack: Stack, operators: Operators = NATIVE) -> None:
+    inputs = inputs_of(stack, torch.float32)
+    if inputs.tokens is None:
+        empty = inputs.with_x(inputs.x[:0])
+    else:
+        empty = inputs._replace(tokens=inputs.tokens[:0])
+    y, *gradients = run(stack, empty, operators=operators)
+    assert y.shape[0] == 0
+    assert all((g == 0).all() for g in gradients)
+
+
+def check_int32_and_strided_tokens(stack: Stack, operators: Operators) -> None:
+    inputs = inputs_of(stack, torch.float32)
+    assert inputs.tokens is not None
+    expected = bits(run(stack, inputs, operators=operators))
+    for tokens in (inputs.tokens.int(), inputs.tokens.T.contiguous().T):
+        assert bits(run(stack, inputs._replace(tokens=tokens), operators=operators)) == expected
+
+
 # Changes of a possible stack, and what is said of them.
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"tokens": torch.zeros(2, 9)}, "tokens must be int64 or int32, got "),

@@ -138,13 +138,6 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
   }
 }
 
-template <class T>
-CONVLM_INLINE T sum_of(Vector<T> v) {
-  T sum = 0;
-  for (int i = 0; i < kLanes<T>; ++i) sum += v[i];
-  return sum;
-}
-
 // Parts of F(4, 3) are about ten times as large as their sum. Where they are so many times as
 // large, an input that no gradient belongs to dwarfs those that matter, and its rounding shows.
 constexpr int kMostCancelled = 64;
@@ -189,7 +182,11 @@ bool finish_panel_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& 
         store(taps + (c * p.taps + k) * plan.pitch + i, sum);
       }
       // Those of F(2, r) take part in no sum but their own.
-      if (F::kOutputs > 2) exact = exact && sum_of<T>(parts) <= kMostCancelled * sum_of<T>(wholes);
+      if (F::kOutputs == 2) continue;
+      T part_lanes[W], whole_lanes[W];
+      store(part_lanes, parts);
+      store(whole_lanes, wholes);
+      exact = exact && sum_of_lanes(part_lanes) <= kMostCancelled * sum_of_lanes(whole_lanes);
     }
   const int64_t rows = smaller(first + width, p.rows) - first;
   const int64_t row = group * p.rows + first;

@@ -13,6 +13,8 @@ from stacks import (
     Stack,
     bits,
     check,
+    check_empty_batch,
+    check_int32_and_strided_tokens,
     check_loss,
     inputs_of,
     run,
@@ -114,22 +116,11 @@ def test_gradients_are_laid_out_as_their_weights() -> None:
 
 @pytest.mark.parametrize("stack", [FEW_SIGNALS[0], FEW_TOKENS[0]], ids=str)
 def test_empty_batch(stack: Stack) -> None:
-    inputs = inputs_of(stack, torch.float32)
-    if inputs.tokens is None:
-        empty = inputs.with_x(inputs.x[:0])
-    else:
-        empty = inputs._replace(tokens=inputs.tokens[:0])
-    y, *gradients = run(stack, empty, operators=EMULATED)
-    assert y.shape[0] == 0
-    assert all((g == 0).all() for g in gradients)
+    check_empty_batch(stack, EMULATED)
 
 
 def test_int32_and_strided_tokens() -> None:
-    stack = FEW_TOKENS[3]
-    inputs = inputs_of(stack, torch.float32)
-    expected = bits(run(stack, inputs, operators=EMULATED))
-    for tokens in (inputs.tokens.int(), inputs.tokens.T.contiguous().T):
-        assert bits(run(stack, inputs._replace(tokens=tokens), operators=EMULATED)) == expected
+    check_int32_and_strided_tokens(FEW_TOKENS[3], EMULATED)
 
 
 def losses(stack: Stack, inputs: Inputs, target: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from stacks import (
     Stack,
     bits,
     check,
+    check_empty_batch,
+    check_int32_and_strided_tokens,
     impossible,
     inputs_of,
     run,
@@ -86,23 +88,12 @@ def test_any_strides(layout: str) -> None:
 
 
 def test_int32_and_strided_tokens() -> None:
-    stack = FEW_TOKENS[4]
-    inputs = inputs_of(stack, torch.float32)
-    expected = bits(run(stack, inputs, operators=OPERATORS))
-    for tokens in (inputs.tokens.int(), inputs.tokens.T.contiguous().T):
-        assert bits(run(stack, inputs._replace(tokens=tokens), operators=OPERATORS)) == expected
+    check_int32_and_strided_tokens(FEW_TOKENS[4], OPERATORS)
 
 
 @pytest.mark.parametrize("stack", [FEW_SIGNALS[7], FEW_TOKENS[4]], ids=str)
 def test_empty_batch(stack: Stack) -> None:
-    inputs = inputs_of(stack, torch.float32)
-    if inputs.tokens is None:
-        empty = inputs.with_x(inputs.x[:0])
-    else:
-        empty = inputs._replace(tokens=inputs.tokens[:0])
-    y, *gradients = run(stack, empty, operators=OPERATORS)
-    assert y.shape[0] == 0
-    assert all((g == 0).all() for g in gradients)
+    check_empty_batch(stack, OPERATORS)
 
 
 def test_a_token_that_is_no_word_gives_nan() -> None:
