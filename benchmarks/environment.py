@@ -5,7 +5,9 @@ Both are settled before a process starts, so a benchmark replaces itself by one 
 By default glibc gives every block above 32 MB back to the system and faults it in anew at the next
 call. On a virtual machine a fault costs about 2 us per 4 KB: filling a new 34 MB tensor takes ten
 times as long as filling one that exists, and whoever allocates less looks faster than it computes.
-With `TUNABLES` freed memory stays with the process. Both are true of some user: results say which.
+With `TUNABLES` freed memory stays with the process, and without a cache of small blocks it is also
+found again: an aligned block leaves a splinter beside it, and one that lies in the cache keeps its
+neighbours from growing together. Both are true of some user: results say which.
 
 Threads are bound because two of them may otherwise share a core for a while.
 """
@@ -18,6 +20,7 @@ TUNABLES = (
     "glibc.malloc.mmap_threshold=4294967296"
     ":glibc.malloc.trim_threshold=4294967296"
     ":glibc.malloc.top_pad=268435456"
+    ":glibc.malloc.tcache_count=0"
 )
 CPUS = "CONVLM_BENCH_CPUS"
 
