@@ -16,7 +16,7 @@ namespace {
 template <class Arguments>
 void run(const char* name, cudaError_t (*function)(const Arguments&, const Launch&),
          const Arguments& arguments, const Tensor& like) {
-  const Kernel kernel = kernel_of(arguments, capability_of(name, like.get_device_index()));
+  const Kernel kernel = kernel_for(arguments.geometry, arguments.dtype, arguments.precision);
   const int64_t bytes = workspace_bytes(arguments, kernel);
   const Tensor workspace = empty(like, {bytes}, aoti_torch_dtype_uint8());
   check(name, function(arguments, {kernel, current_stream(like), workspace.mutable_data_ptr()}));

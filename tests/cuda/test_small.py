@@ -17,8 +17,6 @@ from convlm_kernels.autograd import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 
-FUNCTIONS = ("forward", "grad_input", "grad_weight")
-
 SMALL = [
     Case("two blocks of rows either way, two of columns", 2, 37, 40, 19, 3, 1, 2, 1, (3, 1)),
     Case("classes of positions, one without taps", 3, 5, 9, 31, 2, 3, 3, 1, (2, 4)),
@@ -27,26 +25,19 @@ SMALL = [
 ]
 
 
-def kernel(function: str, dtype: str, case: Case, batch: int = 32) -> str:
+def kernel(dtype: str, case: Case, batch: int = 32) -> str:
     settings = ("stride", "pad_left", "pad_right", "dilation", "groups", "fp32_precision")
-    return _host.cuda_kernel(
-        function,
-        dtype,
-        batch,
-        *case[2:6],
-        **dict(zip(settings, case.window, strict=True)),
-    )
+    window = dict(zip(settings, case.window, strict=True))
+    return _host.cuda_kernel(dtype, batch, *case[2:6], **window)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
-@pytest.mark.parametrize("function", FUNCTIONS)
 @parametrize("case", [*SEED, *SMALL])
-def test_what_is_small(case: Case, function: str, dtype: str) -> None:
+def test_what_is_small(case: Case, dtype: str) -> None:
     for batch in (1, 32, 100_000):
-        assert kernel(function, dtype, case, batch) == "small"
+        assert kernel(dtype, case, batch) == "small"
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
 @parametrize(
     "case",
     [
@@ -58,8 +49,8 @@ def test_what_is_small(case: Case, function: str, dtype: str) -> None:
         SMALL[1]._replace(stride=17),
     ],
 )
-def test_what_is_left_to_others(case: Case, function: str) -> None:
-    assert kernel(function, "float32", case) != "small"
+def test_what_is_left_to_others(case: Case) -> None:
+    assert kernel("float32", case) != "small"
 
 
 @parametrize("dtype", DTYPES)

@@ -15,7 +15,6 @@
 namespace convlm::cuda {
 namespace {
 
-Capability capability = 90;
 std::optional<Kernel> forced;
 
 void guard(emulator::GuardedCall& call, ForwardArguments& a) {
@@ -53,7 +52,8 @@ void guard(emulator::GuardedCall& call, ForwardWithStateArguments& a) {
 
 template <class Arguments>
 void run(cudaError_t (*function)(const Arguments&, const Launch&), Arguments arguments) {
-  const Kernel kernel = forced.value_or(kernel_of(arguments, capability));
+  const Kernel kernel =
+      forced.value_or(kernel_for(arguments.geometry, arguments.dtype, arguments.precision));
   emulator::GuardedCall call(bytes_of(arguments.dtype));
   guard(call, arguments);
   const emulator::Guarded workspace(workspace_bytes(arguments, kernel));
@@ -121,13 +121,6 @@ std::tuple<Tensor, Tensor> emulated_grad_weight(const Tensor& grad_output, const
 }
 
 }  // namespace
-
-Capability emulated_capability() { return capability; }
-
-// Of the GPU that is emulated, for tests that want another.
-extern "C" __attribute__((visibility("default"))) void set_capability(int value) {
-  capability = value;
-}
 
 // The kernel of all further calls, for tests of one where another would be chosen; null: as chosen.
 // False where no kernel has that name.
