@@ -254,6 +254,20 @@ inline Conv1dGeometry check_grad_weight(const Tensor& grad_output, const Tensor&
   return checks.geometry_;
 }
 
+// Tokens and what is predicted of them; whether they are in the vocabulary is found where they are
+// read.
+inline void check_indices(const char* function, const char* argument, const Tensor& t,
+                          const char* dimensions, const char* other_argument, const Tensor& other) {
+  using Dtype = torch::headeronly::ScalarType;
+  STD_TORCH_CHECK(t.dim() == 2, function, ": ", argument, " must have the two dimensions ",
+                  dimensions, ", got shape ", shape_of(t));
+  STD_TORCH_CHECK(t.scalar_type() == Dtype::Long || t.scalar_type() == Dtype::Int, function, ": ",
+                  argument, " must be int64 or int32, got ",
+                  torch::headeronly::toString(t.scalar_type()));
+  STD_TORCH_CHECK(same_device(t, other), function, ": ", argument, " and ", other_argument,
+                  " must be on one device");
+}
+
 // `rows` is a list of rows of `tokens`; whether they exist is found where they are read.
 inline void check_rows(const char* function, const Tensor& rows, const Tensor& tokens) {
   using Dtype = torch::headeronly::ScalarType;
