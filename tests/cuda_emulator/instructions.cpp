@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "cuda/chunk.h"
+#include "cuda/tile_vectors.h"
 #include "emulator.h"
 
 using namespace convlm;
