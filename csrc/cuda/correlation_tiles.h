@@ -189,12 +189,12 @@ class CorrelationBlock {
   // A warp stores a row of the tile, its lanes neighbouring positions.
   __device__ __forceinline__ void store_results(const Sum* results) const {
     const PositionClass& c = tile_.positions;
-    for (int r = thread_ / kLanes; r < Sums::kRows; r += Sums::kThreads / kLanes) {
+    for (int r = thread_ / kWarpSize; r < Sums::kRows; r += Sums::kThreads / kWarpSize) {
       const int64_t row = tile_.row_tile * Sums::kRows + r;
       if (row >= p_.rows) return;
       const int64_t channel = tile_.group * p_.rows + row;
       const Sum bias = p_.bias == nullptr ? Sum(0) : to_compute(p_.bias[channel * p_.bias_stride]);
-      for (int column = thread_ % kLanes; column < kTileColumns; column += kLanes) {
+      for (int column = thread_ % kWarpSize; column < kTileColumns; column += kWarpSize) {
         const int64_t sample = tile_.sample + (column >> plan_.columns_log2);
         const int64_t position = tile_.first + column % (1 << plan_.columns_log2);
         if (sample >= p_.batch || position >= c.outputs) continue;

@@ -135,7 +135,7 @@ void size_tile(Depthwise<S>& d, int64_t outputs, int64_t groups) {
   while (int64_t{1} << d.log2_outputs < outputs) ++d.log2_outputs;
   d.spread = static_cast<int>(outputs / kSums < kSpread ? outputs / kSums : kSpread);
   d.width = d.taps.window(outputs, p.step);
-  d.pitch = pitch_of(p.in, d.width);
+  d.pitch = window_pitch(p.in, d.width);
   const int64_t elements =
       groups * p.channels * d.pitch + groups * p.rows * p.channels * p.kernel_size;
   d.shared_bytes = static_cast<int>(elements * sizeof(Compute<S>));

@@ -53,7 +53,7 @@ __host__ __device__ bool along_channels(const Input<S>& in) {
 // along channels are stored element by element: at 9 words (modulo the 32 banks) from line to line,
 // the lanes of a warp meet in no bank, neither then nor when eight of them read each of four lines.
 template <class S>
-int pitch_of(const Input<S>& in, int width) {
+int window_pitch(const Input<S>& in, int width) {
   if (along_channels(in)) return width + (9 - width % 32 + 32) % 32;
   const int vectors = (width + 2 * kVector<S> - 2) / kVector<S>;
   return vectors * kVector<S>;

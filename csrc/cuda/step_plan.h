@@ -18,11 +18,6 @@ constexpr int row_steps(ScalarType weight_dtype) {
   return weight_dtype == ScalarType::bfloat16 ? 2 : 1;
 }
 
-// StepLayer::filled, for the device.
-__host__ __device__ inline int64_t pitch_of(int64_t outputs) {
-  return (outputs + kFill - 1) / kFill * kFill;
-}
-
 // Offsets count elements. A depthwise layer is one group here, whose taps do not mix channels.
 struct PlannedLayer {
   int64_t weight, ring;       // where they begin, the ring in a row of the state

@@ -42,9 +42,9 @@ class TensorSums {
   }
 
   __device__ __forceinline__ TensorSums()
-      : lane_(static_cast<int>(threadIdx.x) % kLanes),
-        row_(static_cast<int>(threadIdx.x) / kLanes / 2 * 32),
-        column_(static_cast<int>(threadIdx.x) / kLanes % 2 * 64) {}
+      : lane_(static_cast<int>(threadIdx.x) % kWarpSize),
+        row_(static_cast<int>(threadIdx.x) / kWarpSize / 2 * 32),
+        column_(static_cast<int>(threadIdx.x) / kWarpSize % 2 * 64) {}
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
