@@ -20,7 +20,6 @@ from . import _library, flops  # noqa: F401  (importing _library loads the opera
 from .geometry import output_length
 
 forward = torch.ops.convlm.forward.default
-forward_with_state = torch.ops.convlm.forward_with_state.default
 grad_input = torch.ops.convlm.grad_input.default
 grad_weight = torch.ops.convlm.grad_weight.default
 gradients = torch.ops.convlm.gradients.default
@@ -165,21 +164,6 @@ class _Checks:
             f"bias must have the shape ({out_channels}), got {_text(bias)}",
         )
 
-    def forward_operands(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> int:
-        """Checks all three; returns in_channels."""
-        self.same_kind("weight", weight, "x", x)
-        self.x(x)
-        in_channels = self.weight(weight)
-        self.require(
-            x.shape[1] == in_channels,
-            f"x has {x.shape[1]} channels, but weight with groups = {self.groups} takes "
-            f"{in_channels}",
-        )
-        if bias is not None:
-            self.same_kind("bias", bias, "x", x)
-            self.bias(bias, weight.shape[0])
-        return in_channels
-
 
 def _text(tensor: Tensor) -> str:
     return f"({', '.join(map(str, tensor.shape))})"
@@ -202,34 +186,20 @@ _Y_DIMENSIONS = "(batch, out_channels, out_length)"
 def forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
     *window, activation = settings
     checks = _Checks("forward", *window)
-    checks.forward_operands(x, weight, bias)
+    checks.same_kind("weight", weight, "x", x)
+    checks.x(x)
+    in_channels = checks.weight(weight)
+    checks.require(
+        x.shape[1] == in_channels,
+        f"x has {x.shape[1]} channels, but weight with groups = {checks.groups} takes "
+        f"{in_channels}",
+    )
+    if bias is not None:
+        checks.same_kind("bias", bias, "x", x)
+        checks.bias(bias, weight.shape[0])
     out_length = checks.out_length(x.shape[2], weight.shape[2])
     checks.activation(activation)
     return x.new_empty((x.shape[0], weight.shape[0], out_length))
-
-
-@torch.library.register_fake("convlm::forward_with_state")
-def _forward_with_state_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor,
-    dilation: int,
-    groups: int,
-    fp32_precision: str,
-    activation: str,
-) -> tuple[Tensor, Tensor]:
-    checks = _Checks("forward_with_state", 1, 0, 0, dilation, groups, fp32_precision)
-    in_channels = checks.forward_operands(x, weight, bias)
-    checks.same_kind("state", state, "x", x)
-    checks.pad_left = dilation * (weight.shape[2] - 1)
-    out_length = checks.out_length(x.shape[2], weight.shape[2])
-    expected = x.shape[0], in_channels, checks.pad_left
-    checks.require(
-        state.dim() == 3 and tuple(state.shape) == expected,
-        f"state must have the shape ({', '.join(map(str, expected))}), got {_text(state)}",
-    )
-    return x.new_empty((x.shape[0], weight.shape[0], out_length)), x.new_empty(expected)
 
 
 def grad_input_fake(

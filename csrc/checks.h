@@ -164,29 +164,6 @@ class GeometryChecks {
                     shape_of(bias));
   }
 
-  void forward_operands(const Tensor& x, const Tensor& weight, const Tensor* bias) {
-    same_kind("weight", weight, "x", x);
-    input(x);
-    this->weight(weight);
-    in_channels_are(x.size(1));
-    if (bias == nullptr) return;
-    same_kind("bias", *bias, "x", x);
-    this->bias(*bias);
-  }
-
-  // What comes before x takes the place of padding. outputs() must follow: it knows of overflows.
-  void pads_with_state() {
-    __builtin_mul_overflow(geometry_.dilation, geometry_.kernel_size - 1, &geometry_.pad_left);
-  }
-
-  void state(const Tensor& state) const {
-    STD_TORCH_CHECK(state.dim() == 3 && state.size(0) == geometry_.batch &&
-                        state.size(1) == geometry_.in_channels &&
-                        state.size(2) == geometry_.pad_left,
-                    function_, ": state must have the shape (", geometry_.batch, ", ",
-                    geometry_.in_channels, ", ", geometry_.pad_left, "), got ", shape_of(state));
-  }
-
   void in_channels_are(int64_t in_channels) const {
     STD_TORCH_CHECK(in_channels == geometry_.in_channels, function_, ": x has ", in_channels,
                     " channels, but weight with groups = ", geometry_.groups, " takes ",
@@ -206,20 +183,15 @@ inline Conv1dGeometry check_forward(const Tensor& x, const Tensor& weight, const
                                     int64_t stride, int64_t pad_left, int64_t pad_right,
                                     int64_t dilation, int64_t groups) {
   GeometryChecks checks("forward", stride, pad_left, pad_right, dilation, groups);
-  checks.forward_operands(x, weight, bias);
+  checks.same_kind("weight", weight, "x", x);
+  checks.input(x);
+  checks.weight(weight);
+  checks.in_channels_are(x.size(1));
+  if (bias != nullptr) {
+    checks.same_kind("bias", *bias, "x", x);
+    checks.bias(*bias);
+  }
   checks.outputs();
-  return checks.geometry_;
-}
-
-inline Conv1dGeometry check_forward_with_state(const Tensor& x, const Tensor& weight,
-                                               const Tensor* bias, const Tensor& state,
-                                               int64_t dilation, int64_t groups) {
-  GeometryChecks checks("forward_with_state", 1, 0, 0, dilation, groups);
-  checks.forward_operands(x, weight, bias);
-  checks.same_kind("state", state, "x", x);
-  checks.pads_with_state();
-  checks.outputs();
-  checks.state(state);
   return checks.geometry_;
 }
 

@@ -86,11 +86,6 @@ int64_t workspace_bytes(const GradWeightArguments& a, Kernel kernel) {
 cudaError_t forward(const ForwardArguments& a, const Launch& launch) {
   return for_dtype(a.dtype, [&](auto s) { return correlate(correlation<decltype(s)>(a), launch); });
 }
-cudaError_t forward_with_state(const ForwardWithStateArguments& a, cudaStream_t stream) {
-  return for_dtype(a.forward.dtype, [&](auto s) {
-    return correlate_depthwise(correlation<decltype(s)>(a), stream);
-  });
-}
 cudaError_t grad_input(const GradInputArguments& a, const Launch& launch) {
   return for_dtype(a.dtype, [&](auto s) { return correlate(correlation<decltype(s)>(a), launch); });
 }

@@ -15,7 +15,6 @@ struct Window {
   int64_t sample, channel, begin, length;
   int lines, width, pitch;
   Compute<S>* staged;
-  State<S> state{};
 
   // Where positions are neighbours, a line starts as far past 16 bytes as it does in the input:
   // then vectors are loaded and stored whole.
@@ -36,10 +35,8 @@ struct Window {
            (in.y == nullptr || misalignment(in.y, offset_of_y(line, position)) == 0);
   }
   __device__ Compute<S> value(int line, int64_t position) const {
-    if (0 <= position && position < length) return read(in, sample, channel + line, position);
-    if (position >= 0 || position < -state.length) return Compute<S>(0);
-    return to_compute(state.data[sample * state.batch + (channel + line) * state.channel +
-                                 (position + state.length) * state.position]);
+    const bool inside = 0 <= position && position < length;
+    return inside ? read(in, sample, channel + line, position) : Compute<S>(0);
   }
 };
 

@@ -91,7 +91,7 @@ def forced(kernel: str) -> Iterator[None]:
 def operators() -> tuple[object, object, object]:
     """forward, grad_input and grad_weight on the emulator, called like those of ``ops``."""
     native = (
-        *(ops.forward, ops.grad_input, ops.grad_weight, ops.forward_with_state),
+        *(ops.forward, ops.grad_input, ops.grad_weight),
         *(step_ops.step, step_ops.generate),
         *(stack_ops.stack_forward, stack_ops.stack_backward, stack_ops.stack_losses),
         *(stack_ops.stack_cross_entropy, stack_ops.stack_sgd_),
