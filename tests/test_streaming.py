@@ -21,7 +21,7 @@ from convlm_kernels import (
     step_ops,
 )
 from convlm_kernels.autograd import ACTIVATIONS
-from convlm_kernels.network import layers_of
+from convlm_kernels.network_layers import layers_of
 from convlm_kernels.streaming import Streaming, StreamState
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
