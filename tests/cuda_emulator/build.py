@@ -87,6 +87,16 @@ def forced(kernel: str) -> Iterator[None]:
         force(None)
 
 
+@contextlib.contextmanager
+def shared_bytes(count: int) -> Iterator[None]:
+    """On a GPU whose blocks have so much shared memory."""
+    library().set_shared_bytes(ctypes.c_int64(count))
+    try:
+        yield
+    finally:
+        library().set_shared_bytes(ctypes.c_int64(227 * 1024))
+
+
 @functools.cache
 def operators() -> tuple[object, object, object]:
     """forward, grad_input and grad_weight on the emulator, called like those of ``ops``."""
