@@ -89,7 +89,7 @@ __device__ __forceinline__ void synchronize_warp() { __syncwarp(); }
 inline void copy_16_bytes(void* shared, const void* global) {
   emulator::check_access("copy_16_bytes, to", shared, 16, 16, true);
   emulator::check_access("copy_16_bytes, from", global, 16, 16, false);
-  emulator::copy_later(shared, global, 16, false);
+  emulator::copy_later(shared, global, 16);
 }
 
 inline void wait_for_copies() {

@@ -10,12 +10,12 @@
 
 namespace convlm::cuda {
 
-template <class S, int kTileRows>
+template <class S>
 class RegisterSums {
  public:
   using Element = S;
   using Sum = S;
-  static constexpr int kRows = kTileRows;
+  static constexpr int kRows = 64;
   static constexpr int kThreads = kRows / (sizeof(S) == 8 ? 4 : 8) * (kTileColumns / 8);
 
   __device__ __forceinline__ static S prepared(S value) { return value; }

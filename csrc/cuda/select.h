@@ -9,8 +9,6 @@
 namespace convlm::cuda {
 
 enum class Kernel { direct, depthwise, small, implicit_gemm, register_tile };
-constexpr Kernel kKernels[] = {Kernel::direct, Kernel::depthwise, Kernel::small,
-                               Kernel::implicit_gemm, Kernel::register_tile};
 
 inline const char* name_of(Kernel kernel) {
   switch (kernel) {

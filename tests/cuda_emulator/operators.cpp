@@ -98,7 +98,8 @@ std::tuple<Tensor, Tensor> emulated_grad_weight(const Tensor& grad_output, const
 extern "C" __attribute__((visibility("default"))) bool force_kernel(const char* name) {
   forced.reset();
   if (name == nullptr) return true;
-  for (const Kernel kernel : kKernels)
+  for (const Kernel kernel : {Kernel::direct, Kernel::depthwise, Kernel::small,
+                              Kernel::implicit_gemm, Kernel::register_tile})
     if (std::strcmp(name, name_of(kernel)) == 0) forced = kernel;
   return forced.has_value();
 }
