@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import DTYPES, LAYOUTS, SEED, Case, parametrize, problem
-from checks import check
+from checks import all_three, check, check_batches, check_orders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import FROM_OUTPUT, TABLE, assert_close, exact_gradients, roundoff
-from torch import Tensor
 
-from build import SANITIZE, forced, library, operators, run_sanitized
+from build import SANITIZE, forced, operators, run_sanitized
 from convlm_kernels import _host
 from convlm_kernels.autograd import ACTIVATIONS
 
@@ -86,34 +85,14 @@ def test_gradients_of_activated_outputs(activation: str, dtype: torch.dtype) -> 
         assert_close(actual, right.value, right.sum_error(dtype) + own * right.magnitude)
 
 
-def all_three(case: Case, part: slice = slice(None)) -> list[Tensor]:
-    forward, grad_input, grad_weight = operators()
-    p = problem(case, torch.float32)
-    return [
-        forward(p.x[part], p.weight, p.bias, *case.window, "tanh"),
-        grad_input(p.grad_output[part], p.weight, case.length, *case.window),
-        *grad_weight(p.grad_output[part], p.x[part], case.kernel_size, *case.window, True),
-    ]
-
-
-@pytest.mark.parametrize("order", [1, 2])
 @parametrize("case", SMALL[:2])
-def test_the_order_of_threads_changes_nothing(case: Case, order: int) -> None:
-    expected = all_three(case)
-    library().set_order(order)
-    try:
-        actual = all_three(case)
-    finally:
-        library().set_order(0)
-    assert all(map(torch.equal, actual, expected))
+def test_the_order_of_threads_changes_nothing(case: Case) -> None:
+    check_orders(case)
 
 
 @parametrize("case", SMALL[:2])
 def test_a_sample_has_the_same_bits_in_any_batch(case: Case) -> None:
-    y, grad_x, *_ = all_three(case)
-    y_part, grad_part, *_ = all_three(case, slice(1, 2))
-    assert torch.equal(y_part, y[1:2])
-    assert torch.equal(grad_part, grad_x[1:2])
+    check_batches(case)
 
 
 @pytest.mark.parametrize("batch", [0, 2])
