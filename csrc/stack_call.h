@@ -2,8 +2,6 @@
 // results, and describe the call.
 #pragma once
 #include <algorithm>
-#include <string>
-#include <utility>
 #include <vector>
 
 #include "stack_checks.h"
