@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DEPTHWISE, DTYPES, LAYOUTS, Case, parametrize, problem
-from checks import all_three, check, check_batches, check_orders
+from cases import DEPTHWISE, DTYPES, Case, parametrize, problem
+from checks import all_three, check, check_activated, check_batches, check_orders
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import FROM_OUTPUT, TABLE, assert_close, exact_forward, exact_gradients, roundoff
+from tolerances import FROM_OUTPUT, assert_close, exact_forward
 
 from build import SANITIZE, operators, run_sanitized
 from convlm_kernels import _host
@@ -56,23 +56,9 @@ def test_layouts(case: Case, layout: str, dtype: torch.dtype) -> None:
 def test_gradients_of_activated_outputs(
     activation: str, dtype: torch.dtype, layouts: tuple[str, str]
 ) -> None:
-    _, grad_input, grad_weight = operators()
-    case = CAUSAL._replace(length=70)
-    p = problem(case, dtype)
-    y = ACTIVATIONS[activation](p.grad_output)
-    product = FROM_OUTPUT[activation](p.grad_output.double(), y.double())
-    exact = exact_gradients(p.x, p.weight, product, case.window)
-    own = roundoff(dtype) + 4 * roundoff(TABLE[dtype].accumulated)
-    # Both contiguous, both channels-last, or each its own way.
-    for turn, turn_y in [(None, None), (layouts[0], layouts[0]), layouts]:
-        grad_output = LAYOUTS[turn](p.grad_output) if turn else p.grad_output
-        activated = LAYOUTS[turn_y](y) if turn_y else y, activation
-        grads = (
-            grad_input(grad_output, p.weight, case.length, *case.window, *activated),
-            *grad_weight(grad_output, p.x, case.kernel_size, *case.window, True, *activated),
-        )
-        for right, actual in zip(exact, grads, strict=True):
-            assert_close(actual, right.value, right.sum_error(dtype) + own * right.magnitude)
+    """Both contiguous, both channels-last, or each its own way."""
+    for layout, layout_of_y in [(None, None), (layouts[0], layouts[0]), layouts]:
+        check_activated(CAUSAL._replace(length=70), dtype, activation, layout_of_y, layout)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

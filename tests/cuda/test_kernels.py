@@ -19,16 +19,13 @@ from cases import (
     parametrize,
     problem,
 )
-from checks import check, check_batches, check_orders
+from checks import check, check_activated, check_batches, check_orders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import (
     FROM_OUTPUT,
-    TABLE,
     assert_close,
     exact_forward,
-    exact_gradients,
-    roundoff,
 )
 
 from build import SANITIZE, forced, operators, run_sanitized
@@ -86,17 +83,7 @@ def test_fused_activation(activation: str, dtype: torch.dtype) -> None:
 @parametrize("dtype", DTYPES)
 @parametrize("case", [BY_HAND, SETTINGS[2]])
 def test_gradients_of_activated_outputs(case: Case, dtype: torch.dtype, activation: str) -> None:
-    _, grad_input, grad_weight = operators()
-    p = problem(case, dtype)
-    y = ACTIVATIONS[activation](p.grad_output)
-    activated = LAYOUTS["transposed"](y), activation
-    grad_x = grad_input(p.grad_output, p.weight, case.length, *case.window, *activated)
-    grads_w = grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True, *activated)
-    product = FROM_OUTPUT[activation](p.grad_output.double(), y.double())
-    exact = exact_gradients(p.x, p.weight, product, case.window)
-    own = roundoff(dtype) + 4 * roundoff(TABLE[dtype].accumulated)
-    for right, actual in zip(exact, (grad_x, *grads_w), strict=True):
-        assert_close(actual, right.value, right.sum_error(dtype) + own * right.magnitude)
+    check_activated(case, dtype, activation, "transposed")
 
 
 def test_the_order_of_threads_changes_nothing() -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import DTYPES, LAYOUTS, SEED, Case, parametrize, problem
-from checks import all_three, check, check_batches, check_orders
+from checks import all_three, check, check_activated, check_batches, check_orders
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import FROM_OUTPUT, TABLE, assert_close, exact_gradients, roundoff
+from tolerances import FROM_OUTPUT
 
 from build import SANITIZE, forced, operators, run_sanitized
 from convlm_kernels import _host
-from convlm_kernels.autograd import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 
@@ -69,20 +68,7 @@ def test_layouts(case: Case, layout: str, dtype: torch.dtype) -> None:
 @parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", FROM_OUTPUT)
 def test_gradients_of_activated_outputs(activation: str, dtype: torch.dtype) -> None:
-    _, grad_input, grad_weight = operators()
-    case = SMALL[1]
-    p = problem(case, dtype)
-    y = ACTIVATIONS[activation](p.grad_output)
-    activated = LAYOUTS["channels_last"](y), activation
-    product = FROM_OUTPUT[activation](p.grad_output.double(), y.double())
-    exact = exact_gradients(p.x, p.weight, product, case.window)
-    own = roundoff(dtype) + 4 * roundoff(TABLE[dtype].accumulated)
-    grads = (
-        grad_input(p.grad_output, p.weight, case.length, *case.window, *activated),
-        *grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True, *activated),
-    )
-    for right, actual in zip(exact, grads, strict=True):
-        assert_close(actual, right.value, right.sum_error(dtype) + own * right.magnitude)
+    check_activated(SMALL[1], dtype, activation, "channels_last")
 
 
 @parametrize("case", SMALL[:2])

@@ -23,7 +23,7 @@ from cases import (
     parametrize,
     problem,
 )
-from checks import check, check_batches, check_orders
+from checks import check, check_activated, check_batches, check_orders
 from hypothesis import given, settings
 from test_kernels import small_cases
 from tolerances import FROM_OUTPUT, TABLE, assert_close, exact_forward, exact_gradients, roundoff
@@ -136,19 +136,8 @@ def test_fused_activation(activation: str, way: Way) -> None:
 @parametrize("way", [BFLOAT16, FLOAT32])
 @pytest.mark.parametrize("activation", FROM_OUTPUT)
 def test_gradients_of_activated_outputs(activation: str, way: Way) -> None:
-    _, grad_input, grad_weight = operators()
-    case = EDGES[7]
-    p = problem(case, way.dtype)
-    y = ACTIVATIONS[activation](p.grad_output)
-    activated = LAYOUTS["transposed"](y), activation
     with forced(way.kernel):
-        grad_x = grad_input(p.grad_output, p.weight, case.length, *case.window, *activated)
-        grads_w = grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True, *activated)
-    product = FROM_OUTPUT[activation](p.grad_output.double(), y.double())
-    exact = exact_gradients(p.x, p.weight, product, case.window)
-    own = roundoff(way.dtype) + 4 * roundoff(TABLE[way.dtype].accumulated)
-    for right, actual in zip(exact, (grad_x, *grads_w), strict=True):
-        assert_close(actual, right.value, right.sum_error(way.dtype) + own * right.magnitude)
+        check_activated(EDGES[7], way.dtype, activation, "transposed")
 
 
 @parametrize("way", [BFLOAT16, TF32, FLOAT32])

@@ -1,5 +1,4 @@
 // Kernels with one fault each, and their sound sisters: what the emulator must tell apart.
-#include <cstdio>
 #include <cstring>
 #include <stdexcept>
 #include <string>
