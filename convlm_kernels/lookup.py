@@ -36,7 +36,6 @@ _grad_enabled = torch.is_grad_enabled
 _POINTWISE = (1, 0, 0, 1, 1, "ieee")
 
 # For the window, one more setting and the kernels; both functions have them last.
-_NO_GRADIENTS = (None,) * 6
 
 
 class _Lookup(torch.autograd.Function):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import stack_autograd, stack_ops
 from .embedding import _without_gradient
 from .embedding_layer import EmbeddingConv1d
-from .network import NetworkLayer
+from .network_layers import NetworkLayer
 from .plain import has_hooks, reason_not_a_plain_embedding
 from .stack_layers import (
     StackLayer,

@@ -65,21 +65,15 @@ std::string cpu_kernel(const std::string& function, const std::string& dtype, in
   return convlm::cpu::kernel_name(function, dtype, fp32_precision, geometry);
 }
 
-std::string cuda_kernel(const std::string& function, const std::string& dtype, int64_t batch,
-                        int64_t in_channels, int64_t out_channels, int64_t length,
-                        int64_t kernel_size, int64_t stride, int64_t pad_left, int64_t pad_right,
-                        int64_t dilation, int64_t groups, const std::string& fp32_precision,
-                        int capability) {
+std::string cuda_kernel(const std::string& dtype, int64_t batch, int64_t in_channels,
+                        int64_t out_channels, int64_t length, int64_t kernel_size, int64_t stride,
+                        int64_t pad_left, int64_t pad_right, int64_t dilation, int64_t groups,
+                        const std::string& fp32_precision) {
   const convlm::Conv1dGeometry geometry =
       checked_geometry(batch, in_channels, out_channels, length, kernel_size, stride, pad_left,
                        pad_right, dilation, groups);
-  const convlm::ScalarType type = convlm::asked_dtype(dtype);
-  const convlm::Precision precision = convlm::asked_precision(fp32_precision);
-  namespace cuda = convlm::cuda;
-  return cuda::name_of(
-      convlm::of_function(function, cuda::forward_kernel(geometry, type, precision, capability),
-                          cuda::grad_input_kernel(geometry, type, precision, capability),
-                          cuda::grad_weight_kernel(geometry, type, precision, capability)));
+  return convlm::cuda::name_of(convlm::cuda::kernel_for(geometry, convlm::asked_dtype(dtype),
+                                                        convlm::asked_precision(fp32_precision)));
 }
 
 // Why a chain of layers, each (columns, kernel_size), does not fit a GPU of that capability; the
@@ -122,10 +116,9 @@ PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
   m.def("cpu_kernel", &cpu_kernel, "function"_a, "dtype"_a, "batch"_a, "in_channels"_a,
         "out_channels"_a, "length"_a, "kernel_size"_a, "stride"_a = 1, "pad_left"_a = 0,
         "pad_right"_a = 0, "dilation"_a = 1, "groups"_a = 1, "fp32_precision"_a = "ieee");
-  m.def("cuda_kernel", &cuda_kernel, "function"_a, "dtype"_a, "batch"_a, "in_channels"_a,
-        "out_channels"_a, "length"_a, "kernel_size"_a, "stride"_a = 1, "pad_left"_a = 0,
-        "pad_right"_a = 0, "dilation"_a = 1, "groups"_a = 1, "fp32_precision"_a = "ieee",
-        "capability"_a = 90);
+  m.def("cuda_kernel", &cuda_kernel, "dtype"_a, "batch"_a, "in_channels"_a, "out_channels"_a,
+        "length"_a, "kernel_size"_a, "stride"_a = 1, "pad_left"_a = 0, "pad_right"_a = 0,
+        "dilation"_a = 1, "groups"_a = 1, "fp32_precision"_a = "ieee");
   m.def("cuda_reason_stack_not_fused", &cuda_reason_stack_not_fused, "dtype"_a, "channels"_a,
         "length"_a, "vocab"_a, "weights"_a, "dilations"_a, "pads"_a, "gated"_a, "capability"_a);
   m.def("output_length", &output_length, "length"_a, "kernel_size"_a, "stride"_a, "dilation"_a,

@@ -2,8 +2,6 @@
 // results, and describe the call.
 #pragma once
 #include <algorithm>
-#include <string>
-#include <utility>
 #include <vector>
 
 #include "stack_checks.h"
@@ -80,7 +78,7 @@ class StackCall {
         arguments_.dtype == ScalarType::float32 || arguments_.dtype == ScalarType::float64,
         function, ": x must be float32 or float64, got ",
         torch::headeronly::toString(x.scalar_type()));
-    check_indices(function, "target", target, "(batch, out_length)", x);
+    check_indices(function, "target", target, "(batch, out_length)", "x", x);
     STD_TORCH_CHECK(target.size(0) == tokens.size(0) && target.size(1) == arguments_.out_length,
                     function, ": target must have the shape (", tokens.size(0), ", ",
                     arguments_.out_length, "), got ", shape_of(target));
@@ -122,17 +120,6 @@ class StackCall {
     return result;
   }
 
-  static void check_indices(const char* function, const char* argument, const Tensor& t,
-                            const char* dimensions, const Tensor& x) {
-    using Dtype = torch::headeronly::ScalarType;
-    STD_TORCH_CHECK(t.dim() == 2, function, ": ", argument, " must have the two dimensions ",
-                    dimensions, ", got shape ", shape_of(t));
-    STD_TORCH_CHECK(t.scalar_type() == Dtype::Long || t.scalar_type() == Dtype::Int, function, ": ",
-                    argument, " must be int64 or int32, got ",
-                    torch::headeronly::toString(t.scalar_type()));
-    STD_TORCH_CHECK(same_device(t, x), function, ": ", argument, " and x must be on one device");
-  }
-
   void check_x(const char* function, const Tensor& x) {
     GeometryChecks(function, 1, 0, 0, 1, 1)
         .three_dimensional("x", x, "(batch, in_channels, length)");
@@ -147,7 +134,7 @@ class StackCall {
                     ": x, the embedding of the tokens, must have the two dimensions (vocab, "
                     "channels), got shape ",
                     shape_of(embedding));
-    check_indices(function, "tokens", tokens, "(batch, length)", embedding);
+    check_indices(function, "tokens", tokens, "(batch, length)", "x", embedding);
     if (rows) check_rows(function, *rows, tokens);
     arguments_.batch = rows ? rows->size(0) : tokens.size(0);
     arguments_.length = tokens.size(1);

@@ -12,7 +12,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cuda_emulator"))
 
-from build import kernel_names, library, take_launches
+from build import emulated, kernel_names, library, take_launches
+from convlm_kernels import network, step_ops
 
 _tests: Counter[int] = Counter()  # by the kernel's offset in the library
 _launches: Counter[int] = Counter()
@@ -27,6 +28,13 @@ def own_order(request: pytest.FixtureRequest) -> Iterator[None]:
     launched = take_launches()
     _tests.update(launched.keys())
     _launches.update(launched)
+
+
+@pytest.fixture
+def steps_on_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((step_ops, "step"), (network, "_step")):
+        monkeypatch.setattr(module, name, emulated("step"))
+    monkeypatch.setattr(step_ops, "generate", emulated("generate"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

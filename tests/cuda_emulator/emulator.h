@@ -60,7 +60,7 @@ void collective(const char* name, void* operands, void (*together)(void* const* 
 void check_access(const char* name, const void* address, int bytes, int alignment, bool shared);
 
 // Of the running thread: copies that happen between this and the wait for them.
-void copy_later(void* shared, const void* global, int bytes, bool zero);
+void copy_later(void* shared, const void* global, int bytes);
 void commit_copies();
 void wait_for_copies(int groups_left);
 

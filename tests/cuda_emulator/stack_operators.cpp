@@ -10,6 +10,8 @@
 namespace convlm::cuda {
 namespace {
 
+int emulated_capability = 90;
+
 int64_t elements(const StackLayer& layer) {
   return layer.columns * layer.in_channels * layer.kernel_size;
 }
@@ -45,7 +47,7 @@ void guard(emulator::GuardedCall& call, int64_t batch, Indices& indices) {
 }
 
 struct Emulated {
-  static Capability capability(const Tensor&) { return emulated_capability(); }
+  static int capability(const Tensor&) { return emulated_capability; }
 
   static void run(const char*, StackProblem problem, const Tensor&) {
     const StackArguments a = problem.arguments;
@@ -67,6 +69,11 @@ struct Emulated {
 };
 
 }  // namespace
+
+// Of the GPU that is emulated, for tests that want another.
+extern "C" __attribute__((visibility("default"))) void set_capability(int value) {
+  emulated_capability = value;
+}
 
 STABLE_TORCH_LIBRARY_IMPL(convlm_emulated, CPU, m) {
   m.impl("stack_forward", TORCH_BOX(&stack_forward<Emulated>));
