@@ -14,9 +14,10 @@ constexpr int64_t kMostWords = 1024;  // each looks through all tokens for its g
 constexpr int64_t kStackThreads = 512;
 constexpr int64_t kWeightBytes = 48 * 1024;  // of a layer's weights in shared memory at a time
 
-// What a block may ask for, which is nearly all that a multiprocessor has. `capability` is
-// 10 * major + minor.
-inline int64_t most_shared_bytes(int capability) {
+using Capability = int;  // 10 * major + minor
+
+// What a block may ask for, which is nearly all that a multiprocessor has.
+inline int64_t most_shared_bytes(Capability capability) {
   switch (capability) {
     case 80:
     case 87:
@@ -72,7 +73,7 @@ inline StackRoom stack_room(const std::vector<StackLayer>& layers,
 // Why a stack does not fit, or nothing. `vocab` is 0 without tokens.
 inline std::string reason_stack_does_not_fit(const std::vector<StackLayer>& layers,
                                              const std::vector<LayerTaps>& taps, int64_t vocab,
-                                             ScalarType dtype, int capability) {
+                                             ScalarType dtype, Capability capability) {
   const auto text = [](int64_t number) { return std::to_string(number); };
   const int64_t depth = static_cast<int64_t>(layers.size()), bytes = bytes_of_compute(dtype);
   if (depth > kMostLayers)

@@ -1,5 +1,5 @@
 // The stack operators on a `Machine`, a GPU or the emulator, which has
-//   static int capability(const Tensor& like);
+//   static int32_t capability(const Tensor& like);
 //   static void run(const char* function, const StackProblem& problem, const Tensor& like);
 // Contexts are never shared: `share` changes no bit of a result.
 #pragma once

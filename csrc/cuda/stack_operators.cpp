@@ -9,7 +9,7 @@ namespace convlm::cuda {
 namespace {
 
 struct Gpu {
-  static int capability(const Tensor& like) {
+  static Capability capability(const Tensor& like) {
     return capability_of("stack", like.get_device_index());
   }
 

@@ -19,6 +19,13 @@ _tests: Counter[int] = Counter()  # by the kernel's offset in the library
 _launches: Counter[int] = Counter()
 
 
+@pytest.fixture
+def steps_on_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((step_ops, "step"), (network, "_step")):
+        monkeypatch.setattr(module, name, emulated("step"))
+    monkeypatch.setattr(step_ops, "generate", emulated("generate"))
+
+
 @pytest.fixture(autouse=True)
 def own_order(request: pytest.FixtureRequest) -> Iterator[None]:
     """0 to 3: ascending, descending or shuffled, with late or early asynchronous copies."""
@@ -28,13 +35,6 @@ def own_order(request: pytest.FixtureRequest) -> Iterator[None]:
     launched = take_launches()
     _tests.update(launched.keys())
     _launches.update(launched)
-
-
-@pytest.fixture
-def steps_on_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((step_ops, "step"), (network, "_step")):
-        monkeypatch.setattr(module, name, emulated("step"))
-    monkeypatch.setattr(step_ops, "generate", emulated("generate"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

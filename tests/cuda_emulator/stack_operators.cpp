@@ -10,7 +10,7 @@
 namespace convlm::cuda {
 namespace {
 
-int emulated_capability = 90;
+Capability emulated_capability = 90;
 
 int64_t elements(const StackLayer& layer) {
   return layer.columns * layer.in_channels * layer.kernel_size;
@@ -47,7 +47,7 @@ void guard(emulator::GuardedCall& call, int64_t batch, Indices& indices) {
 }
 
 struct Emulated {
-  static int capability(const Tensor&) { return emulated_capability; }
+  static Capability capability(const Tensor&) { return emulated_capability; }
 
   static void run(const char*, StackProblem problem, const Tensor&) {
     const StackArguments a = problem.arguments;
