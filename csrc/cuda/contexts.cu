@@ -25,14 +25,14 @@ __device__ inline int64_t threads_of_grid() {
 __global__ void __launch_bounds__(kContextBlock)
     number_words_kernel(const __grid_constant__ Contexts c) {
   const int64_t begin = thread_of_grid(), step = threads_of_grid();
-  for (int i = 0; i < c.depth; ++i) {
-    const LayerContexts& l = c.layers[i];
+  for (int i = 0; i < c.count; ++i) {
+    const LayerContexts& l = c.levels[i];
     if (l.fields == nullptr && begin == 0) *l.row_count = l.positions();
     for (int64_t slot = begin; l.fields != nullptr && slot < l.slots; slot += step)
       l.first[slot] = kNoField;
   }
-  const int length = c.layers[0].in_length;
-  for (int64_t i = begin; i < static_cast<int64_t>(c.layers[0].batch) * length; i += step) {
+  const int length = c.levels[0].in_length;
+  for (int64_t i = begin; i < static_cast<int64_t>(c.levels[0].batch) * length; i += step) {
     const int64_t word = c.tokens.at(i / length, i % length);
     c.words[i] = static_cast<int32_t>(0 <= word && word < c.vocab ? word : c.vocab);
   }
@@ -74,24 +74,24 @@ __global__ void __launch_bounds__(kContextBlock)
     l.fields[i] = static_cast<int32_t>(take_slot(l, static_cast<int>(i)));
 }
 
-// The layer and the chunk of its positions that a block has.
+// The level and the chunk of its positions that a block has.
 struct Chunk {
-  const LayerContexts* layer;
+  const LayerContexts* level;
   int chunk;
 };
 
 int64_t chunks_of(const Contexts& c) {
   int64_t chunks = 0;
-  for (int i = 0; i < c.depth; ++i)
-    if (c.layers[i].fields != nullptr) chunks += divide_up(c.layers[i].positions(), kContextChunk);
+  for (int i = 0; i < c.count; ++i)
+    if (c.levels[i].fields != nullptr) chunks += divide_up(c.levels[i].positions(), kContextChunk);
   return chunks;
 }
 
 __device__ inline Chunk chunk_of_block(const Contexts& c, int64_t block) {
   for (int i = 0;; ++i) {
-    if (c.layers[i].fields == nullptr) continue;
-    const int64_t chunks = divide_up(c.layers[i].positions(), kContextChunk);
-    if (block < chunks) return {&c.layers[i], static_cast<int>(block)};
+    if (c.levels[i].fields == nullptr) continue;
+    const int64_t chunks = divide_up(c.levels[i].positions(), kContextChunk);
+    if (block < chunks) return {&c.levels[i], static_cast<int>(block)};
     block -= chunks;
   }
 }
@@ -125,9 +125,9 @@ __global__ void __launch_bounds__(kContextBlock)
     const Chunk at = chunk_of_block(c, block);
     int count = 0, all;
     for (int i = 0; i < kEach; ++i)
-      count += begins_row(*at.layer, at.chunk * kContextChunk + i * kContextBlock + threadIdx.x);
+      count += begins_row(*at.level, at.chunk * kContextChunk + i * kContextBlock + threadIdx.x);
     sum_before(count, all, shared);
-    if (threadIdx.x == 0) at.layer->chunk_rows[at.chunk] = all;
+    if (threadIdx.x == 0) at.level->chunk_rows[at.chunk] = all;
   }
 }
 
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kContextBlock)
   int* shared = reinterpret_cast<int*>(shared_memory());
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     const Chunk at = chunk_of_block(c, block);
-    const LayerContexts& l = *at.layer;
+    const LayerContexts& l = *at.level;
     int before = 0, row, all;
     for (int chunk = threadIdx.x; chunk < at.chunk; chunk += kContextBlock)
       before += l.chunk_rows[chunk];
@@ -159,14 +159,14 @@ __global__ void __launch_bounds__(kContextBlock)
 
 cudaError_t number_contexts(const Contexts& c, cudaStream_t stream) {
   constexpr int kShared = kContextBlock * static_cast<int>(sizeof(int));
-  const LayerContexts& first = c.layers[0];
+  const LayerContexts& first = c.levels[0];
   int64_t threads = static_cast<int64_t>(first.batch) * first.in_length;
-  for (int i = 0; i < c.depth; ++i)
-    if (c.layers[i].fields != nullptr && c.layers[i].slots > threads) threads = c.layers[i].slots;
+  for (int i = 0; i < c.count; ++i)
+    if (c.levels[i].fields != nullptr && c.levels[i].slots > threads) threads = c.levels[i].slots;
   cudaError_t error =
       launch(&number_words_kernel, blocks_for(threads), kContextBlock, 0, stream, c);
-  for (int i = 0; i < c.depth && error == cudaSuccess; ++i) {
-    const LayerContexts& l = c.layers[i];
+  for (int i = 0; i < c.count && error == cudaSuccess; ++i) {
+    const LayerContexts& l = c.levels[i];
     if (l.fields != nullptr)
       error = launch(&find_fields_kernel, blocks_for(l.positions()), kContextBlock, 0, stream, l);
   }

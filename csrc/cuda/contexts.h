@@ -11,11 +11,13 @@ namespace convlm::cuda {
 
 constexpr int kContextBlock = 256;                // threads
 constexpr int kContextChunk = 4 * kContextBlock;  // positions whose rows are counted together
-constexpr int kNoField = -1;                      // padding, and a slot that is free
+constexpr int kMostLevels = kMostLayers + 1;
+constexpr int kNoField = -1;  // padding, and a slot that is free
 
 // A field is what the taps of a position read: a word each in the first layer, a field of the layer
 // before in the others. It is known by its slot in a hash table. Which one that is depends on who
 // comes first; but not who shares it, and rows are numbered by the first positions of fields.
+// The positions of the result are a level of their own above the layers: each reads one row.
 struct LayerContexts {
   int batch, taps, dilation, pad, in_length, out_length;
   const int32_t* in_fields;  // [batch][in_length]
@@ -29,6 +31,7 @@ struct LayerContexts {
   int64_t* row_count;
   int64_t slots;      // a power of two
   int64_t most_rows;  // as far as the host knows
+  int together;       // readers in succession: the first of a row reads it for the others
 
   CONVLM_HOST_DEVICE int64_t positions() const { return static_cast<int64_t>(batch) * out_length; }
 
@@ -43,11 +46,20 @@ struct LayerContexts {
     const int32_t field = field_read(position_of == nullptr ? row : position_of[row], tap);
     return in_rows == nullptr || field == kNoField ? field : in_rows[field];
   }
+  // A reader is row * taps + tap.
+  __device__ int32_t row_of_reader(int reader) const {
+    return row_read(reader / taps, reader % taps);
+  }
+  __device__ bool reads_first(int reader, int32_t row) const {
+    for (int other = reader / together * together; other < reader; ++other)
+      if (row_of_reader(other) == row) return false;
+    return true;
+  }
 };
 
 struct Contexts {
-  LayerContexts layers[kMostLayers];
-  int depth;
+  LayerContexts levels[kMostLevels];
+  int count;
   Indices tokens;
   int64_t vocab;   // the number of what is no word
   int32_t* words;  // [batch][length]
@@ -55,15 +67,14 @@ struct Contexts {
 
 cudaError_t number_contexts(const Contexts& contexts, cudaStream_t stream);
 
-// Who reads each row of a layer's result: (row, tap) of the next layer as row * taps + tap, in
-// ascending order.
+// Who of the next level reads each row, in ascending order.
 struct Readers {
   int32_t *count, *begin;    // [row]: where its readers lie
   int32_t *found, *readers;  // [reader]: as they came, and in order
   int32_t* used;
 };
 
-// Of all layers but the last.
+// Of all layers.
 struct StackReaders {
   Readers layers[kMostLayers];
 };

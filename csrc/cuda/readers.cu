@@ -16,14 +16,14 @@ __device__ void for_each(int64_t count, const Body& body) {
     body(static_cast<int>(i));
 }
 
-// Calls body(readers of a layer, reader, row) for all that read a row.
+// Calls body(readers of a layer, reader, row) for all that are listed.
 template <class Body>
 __device__ void for_each_reader(const Contexts& c, const StackReaders& r, const Body& body) {
-  for (int i = 1; i < c.depth; ++i) {
-    const LayerContexts& l = c.layers[i];
+  for (int i = 1; i < c.count; ++i) {
+    const LayerContexts& l = c.levels[i];
     for_each(*l.row_count * l.taps, [&](int reader) {
-      const int32_t row = l.row_read(reader / l.taps, reader % l.taps);
-      if (row != kNoField) body(r.layers[i - 1], reader, row);
+      const int32_t row = l.row_of_reader(reader);
+      if (row != kNoField && l.reads_first(reader, row)) body(r.layers[i - 1], reader, row);
     });
   }
 }
@@ -31,9 +31,9 @@ __device__ void for_each_reader(const Contexts& c, const StackReaders& r, const 
 __global__ void __launch_bounds__(kContextBlock)
     clear_counts_kernel(const __grid_constant__ Contexts c,
                         const __grid_constant__ StackReaders r) {
-  for (int i = 0; i + 1 < c.depth; ++i) {
+  for (int i = 0; i + 1 < c.count; ++i) {
     for_each(1, [&](int) { *r.layers[i].used = 0; });
-    for_each(*c.layers[i].row_count, [&](int row) { r.layers[i].count[row] = 0; });
+    for_each(*c.levels[i].row_count, [&](int row) { r.layers[i].count[row] = 0; });
   }
 }
 
@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(kContextBlock)
 // A list is filled from its end: then `begin` is where it begins.
 __global__ void __launch_bounds__(kContextBlock)
     place_lists_kernel(const __grid_constant__ Contexts c, const __grid_constant__ StackReaders r) {
-  for (int i = 0; i + 1 < c.depth; ++i)
-    for_each(*c.layers[i].row_count, [&](int row) {
+  for (int i = 0; i + 1 < c.count; ++i)
+    for_each(*c.levels[i].row_count, [&](int row) {
       const Readers& l = r.layers[i];
       l.begin[row] = atomicAdd(l.used, l.count[row]) + l.count[row];
     });
@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(kContextBlock)
 
 cudaError_t list_readers(const Contexts& c, const StackReaders& r, cudaStream_t stream) {
   int64_t most = 1;
-  for (int i = 0; i < c.depth; ++i) {
-    const int64_t readers = c.layers[i].most_rows * c.layers[i].taps;
+  for (int i = 0; i < c.count; ++i) {
+    const int64_t readers = c.levels[i].most_rows * c.levels[i].taps;
     if (readers > most) most = readers;
   }
   const int64_t needed = divide_up(most, kContextBlock);

@@ -8,7 +8,8 @@
 
 namespace convlm::cuda {
 
-// A block to a sample has made as many before the launches that sharing takes are over.
+// With a block to a sample as many are made before the launches that sharing takes are over: so it
+// was counted, for a large GPU and three layers.
 constexpr int64_t kLeastProductsToShare = int64_t{1} << 27;
 constexpr int64_t kMostPositionsToShare = int64_t{1} << 30;  // and taps of them, in 32 bits
 
@@ -34,17 +35,24 @@ inline int64_t tile_of_rows(const std::vector<StackLayer>& layers,
   return 0;
 }
 
+// Positions of the result to a tile.
+inline int64_t tile_of_result(int64_t channels, ScalarType dtype) {
+  int64_t tile = 127;
+  while (tile > 1 && channels * tile * bytes_of_compute(dtype) > kWeightBytes) tile /= 2;
+  return tile;
+}
+
 // At most so many distinct contexts each layer has: a tap reads a row of the layer before, or
-// padding. Of the last layer each position is a row; below the first are words, and what is none.
+// padding. Below the first layer are the words, and what is none.
 inline std::vector<int64_t> most_rows(const std::vector<LayerTaps>& taps, int64_t vocab,
                                       int64_t batch) {
   std::vector<int64_t> result;
   int64_t below = vocab + 1;
-  for (size_t i = 0; i < taps.size(); ++i) {
-    const int64_t positions = batch * taps[i].out_length;
-    int64_t rows = i + 1 < taps.size() ? 1 : positions;
-    for (int64_t tap = 0; tap < taps[i].kernel_size && rows < positions; ++tap)
-      rows *= below + (taps[i].pad_left > 0 ? 1 : 0);
+  for (const LayerTaps& layer : taps) {
+    const int64_t positions = batch * layer.out_length;
+    int64_t rows = 1;
+    for (int64_t tap = 0; tap < layer.kernel_size && rows < positions; ++tap)
+      rows *= below + (layer.pad_left > 0 ? 1 : 0);
     result.push_back(below = rows < positions ? rows : positions);
   }
   return result;
@@ -58,7 +66,6 @@ inline std::string reason_contexts_not_shared(const std::vector<StackLayer>& lay
                                               Capability capability, int64_t least_products) {
   const auto text = [](int64_t number) { return std::to_string(number); };
   if (vocab == 0) return "the input is a signal, not tokens";
-  if (layers.size() == 1) return "there is one layer, whose positions are the result";
   int64_t products = 0, most = batch * taps[0].in_length;
   for (size_t i = 0; i < layers.size(); ++i) {
     const int64_t read = batch * taps[i].out_length * taps[i].kernel_size;
@@ -67,7 +74,7 @@ inline std::string reason_contexts_not_shared(const std::vector<StackLayer>& lay
   }
   if (products < least_products)
     return "there are " + text(products) + " products, and from " + text(least_products) +
-           " on it is faster";
+           " on contexts are numbered";
   if (most > kMostPositionsToShare)
     return "there are " + text(most) + " positions, and " + text(kMostPositionsToShare) +
            " can be numbered";

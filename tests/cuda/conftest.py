@@ -34,7 +34,7 @@ def however_small() -> Iterator[None]:
     """Contexts are shared in a stack of any size."""
     library().set_least_products_to_share(1)
     yield
-    library().set_least_products_to_share(2**27)
+    library().set_least_products_to_share(2**29)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -73,7 +73,7 @@ def test_a_model_that_shares_contexts() -> None:
     for _ in range(3):
         take_launches()
         loss = model.sgd_step(x, y, 0.5, rows)
-        # Contexts, who reads them, layers there and back, sums of readers, gradients.
-        assert sum(take_launches().values()) == 4 + 5 + 3 + 1 + 1
+        # Contexts, who reads them, layers, the loss, sums of readers and layers back, gradients.
+        assert sum(take_launches().values()) == 5 + 5 + 2 + 1 + 2 * 2 + 1
         torch.testing.assert_close(loss, twin.sgd_step(x, y, 0.5, rows))
     torch.testing.assert_close(model.state_dict(), twin.state_dict())
