@@ -22,16 +22,16 @@ struct LayerContexts {
   int batch, taps, dilation, pad, in_length, out_length;
   const int32_t* in_fields;  // [batch][in_length]
   const int32_t* in_rows;    // [field]; null: a word is its own row
+  int64_t* row_count;
+  int64_t most_rows;  // as far as the host knows
+  int together;       // readers in succession: the first of a row reads it for the others
   // Null where every position is a row:
   int32_t* fields;       // [batch][out_length]
   int32_t* first;        // [field]: its first position, or kNoField
   int32_t* rows;         // [field]
   int32_t* position_of;  // [row]
   int32_t* chunk_rows;   // [chunk of positions]: rows that begin there
-  int64_t* row_count;
-  int64_t slots;      // a power of two
-  int64_t most_rows;  // as far as the host knows
-  int together;       // readers in succession: the first of a row reads it for the others
+  int64_t slots;         // a power of two
 
   CONVLM_HOST_DEVICE int64_t positions() const { return static_cast<int64_t>(batch) * out_length; }
 

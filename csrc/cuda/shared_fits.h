@@ -10,7 +10,7 @@ namespace convlm::cuda {
 
 // With a block to a sample as many are made before the launches that sharing takes are over: so it
 // was counted, for a large GPU and three layers.
-constexpr int64_t kLeastProductsToShare = int64_t{1} << 27;
+constexpr int64_t kLeastProductsToShare = int64_t{1} << 29;
 constexpr int64_t kMostPositionsToShare = int64_t{1} << 30;  // and taps of them, in 32 bits
 
 // A tile of rows is a sample whose taps lie a tile apart.

@@ -25,7 +25,7 @@ from stacks import (
 from torch import Tensor
 
 from build import SANITIZE, emulated, library, run_sanitized, take_launches
-from convlm_kernels import _host
+from convlm_kernels import _host, stack_ops
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty", "however_small")
 
@@ -244,6 +244,18 @@ def test_the_rule(stack: Stack, reason: str | None) -> None:
     operands = "float32", *sizes, gated, 90
     assert _host.cuda_reason_stack_not_fused(*operands) is None
     assert _host.cuda_reason_contexts_not_shared(*operands, stack.batch) == reason
+
+
+def test_the_rule_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    inputs = inputs_of(SEEDS._replace(batch=5_000), torch.float32)
+
+    def reason(tokens: Tensor) -> str | None:
+        operands = inputs.x, tokens, inputs.weights, SEEDS.settings
+        return stack_ops.reason_contexts_not_shared(*operands)
+
+    assert reason(inputs.tokens) is None
+    assert "from 536870912 on" in reason(inputs.tokens[:32])
 
 
 @pytest.mark.skipif(bool(SANITIZE), reason="this is the run under the sanitizers")
