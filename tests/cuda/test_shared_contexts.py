@@ -18,6 +18,7 @@ from stacks import (
     check,
     check_loss,
     inputs_of,
+    reference,
     run,
     run_loss,
     target_of,
@@ -126,6 +127,13 @@ def test_a_smaller_gpu_has_smaller_tiles_and_the_same_bits() -> None:
         check(WIDE, torch.float32, share=True, operators=EMULATED)
     finally:
         library().set_capability(90)
+
+
+def test_more_tiles_than_blocks() -> None:
+    stack = Stack("", 8_200, 9, (1, 2), 2, (1,), ("relu",), vocab=2)
+    inputs = inputs_of(stack, torch.float64)
+    y, _ = EMULATED.forward(*inputs, stack.settings, True, False)
+    torch.testing.assert_close(y, reference(stack, inputs))
 
 
 def test_int32_and_strided_tokens() -> None:
