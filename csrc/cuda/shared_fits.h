@@ -25,7 +25,7 @@ inline std::vector<LayerTaps> taps_of_tiles(const std::vector<LayerTaps>& taps, 
 // channels are in different banks.
 inline int64_t tile_of_rows(const std::vector<StackLayer>& layers,
                             const std::vector<LayerTaps>& taps, int64_t vocab, ScalarType dtype,
-                            Capability capability) {
+                            int capability) {
   for (const int64_t tile : {31, 15, 7}) {
     const std::vector<LayerTaps> tiled = taps_of_tiles(taps, tile);
     bool fits = reason_stack_does_not_fit(layers, tiled, vocab, dtype, capability).empty();
@@ -62,8 +62,8 @@ inline std::vector<int64_t> most_rows(const std::vector<LayerTaps>& taps, int64_
 // that fits.
 inline std::string reason_contexts_not_shared(const std::vector<StackLayer>& layers,
                                               const std::vector<LayerTaps>& taps, int64_t vocab,
-                                              int64_t batch, ScalarType dtype,
-                                              Capability capability, int64_t least_products) {
+                                              int64_t batch, ScalarType dtype, int capability,
+                                              int64_t least_products) {
   const auto text = [](int64_t number) { return std::to_string(number); };
   if (vocab == 0) return "the input is a signal, not tokens";
   int64_t products = 0, most = batch * taps[0].in_length;

@@ -25,7 +25,7 @@ void run_on(const char* function, StackCall& call, StackProblem& problem, const 
   }
   const auto& [layers, taps, vocab, a] =
       std::tie(problem.layers, problem.taps, problem.vocab, problem.arguments);
-  const Capability capability = Machine::capability(x);
+  const int capability = Machine::capability(x);
   const std::string reason = reason_stack_does_not_fit(layers, taps, vocab, a.dtype, capability);
   STD_TORCH_CHECK(reason.empty(), function, ": this stack cannot be fused: ", reason);
   if (share && reason_contexts_not_shared(layers, taps, vocab, a.batch, a.dtype, capability,

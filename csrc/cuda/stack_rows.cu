@@ -77,27 +77,43 @@ __global__ void __launch_bounds__(kStackBlock, kBlocksOfRows<S>)
 }
 
 constexpr int kLanes = 32;  // channels
-constexpr int kParts = 8;   // of a row's readers
+constexpr int kParts = 16;  // a row each, or parts of one row's readers
 constexpr int kThreads = kLanes * kParts;
-constexpr int64_t kMostRowsAtOnce = 4096;
+constexpr int kFewReaders = 64;
+constexpr int64_t kMostSumsAtOnce = 1024;
 
+template <class S>
+__device__ Compute<S> sum_of_readers(const ReaderSums<S>& s, int64_t row, int64_t channel, int part,
+                                     int parts) {
+  const int32_t* readers = s.readers.readers + s.readers.begin[row];
+  const int count = s.readers.count[row];
+  Compute<S> sum = Compute<S>(0);
+#pragma unroll 4
+  for (int i = part; i < count; i += parts) sum += s.grad_read[readers[i] * s.channels + channel];
+  return sum;
+}
+
+// Most rows have few readers, and a block takes several of them; then those of many, one by one.
 template <class S>
 __global__ void __launch_bounds__(kThreads)
     reader_sums_kernel(const __grid_constant__ ReaderSums<S> s) {
   using C = Compute<S>;
   C* sums = reinterpret_cast<C*>(shared_memory());
   const int lane = threadIdx.x % kLanes, part = threadIdx.x / kLanes;
-  for (int64_t row = blockIdx.x; row < *s.row_count; row += gridDim.x) {
-    const int32_t* readers = s.readers.readers + s.readers.begin[row];
-    const int count = s.readers.count[row];
-    for (int64_t channel = lane; channel - lane < s.channels; channel += kLanes) {
-      C sum = C(0);
-#pragma unroll 4
-      for (int i = part; i < count; i += kParts)
-        if (channel < s.channels) sum += s.grad_read[readers[i] * s.channels + channel];
+  const int64_t rows = *s.row_count, channel_blocks = divide_up(s.channels, kLanes);
+  const int64_t blocks = divide_up(rows, kParts) * channel_blocks;
+  for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
+    const int64_t first = block / channel_blocks * kParts, own = first + part;
+    const int64_t channel = block % channel_blocks * kLanes + lane;
+    const bool mine = channel < s.channels;
+    if (mine && own < rows && s.readers.count[own] <= kFewReaders)
+      s.grad_out[own * s.channels + channel] = sum_of_readers(s, own, channel, 0, 1);
+    for (int64_t row = first; row < first + kParts && row < rows; ++row) {
+      if (s.readers.count[row] <= kFewReaders) continue;
+      C sum = mine ? sum_of_readers(s, row, channel, part, kParts) : C(0);
       sums[threadIdx.x] = sum;
       __syncthreads();
-      if (part == 0 && channel < s.channels) {
+      if (part == 0 && mine) {
         for (int other = 1; other < kParts; ++other) sum += sums[other * kLanes + lane];
         s.grad_out[row * s.channels + channel] = sum;
       }
@@ -116,9 +132,9 @@ cudaError_t run_rows(const LayerOfRows<S>& l, int shared_bytes, cudaStream_t str
 
 template <class S>
 cudaError_t add_up_readers(const ReaderSums<S>& s, cudaStream_t stream) {
-  return launch(&reader_sums_kernel<S>,
-                s.most_rows < kMostRowsAtOnce ? s.most_rows : kMostRowsAtOnce, kThreads,
-                kThreads * static_cast<int>(sizeof(Compute<S>)), stream, s);
+  const int64_t blocks = divide_up(s.most_rows, kParts) * divide_up(s.channels, kLanes);
+  return launch(&reader_sums_kernel<S>, blocks < kMostSumsAtOnce ? blocks : kMostSumsAtOnce,
+                kThreads, kThreads * static_cast<int>(sizeof(Compute<S>)), stream, s);
 }
 
 #define CONVLM_INSTANTIATE(S)                                                 \

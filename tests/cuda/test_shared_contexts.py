@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import DTYPES, parametrize
 from stacks import (
+    NATIVE,
     SEED,
     TOKENS,
     Inputs,
@@ -38,7 +39,7 @@ GATES, ONE_TAP = TOKENS[2], TOKENS[4]
 MANY = Stack("several chunks of positions and tiles of rows, a residual at the end", 230, 8,
              (2, 3, 3), 2, (1, 3), ("gelu", "tanh"), False, (0, 1), vocab=5)  # fmt: skip
 ONE = Stack("one layer", 40, 7, (3, 9), 2, (2,), ("relu",), vocab=3)
-WIDE = Stack("weights in several chunks, more readers than parts", 30, 9, (40, 90, 6), 5,
+WIDE = Stack("weights in several chunks, one context", 30, 9, (40, 90, 6), 5,
              (1, 1), ("silu", "none"), vocab=1)  # fmt: skip
 STACKS = [WORDS, GATES, ONE_TAP, MANY, ONE, WIDE]
 
@@ -129,8 +130,19 @@ def test_a_smaller_gpu_has_smaller_tiles_and_the_same_bits() -> None:
         library().set_capability(90)
 
 
+FEW_WORDS = Stack("", 1_200, 9, (1, 2), 2, (1,), ("tanh",), vocab=2)
+
+
+def test_more_readers_of_a_row_than_one_thread_adds_up() -> None:
+    inputs = inputs_of(FEW_WORDS, torch.float64)
+    actual, expected = (
+        run_loss(FEW_WORDS, inputs, True, operators) for operators in (EMULATED, NATIVE)
+    )
+    torch.testing.assert_close(actual, expected)
+
+
 def test_more_tiles_than_blocks() -> None:
-    stack = Stack("", 8_200, 9, (1, 2), 2, (1,), ("relu",), vocab=2)
+    stack = FEW_WORDS._replace(batch=8_200)
     inputs = inputs_of(stack, torch.float64)
     y, _ = EMULATED.forward(*inputs, stack.settings, True, False)
     torch.testing.assert_close(y, reference(stack, inputs))
