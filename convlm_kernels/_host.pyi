@@ -53,3 +53,15 @@ def cuda_reason_stack_not_fused(
     gated: list[bool],
     capability: int,
 ) -> str | None: ...
+def cuda_reason_contexts_not_shared(
+    dtype: str,
+    channels: int,
+    length: int,
+    vocab: int,
+    weights: list[tuple[int, int]],
+    dilations: list[int],
+    pads: list[int],
+    gated: list[bool],
+    capability: int,
+    batch: int,
+) -> str | None: ...

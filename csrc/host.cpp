@@ -9,7 +9,7 @@
 
 #include "cpu/dispatch.h"
 #include "cuda/select.h"
-#include "cuda/stack_fits.h"
+#include "cuda/shared_fits.h"
 #include "geometry.h"
 #include "names.h"
 
@@ -76,14 +76,19 @@ std::string cuda_kernel(const std::string& dtype, int64_t batch, int64_t in_chan
                                                         convlm::asked_precision(fp32_precision)));
 }
 
-// Why a chain of layers, each (columns, kernel_size), does not fit a GPU of that capability; the
-// columns of a gated one are twice its channels. `vocab` is 0 without tokens.
-std::optional<std::string> cuda_reason_stack_not_fused(
-    const std::string& dtype, int64_t channels, int64_t length, int64_t vocab,
-    const std::vector<std::pair<int64_t, int64_t>>& weights, const std::vector<int64_t>& dilations,
-    const std::vector<int64_t>& pads, const std::vector<bool>& gated, int capability) {
+// A chain of layers, each (columns, kernel_size); the columns of a gated one are twice its
+// channels.
+struct Chain {
   std::vector<convlm::StackLayer> layers;
   std::vector<convlm::LayerTaps> taps;
+  std::string reason;  // why there is no such chain, or nothing
+};
+
+Chain chain_of(int64_t channels, int64_t length,
+               const std::vector<std::pair<int64_t, int64_t>>& weights,
+               const std::vector<int64_t>& dilations, const std::vector<int64_t>& pads,
+               const std::vector<bool>& gated) {
+  Chain chain;
   for (size_t i = 0; i < weights.size(); ++i) {
     convlm::StackLayer layer{};
     layer.in_channels = channels;
@@ -94,16 +99,45 @@ std::optional<std::string> cuda_reason_stack_not_fused(
     const int64_t out = convlm::output_length(length, layer.kernel_size, 1, dilation, pad, 0);
     if (layer.in_channels < 1 || layer.out_channels() < 1 || layer.kernel_size < 1)
       throw py::value_error("all sizes must be at least 1");
-    if (out < 1) return "layer " + std::to_string(i) + " has no outputs";
-    layers.push_back(layer);
-    taps.push_back({layer.kernel_size, dilation, pad, length, out});
+    if (out < 1) {
+      chain.reason = "layer " + std::to_string(i) + " has no outputs";
+      return chain;
+    }
+    chain.layers.push_back(layer);
+    chain.taps.push_back({layer.kernel_size, dilation, pad, length, out});
     channels = layer.out_channels();
     length = out;
   }
-  const std::string reason = convlm::cuda::reason_stack_does_not_fit(
-      layers, taps, vocab, convlm::asked_dtype(dtype), capability);
+  return chain;
+}
+
+std::optional<std::string> reason_or_none(const std::string& reason) {
   if (reason.empty()) return std::nullopt;
   return reason;
+}
+
+// Why a chain does not fit a GPU of that capability. `vocab` is 0 without tokens.
+std::optional<std::string> cuda_reason_stack_not_fused(
+    const std::string& dtype, int64_t channels, int64_t length, int64_t vocab,
+    const std::vector<std::pair<int64_t, int64_t>>& weights, const std::vector<int64_t>& dilations,
+    const std::vector<int64_t>& pads, const std::vector<bool>& gated, int capability) {
+  const Chain chain = chain_of(channels, length, weights, dilations, pads, gated);
+  if (!chain.reason.empty()) return chain.reason;
+  return reason_or_none(convlm::cuda::reason_stack_does_not_fit(
+      chain.layers, chain.taps, vocab, convlm::asked_dtype(dtype), capability));
+}
+
+// Why one that fits computes each position for itself, and not each distinct context once.
+std::optional<std::string> cuda_reason_contexts_not_shared(
+    const std::string& dtype, int64_t channels, int64_t length, int64_t vocab,
+    const std::vector<std::pair<int64_t, int64_t>>& weights, const std::vector<int64_t>& dilations,
+    const std::vector<int64_t>& pads, const std::vector<bool>& gated, int capability,
+    int64_t batch) {
+  const Chain chain = chain_of(channels, length, weights, dilations, pads, gated);
+  if (!chain.reason.empty()) return chain.reason;
+  return reason_or_none(convlm::cuda::reason_contexts_not_shared(
+      chain.layers, chain.taps, vocab, batch, convlm::asked_dtype(dtype), capability,
+      convlm::cuda::kLeastProductsToShare));
 }
 
 }  // namespace
@@ -121,6 +155,9 @@ PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
         "dilation"_a = 1, "groups"_a = 1, "fp32_precision"_a = "ieee");
   m.def("cuda_reason_stack_not_fused", &cuda_reason_stack_not_fused, "dtype"_a, "channels"_a,
         "length"_a, "vocab"_a, "weights"_a, "dilations"_a, "pads"_a, "gated"_a, "capability"_a);
+  m.def("cuda_reason_contexts_not_shared", &cuda_reason_contexts_not_shared, "dtype"_a,
+        "channels"_a, "length"_a, "vocab"_a, "weights"_a, "dilations"_a, "pads"_a, "gated"_a,
+        "capability"_a, "batch"_a);
   m.def("output_length", &output_length, "length"_a, "kernel_size"_a, "stride"_a, "dilation"_a,
         "pad_left"_a, "pad_right"_a);
   m.def("input_position", &convlm::input_position, "out"_a, "tap"_a, "stride"_a, "dilation"_a,

@@ -11,6 +11,8 @@ namespace convlm {
 using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
 
+constexpr int64_t kTileOfSavedRows = 32;  // at most
+
 inline Tensor bytes_like(const Tensor& t, int64_t size) {
   return empty(t, {size}, aoti_torch_dtype_uint8());
 }
@@ -99,12 +101,13 @@ class StackCall {
                     saved_size(x), " elements, got ", saved.numel());
   }
 
-  // In bytes, and the same whether rows are shared or not: what is shared needs less.
+  // In bytes, and the same whether rows are shared or not: what is shared needs less, but may be in
+  // whole tiles.
   int64_t saved_size(const Tensor& x) const {
     int64_t size = 0;
     for (size_t i = 0; i < taps().size(); ++i) {
       const StackLayer& layer = checks_.layers_[i];
-      const int64_t rows = arguments_.batch * taps()[i].out_length;
+      const int64_t rows = arguments_.batch * taps()[i].out_length + kTileOfSavedRows;
       size += rows * (row_bytes(layer.out_channels(), x) + row_bytes(layer.columns, x)) + 1024;
     }
     return size;

@@ -19,7 +19,7 @@ __device__ void add_up_word(const SharedGradients<S>& g, int64_t word) {
   using C = Compute<S>;
   C* sums = reinterpret_cast<C*>(shared_memory());
   const int lane = threadIdx.x % kWordChannels, part = threadIdx.x / kWordChannels;
-  const int64_t positions = g.batch * g.length;
+  const int64_t positions = g.samples(0) * g.length;
   for (int64_t first = 0; first < g.channels; first += kWordChannels) {
     const int64_t channel = first + lane;
     C sum = C(0);
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfStack)
     if (layer == g.depth && rest == words)
       write_loss(g);
     else if (steps && layer < g.depth)
-      make_piece(g.layers[layer], piece_of(g.layers[layer], rest));
+      make_piece(g.layers[layer], piece_of(g.layers[layer], rest), g.samples(layer));
     else if (steps)
       add_up_word(g, rest);
   }

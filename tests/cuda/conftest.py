@@ -37,6 +37,14 @@ def own_order(request: pytest.FixtureRequest) -> Iterator[None]:
     _launches.update(launched)
 
 
+@pytest.fixture
+def however_small() -> Iterator[None]:
+    """Contexts are shared in a stack of any size."""
+    library().set_least_products_to_share(1)
+    yield
+    library().set_least_products_to_share(2**29)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not _tests:
         return

@@ -104,7 +104,7 @@ def operators() -> tuple[object, object, object]:
         *(ops.forward, ops.grad_input, ops.grad_weight),
         *(step_ops.step, step_ops.generate),
         *(stack_ops.stack_forward, stack_ops.stack_backward, stack_ops.stack_losses),
-        *(stack_ops.stack_cross_entropy, stack_ops.stack_sgd_),
+        *(stack_ops.stack_cross_entropy, stack_ops.stack_sgd_, stack_ops.stack_rows),
         *(lookup_ops.lookup, lookup_ops.grad_table),
     )
     definitions = torch.library.Library("convlm_emulated", "DEF")
