@@ -76,9 +76,9 @@ __global__ void __launch_bounds__(kStackBlock, kBlocksOfRows<S>)
   });
 }
 
-constexpr int kLanes = 32;  // channels
-constexpr int kParts = 16;  // a row each, or parts of one row's readers
-constexpr int kThreads = kLanes * kParts;
+constexpr int kRowChannels = 32;  // channels
+constexpr int kParts = 16;        // a row each, or parts of one row's readers
+constexpr int kThreads = kRowChannels * kParts;
 constexpr int kFewReaders = 64;
 constexpr int64_t kMostSumsAtOnce = 1024;
 
@@ -99,12 +99,12 @@ __global__ void __launch_bounds__(kThreads)
     reader_sums_kernel(const __grid_constant__ ReaderSums<S> s) {
   using C = Compute<S>;
   C* sums = reinterpret_cast<C*>(shared_memory());
-  const int lane = threadIdx.x % kLanes, part = threadIdx.x / kLanes;
-  const int64_t rows = *s.row_count, channel_blocks = divide_up(s.channels, kLanes);
+  const int lane = threadIdx.x % kRowChannels, part = threadIdx.x / kRowChannels;
+  const int64_t rows = *s.row_count, channel_blocks = divide_up(s.channels, kRowChannels);
   const int64_t blocks = divide_up(rows, kParts) * channel_blocks;
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     const int64_t first = block / channel_blocks * kParts, own = first + part;
-    const int64_t channel = block % channel_blocks * kLanes + lane;
+    const int64_t channel = block % channel_blocks * kRowChannels + lane;
     const bool mine = channel < s.channels;
     if (mine && own < rows && s.readers.count[own] <= kFewReaders)
       s.grad_out[own * s.channels + channel] = sum_of_readers(s, own, channel, 0, 1);
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads)
       sums[threadIdx.x] = sum;
       __syncthreads();
       if (part == 0 && mine) {
-        for (int other = 1; other < kParts; ++other) sum += sums[other * kLanes + lane];
+        for (int other = 1; other < kParts; ++other) sum += sums[other * kRowChannels + lane];
         s.grad_out[row * s.channels + channel] = sum;
       }
       __syncthreads();
@@ -132,7 +132,7 @@ cudaError_t run_rows(const LayerOfRows<S>& l, int shared_bytes, cudaStream_t str
 
 template <class S>
 cudaError_t add_up_readers(const ReaderSums<S>& s, cudaStream_t stream) {
-  const int64_t blocks = divide_up(s.most_rows, kParts) * divide_up(s.channels, kLanes);
+  const int64_t blocks = divide_up(s.most_rows, kParts) * divide_up(s.channels, kRowChannels);
   return launch(&reader_sums_kernel<S>, blocks < kMostSumsAtOnce ? blocks : kMostSumsAtOnce,
                 kThreads, kThreads * static_cast<int>(sizeof(Compute<S>)), stream, s);
 }
