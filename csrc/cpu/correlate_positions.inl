@@ -14,15 +14,39 @@ struct PartOfPositions {
   int64_t weight_offset;  // within those of a block of rows
 };
 
+// Strips of positions are as wide as the core, and a tile is staged for several of them: how many.
+template <class T, class S>
+int64_t plan_tile(const Correlation<S>& p, int64_t taps, int64_t most_vectors, Staging& staging) {
+  constexpr int W = kLanes<T>;
+  constexpr int64_t kStagedBytes =
+      256 * 1024;  // a quarter of the L2 cache, weights and outputs need the rest
+  constexpr int64_t kMaxTileVectors = 128;
+  const int64_t vectors = divide_up(p.outputs, W), channels = divide_up(p.channels, kDepth<T>);
+  const auto plan = [&](int64_t strips) {
+    (p.in_step == 1 ? plan_for_scalars : plan_for_vectors)(
+        staging, smaller(vectors, strips * most_vectors) * W, p.in_step, p.tap_offset, taps, W);
+    return channels * staging.channel_pitch() * static_cast<int64_t>(sizeof(T)) <= kStagedBytes;
+  };
+  int64_t most = smaller(divide_up(vectors, most_vectors), kMaxTileVectors / most_vectors);
+  if (plan(most)) return most;
+  int64_t fewest = 1;
+  while (fewest < most) {
+    const int64_t strips = (fewest + most + 1) / 2;
+    if (plan(strips))
+      fewest = strips;
+    else
+      most = strips - 1;
+  }
+  plan(fewest);
+  return fewest;
+}
+
 // The correlations of several classes of positions go together: they stage the same input, and
 // write to the same cache lines. They differ in taps and outputs alone; the taps of all lie in one
 // array, and the first has the most outputs.
 template <class T, class S>
 void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_count) {
   constexpr int W = kLanes<T>;
-  constexpr int64_t kStagedBytes =
-      256 * 1024;  // a quarter of the L2 cache, weights and outputs need the rest
-  constexpr int64_t kMaxTileVectors = 128;
   constexpr int64_t kJobs =
       16;  // enough for the threads of a common processor; the bits do not depend on it
 
@@ -49,20 +73,9 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   staging.stream_start = memory;
   staging.tap_start = memory + taps;
 
-  // Strips are as wide as the core; a tile is staged for several of them.
   const int64_t vectors = divide_up(p.outputs, W);
   const int64_t strips = divide_up(vectors, most_vectors);
-  int64_t tile_strips = smaller(strips, kMaxTileVectors / most_vectors);
-  for (;; --tile_strips) {
-    const int64_t outputs = smaller(vectors, tile_strips * most_vectors) * W;
-    if (p.in_step == 1)
-      plan_for_scalars(staging, outputs, 1, p.tap_offset, taps, W);
-    else
-      plan_for_vectors(staging, outputs, p.in_step, p.tap_offset, taps, W);
-    if (tile_strips == 1 ||
-        channels * staging.channel_pitch() * static_cast<int64_t>(sizeof(T)) <= kStagedBytes)
-      break;
-  }
+  const int64_t tile_strips = plan_tile<T>(p, taps, most_vectors, staging);
   const int64_t tiles = divide_up(strips, tile_strips);
   const int64_t blocks = divide_up(p.rows, most_rows);
   const int64_t weight_pitch = divide_up(p.rows, blocks);

@@ -140,16 +140,22 @@ CONVLM_INLINE void for_each_part(const Reduction& r, int64_t chain, int64_t most
       body(Steps{o, smaller(o + outer, r.outer), s, smaller(s + inner, r.inner)});
 }
 
+// How many outputs read a part of the input by this tap.
+template <class S>
+int64_t outputs_inside(const Correlation<S>& p, int64_t tap) {
+  const auto steps = [&](int64_t distance) {
+    return p.in_step == 1 ? distance : divide_up(distance, p.in_step);
+  };
+  const int64_t first = larger(0, steps(-p.tap_offset[tap]));
+  const int64_t last = smaller(p.outputs, steps(p.length - p.tap_offset[tap]));
+  return larger(0, last - first);
+}
+
 // How many products the outputs of one row and channel take, but for those with padding.
 template <class S>
 int64_t products_inside(const Correlation<S>& p) {
   int64_t products = 0;
-  for (int64_t j = 0; j < p.taps; ++j) {
-    // The outputs from `first` on and before `last` read a part of the input.
-    const int64_t first = larger(0, divide_up(-p.tap_offset[j], p.in_step));
-    const int64_t last = smaller(p.outputs, divide_up(p.length - p.tap_offset[j], p.in_step));
-    products += larger(0, last - first);
-  }
+  for (int64_t j = 0; j < p.taps; ++j) products += outputs_inside(p, j);
   return products;
 }
 
@@ -165,6 +171,17 @@ bool taps_are_neighbours(const Correlation<S>& p) {
 template <class S>
 bool natural_weight(const Correlation<S>& p) {
   return taps_are_neighbours(p) && p.weight_channel == p.taps && p.tap_index[0] == 0;
+}
+
+// The same for the taps that read a part of the input. Chains begin elsewhere then: not for
+// forward, which has the bits of steps.
+template <class S>
+Correlation<S> of_taps_inside(Correlation<S> p) {
+  const TapRange taps = taps_inside(p, 0, larger(1, p.outputs));
+  p.tap_index += taps.first;
+  p.tap_offset += taps.first;
+  p.taps = taps.count();
+  return p;
 }
 
 // Whether many weights at once are turned into place. Few taps are picked by shuffles of their own.

@@ -110,7 +110,8 @@ struct GradInput {
     const bool interleaved = !by_groups && is_interleaved(g), together = by_groups || interleaved;
     int64_t count = together ? 0 : classes_by_taps(a, parts);
     if (count > 0) return correlate_taps_first(parts, count);
-    for_each_class(a, true, [&](const Correlation<S>& p) {
+    for_each_class(a, true, [&](const Correlation<S>& all) {
+      const Correlation<S> p = together ? all : of_taps_inside(all);
       if (p.taps == 0 && !by_groups) {
         if (!interleaved) clear(p);
         return true;
@@ -209,7 +210,8 @@ struct GradInputKernel {
         scratch(Slot::parts, sizeof(Correlation<S>) * smaller(g.stride, g.length)));
     if (GradInput<S>::classes_by_taps(a, parts) > 0) return Kernel::taps;
     Kernel kernel = Kernel::rows;
-    GradInput<S>::for_each_class(a, true, [&](const Correlation<S>& p) {
+    GradInput<S>::for_each_class(a, true, [&](const Correlation<S>& all) {
+      const Correlation<S> p = of_taps_inside(all);
       if (p.taps > 0) kernel = correlation_kernel(p);
       return p.taps == 0;
     });

@@ -10,26 +10,6 @@ constexpr int64_t kFewestFastOutputs = 64;
 template <class S>
 constexpr bool kMayFilter = sizeof(S) < sizeof(double) && kDepth<Operand<S>> == 1;
 
-// Samples whose outputs are less than a strip of the core, or leave an eighth of the lanes of their
-// vectors of positions empty. Of fewer than half a vector, the copying alone would cost more than
-// is saved.
-template <class S>
-bool is_short(int64_t outputs) {
-  constexpr int W = kLanes<Compute<S>>;
-  return 2 * outputs >= W &&
-         (outputs < kMaxVectors * W || 8 * divide_up(outputs, W) * W > 9 * outputs);
-}
-constexpr int64_t kFewestJoinedRows = 8;
-
-// What each product of all samples costs where they are joined, in multiply-adds of vectors. A copy
-// of a vector costs as much as some of them, and staging a phase of a strided row, whose taps share
-// it, as many more. Both were measured.
-inline int64_t joined_cost(int64_t batch, int64_t vectors, int64_t rows, int64_t step,
-                           int64_t taps) {
-  constexpr int64_t kCopy = 4, kPhase = 32;
-  return vectors * (rows + kCopy) + (step == 1 ? 0 : batch * kPhase * smaller(step, taps) / taps);
-}
-
 // ---- forward and grad_input ----
 
 // What a fast filter costs, in multiply-adds: the products, and the making of components and
@@ -49,20 +29,6 @@ int64_t fast_correlation_cost(const Correlation<S>& p, int64_t dilation) {
 template <class S>
 int64_t direct_correlation_cost(const Correlation<S>& p) {
   return products_inside(p) * p.channels * p.rows + p.outputs * (3 * p.channels + 6 * p.rows);
-}
-
-// Products of one channel and row for one sample, where outputs go in strips that leave out the
-// taps of which all of them read nothing but padding: on average `more` outputs than read a part of
-// the input are multiplied by a tap.
-template <class S>
-int64_t products_in_strips(const Correlation<S>& p, int64_t more) {
-  int64_t products = 0;
-  for (int64_t j = 0; j < p.taps; ++j) {
-    const int64_t inside =
-        smaller(p.outputs, p.length - p.tap_offset[j]) - larger(0, -p.tap_offset[j]);
-    if (inside > 0) products += smaller(p.outputs, inside + more);
-  }
-  return products;
 }
 
 // Few rows per channel leave nothing to block over; past one chain the sums need their tile.
@@ -98,84 +64,173 @@ inline bool is_interleaved(const Conv1dGeometry& g) {
          has_few_channels(1, g.out_channels_per_group(), g.kernel_size);
 }
 
-// Vectors of positions, or of rows. Both round up to whole vectors: the one that wastes less.
-// Vectors of positions need no turning of the output, so they win ties and near-ties.
-template <class S>
-Kernel kernel_of_vectors(const Correlation<S>& p) {
-  constexpr int W = kLanes<Compute<S>>;
-  int64_t by_positions = divide_up(p.outputs, W) * p.rows;
-  int64_t by_rows = divide_up(p.rows, W) * p.outputs;
-  const bool is_joined = is_short<S>(p.outputs) && p.rows >= kFewestJoinedRows;
-  // Rows read inputs in place, where positions have to stage each phase of a stride.
-  constexpr int64_t kPhase = 32, kPhaseVector = 4;
-  if (std::is_same_v<S, Compute<S>> && p.in_step > 1 && reads_no_padding(p)) {
-    by_positions = by_positions * p.taps +
-                   smaller(p.taps, p.in_step) * (kPhase + kPhaseVector * divide_up(p.outputs, W));
-    by_rows *= p.taps;
-  }
-  return !is_joined && by_positions * 8 <= by_rows * 9 ? Kernel::positions : Kernel::rows;
+// ---- what the direct kernels cost ----
+
+// In multiply-adds of vectors, for one group and, if not said otherwise, one sample. The prices of
+// copies, tiles and sums were fitted to the times of 14,000 random problems.
+
+// Of one channel: a stream to begin, and its vectors to copy.
+inline int64_t staging_cost(const Staging& plan, int64_t lanes, int64_t start, int64_t vector) {
+  return plan.streams * (start + vector * divide_up(plan.width, lanes));
 }
 
-// Whether to multiply by taps first. Costs of one sample, in multiply-adds; the constants were
-// fitted to the times of 2,500 random problems.
+// The arrays of a plan that is only looked at.
+template <class S>
+Staging staging_of(const Correlation<S>& p) {
+  Staging plan;
+  plan.stream_start = static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * p.taps));
+  plan.tap_start = plan.stream_start + p.taps;
+  return plan;
+}
+
+// Of one channel and row: products in strips that leave out the taps of which all of them read
+// nothing but padding: on average `more` outputs than read a part of the input are multiplied.
+template <class S>
+int64_t products_in_strips(const Correlation<S>& p, int64_t more) {
+  int64_t products = 0;
+  for (int64_t j = 0; j < p.taps; ++j) {
+    const int64_t inside = outputs_inside(p, j);
+    if (inside > 0) products += smaller(p.outputs, inside + more);
+  }
+  return products;
+}
+
+template <class S>
+int64_t cost_by_positions(const Correlation<S>& p) {
+  using T = Operand<S>;
+  constexpr int W = kLanes<Compute<S>>;
+  constexpr int64_t kStream = 31, kCopy = 4, kGather = 11, kOutput = 4, kTile = 100;
+  const int64_t vectors = divide_up(p.outputs, W);
+  const int64_t products =
+      larger(p.taps, divide_up(products_in_strips(p, kMaxVectors * W / 2), W)) *
+      (p.rows == 1 ? 2 : 1);  // a lone row waits for its sums
+  Staging staging = staging_of(p);
+  const int64_t strips = plan_tile<T>(p, p.taps, kMaxVectors, staging);
+  const int64_t tiles = divide_up(vectors, strips * kMaxVectors);
+  const int64_t copying = staging_cost(staging, W, kStream, p.in_step == 1 ? kCopy : kGather);
+  return p.rows * divide_up(p.channels, kDepth<T>) * products + tiles * p.channels * copying +
+         kOutput * p.rows * vectors +
+         kTile * divide_up(p.rows, kMaxRows) * divide_up(vectors, kMaxVectors);
+}
+
+// Turned outputs that are not next to each other go one by one.
+constexpr int64_t kStoredApart = 4;
+
+template <class S>
+int64_t cost_by_rows(const Correlation<S>& p) {
+  constexpr int W = kLanes<Compute<S>>;
+  constexpr int64_t kStream = 15, kCopy = 6, kOutput = 11, kTile = 64;
+  const int64_t vectors = divide_up(p.rows, W);
+  int64_t copying = 0;
+  if (!std::is_same_v<S, Compute<S>> || !reads_no_padding(p)) {
+    Staging staging = staging_of(p);
+    plan_for_scalars(staging, p.outputs, p.in_step, p.tap_offset, p.taps, W);
+    copying = staging_cost(staging, W, kStream, kCopy);
+  }
+  return vectors * divide_up(p.channels, kDepth<Operand<S>>) * products_in_strips(p, kMaxRows / 2) +
+         p.channels * copying + kOutput * vectors * p.outputs +
+         kTile * divide_up(p.outputs, kMaxRows) * divide_up(vectors, kMaxVectors) +
+         (p.out_step == 1 ? 0 : kStoredApart * p.rows * p.outputs);
+}
+
+// Of `batch` samples.
+template <class S>
+int64_t cost_of_joined(const Correlation<S>& p, int64_t batch) {
+  constexpr int W = kLanes<Compute<S>>;
+  constexpr int64_t kPiece = 3, kCopy = 5, kStream = 10, kGather = 18, kOutput = 3, kSum = 8;
+  const int64_t vectors = divide_up(batch * p.outputs, W);
+  int64_t gathering = 0;
+  if (p.in_step * p.in_position > 1) {
+    Staging staging = staging_of(p);
+    plan_for_vectors(staging, p.outputs, p.in_step, p.tap_offset, p.taps, W);
+    gathering = staging_cost(staging, W, kStream, kGather);
+  }
+  return p.taps * (p.rows * divide_up(p.channels, kDepth<Operand<S>>) * vectors +
+                   p.channels * (kPiece * batch + kCopy * vectors)) +
+         batch * p.channels * gathering + p.rows * (kOutput * batch + kSum * vectors) +
+         (p.out_step == 1 ? 0 : kStoredApart * batch * p.rows * p.outputs);
+}
+
+// Longer samples fill their vectors alone.
+constexpr int64_t kMostJoinedVectors = 8;
+template <class S>
+bool may_be_joined(const Correlation<S>& p) {
+  return p.outputs <= kMostJoinedVectors * kLanes<Compute<S>>;
+}
+
+// The batch must not show in the bits: they are those of positions, or those of the other two.
+constexpr int64_t kUsualBatch = 8;
+
+template <class S>
+int64_t cost_by_rows_or_joined(const Correlation<S>& p) {
+  const int64_t rows = cost_by_rows(p);
+  return may_be_joined(p) ? smaller(rows, cost_of_joined(p, kUsualBatch) / kUsualBatch) : rows;
+}
+
+// A sample's share of packing weights.
+template <class S>
+int64_t packing_cost(const Correlation<S>& p) {
+  const TapRange taps = taps_inside(p, 0, p.outputs);
+  const int64_t weight = is_turned(p, taps.count()) ? 1 : 4;
+  return weight * p.rows * p.channels * taps.count() / kUsualBatch;
+}
+
+// Where inputs are multiplied by taps first: of a correlation, or of all classes of positions.
+template <class S>
+int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
+  constexpr int W = kLanes<Compute<S>>;
+  constexpr int64_t kProduct = 5, kSample = 2, kCopy = 3, kPacked = 4, kBlock = 3;
+  constexpr int64_t kRow = 15, kAddend = 15, kOutput = 6;
+  const Correlation<S>& p = parts[0];
+  const TapReach reach = tap_reach(parts, part_count);
+  const int64_t columns = p.rows * reach.count(), blocks = divide_up(columns, kMaxRows);
+  const bool is_long = p.length > kTapPositions;
+  const int64_t adding = is_long ? 8 : 3;  // to outputs, or to sums that wait for the next inputs
+  const int64_t vectors =
+      is_long ? kUsualBatch * divide_up(p.length, W) : divide_up(kUsualBatch * p.length, W);
+  int64_t of_all =
+      vectors * (divide_up(p.channels, kDepth<Operand<S>>) * (columns / 2 + kBlock * blocks) +
+                 kCopy * p.channels + kProduct * columns);
+  if (!weight_may_stay<Operand<S>>(p, reach)) of_all += kPacked * p.channels * columns;
+  int64_t cost = of_all / kUsualBatch + kRow * p.rows + (is_long ? 0 : kSample * p.channels);
+  for (int64_t i = 0; i < part_count; ++i)
+    cost += divide_up(parts[i].outputs, W) *
+            (parts[i].taps * (adding * p.rows + kAddend) + kOutput * p.rows);
+  return cost;
+}
+
+// Inputs that are next to each other.
+template <class S>
+bool may_take_taps_first(const Correlation<S>& p) {
+  return p.length > 0 && p.in_step == 1;
+}
+
+// Whether all classes of positions of one grad_input are to be multiplied by taps first.
 template <class S>
 bool taps_first_pays(const Correlation<S>* parts, int64_t part_count) {
-  constexpr int W = kLanes<Compute<S>>, kDeep = kDepth<Operand<S>>;
-  // Of a product to its output, or to sums that wait for the next inputs.
-  const int64_t adding = parts[0].length <= kTapPositions ? 12 : 40;
-  constexpr int64_t kJoiningRow = 128;  // a copy of an input's row
-  constexpr int64_t kStagedRow = 512;   // and with padding, of a vector of which:
-  constexpr int64_t kStagedElement = 4;
-  constexpr int64_t kPacking = 16, kTurning = 4;  // of a weight, shared by a few samples
-  constexpr int64_t kStoredApart = 16;            // an output that is not next to the others
-  const Correlation<S>& p = parts[0];
-  if (p.length == 0 || p.in_step != 1) return false;
-  if (part_count == 1 && p.taps == 1 && p.rows > 2) return false;
-  const TapReach reach = tap_reach(parts, part_count);
-  const int64_t columns = p.rows * reach.count(), weights = p.channels * columns;
-  // Few columns wait for each other's sums.
-  int64_t taps_first = larger(p.length, W / 2) * (p.channels / kDeep + adding) *
-                           (columns + larger(0, kMaxRows - columns) / 4) +
-                       p.channels * (p.length + kJoiningRow);
-  if (!weight_may_stay<Operand<S>>(p, reach)) taps_first += kPacking * weights;
-
-  int64_t sums = (is_turned(p, reach.count()) ? kTurning : kPacking) * weights;
+  constexpr int64_t kApart = 1;  // an output that is not next to the others
+  if (!may_take_taps_first(parts[0]) || tap_reach(parts, part_count).count() == 0) return false;
+  int64_t others = 0;
   for (int64_t i = 0; i < part_count; ++i) {
-    const Correlation<S>& q = parts[i];
-    if (part_count > 1) sums += kStoredApart * q.rows * q.outputs;
-    if (q.taps == 0) continue;
-    const TapRange taps = taps_inside(q, 0, q.outputs);
-    const int64_t products =
-        kernel_of_vectors(q) == Kernel::positions
-            ? products_in_strips(q, kMaxVectors * W * 3 / 2) *
-                  larger(3 * q.rows + 6, 4 * q.rows + 1) / 4
-            : smaller(products_in_strips(q, kMaxRows / 2) * divide_up(q.rows, W) * W,
-                      q.taps * q.outputs * (q.rows + 4));
-    const int64_t spread = q.tap_offset[q.taps - 1] - q.tap_offset[0];
-    const int64_t together = q.outputs + larger(spread, -spread);
-    const int64_t apart = taps.count() * q.outputs;
-    const int64_t staged = together <= apart ? kStagedElement * together + kStagedRow
-                                             : kStagedElement * apart + kStagedRow * taps.count();
-    sums += (products / kDeep + staged) * q.channels;
+    const Correlation<S> part = of_taps_inside(parts[i]);
+    others += kApart * part.rows * part.outputs;
+    if (part.taps > 0)
+      others += smaller(cost_by_positions(part), cost_by_rows_or_joined(part)) + packing_cost(part);
   }
-  return taps_first < sums;
+  return cost_of_taps_first(parts, part_count) < others;
 }
 
 template <class S>
 Kernel direct_correlation_kernel(const Correlation<S>& p) {
-  constexpr int W = kLanes<Compute<S>>;
   if (p.out_step == 1 && (is_by_groups(p) || has_few_channels(p.rows, p.channels, p.taps)))
     return Kernel::depthwise;
-  if (p.out_step == 1 && taps_first_pays(&p, 1)) return Kernel::taps;
-  const Kernel direct = kernel_of_vectors(p);
-  if (!is_short<S>(p.outputs) || p.rows < kFewestJoinedRows) return direct;
-  // These two add up in the same order, and rows leave out the products of most padding.
-  const int64_t joined = joined_cost(p.batch, divide_up(p.batch * p.outputs, W), p.rows,
-                                     p.in_step * p.in_position, p.taps);
-  const int64_t all = p.taps * p.outputs;
-  const int64_t taken = smaller(all, products_inside(p) + p.taps * kMaxRows / 2);
-  return 8 * joined * all <= 9 * p.batch * divide_up(p.rows, W) * p.outputs * taken ? Kernel::joined
-                                                                                    : Kernel::rows;
+  const int64_t positions = cost_by_positions(p), others = cost_by_rows_or_joined(p);
+  if (p.out_step == 1 && may_take_taps_first(p) && (p.taps > 1 || p.rows <= 2) &&
+      cost_of_taps_first(&p, 1) < smaller(positions, others) + packing_cost(p))
+    return Kernel::taps;
+  if (positions <= others) return Kernel::positions;
+  const bool joined = may_be_joined(p) && cost_of_joined(p, p.batch) <= p.batch * cost_by_rows(p);
+  return joined ? Kernel::joined : Kernel::rows;
 }
 
 // F(4, 3) errs a few times as much as a direct sum, and by a share of inputs that an output does
