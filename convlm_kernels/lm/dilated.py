@@ -1,7 +1,7 @@
 """A stack of dilated convolutions as a language model."""
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class DilatedCNN(CharModel):
     """
 
     share_contexts = True  # as in :class:`DilatedStack`
-    _by_tap: tuple[Any, Tensor] | None = None
+    _by_tap: "_LastingView | None" = None
 
     def __init__(
         self,
@@ -181,10 +181,30 @@ class DilatedCNN(CharModel):
         lasting = type(weight) in PLAIN and weight.is_contiguous()
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not lasting:
             return by_tap(weight, words.shape[1])
-        seen = weight.data_ptr(), weight.shape, weight.dtype
-        if self._by_tap is None or self._by_tap[0] != seen:
-            self._by_tap = seen, by_tap(weight.detach(), words.shape[1])  # no part of a graph
-        return self._by_tap[1]
+        kept = self._by_tap
+        if kept is None or not kept.is_of(weight):
+            view = by_tap(weight.detach(), words.shape[1])  # no part of a graph
+            self._by_tap = kept = _LastingView(view, weight.shape, weight.dtype)
+        return kept.view
+
+
+class _LastingView(NamedTuple):
+    """A view of a weight, by its taps, and what tells whether it still is one."""
+
+    view: Tensor
+    shape: torch.Size  # of the weight
+    dtype: torch.dtype
+
+    def is_of(self, weight: Tensor) -> bool:
+        """The view keeps its memory, so no other tensor can have the address of it."""
+        return (
+            self.view.data_ptr() == weight.data_ptr()
+            and self.shape == weight.shape
+            and self.dtype == weight.dtype
+        )
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # a copied or saved model makes its own
 
 
 def are_tied(parameters: list[Tensor]) -> bool:
