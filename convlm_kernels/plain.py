@@ -7,6 +7,13 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as _module
 
+# Where the methods are defined of which settings and parameters tell all.
+_KNOWN = frozenset(
+    [f"torch.nn.modules.{name}" for name in ("container", "conv", "linear", "sparse")]
+    + [f"{__package__}.{name}" for name in ("embedding_layer", "layers", "stack", "stack_layers")]
+    + [f"{__package__}.lm.{name}" for name in ("char_model", "dilated", "models")]
+)
+
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of ``module`` does more than the forward of its class, by what is its own."""
@@ -16,12 +23,35 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+        or "_conv_forward" in module.__dict__
     )
 
 
 def has_global_hooks() -> bool:
     """Whether a call of any module does more than its forward."""
     return bool(_module._has_any_global_hook())
+
+
+def reason_overridden(module: nn.Module, *methods: str) -> str | None:
+    """Why ``module`` may compute what neither torch nor this package wrote in these, or None."""
+    kind, own = type(module), module.__dict__
+    for method in methods:
+        if method in own or getattr(kind, method).__module__ not in _KNOWN:
+            return f"has its own {method}"
+    return None
+
+
+def reason_to_call(module: nn.Module) -> str | None:
+    """Why only a call of ``module`` tells its result, or None; its gradients aside.
+
+    Its class may be another's, as a parametrization derives one, but not the methods.
+    """
+    if has_hooks(module):
+        return "has hooks"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "has a max_norm"
+    methods = ("forward", "_conv_forward") if isinstance(module, nn.Conv1d) else ("forward",)
+    return reason_overridden(module, *methods)
 
 
 def reason_not_a_plain_embedding(embedding: Any) -> str | None:

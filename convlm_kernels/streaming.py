@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from . import indices
 from .functional import conv1d
 from .network import Network
-from .network_layers import NetworkLayer, layers_of
+from .network_layers import NetworkLayer, cannot_stream, layers_of
+from .plain import has_global_hooks
 from .stack_autograd import gate
 
 
@@ -91,7 +92,7 @@ class Streamed(nn.Module):
         """
         if batch < 0:
             raise ValueError(f"batch must not be negative, got {batch}")
-        made_of = self.stream_layers(), self.stream_embedding()
+        made_of = self._stream_parts()
         if self._network is None or not self._network.has(*made_of):
             self._network = Network(*made_of, after=self._network)
         self._network.refresh()
@@ -100,8 +101,13 @@ class Streamed(nn.Module):
     def stream_network(self) -> Network:
         """The layers and their packed weights, as the last :meth:`init_state` found them."""
         if self._network is None:
-            self._network = Network(self.stream_layers(), self.stream_embedding())
+            self._network = Network(*self._stream_parts())
         return self._network
+
+    def _stream_parts(self) -> tuple[list[NetworkLayer], nn.Embedding | None]:
+        if has_global_hooks():
+            raise cannot_stream(self, "there are hooks on all modules")
+        return self.stream_layers(), self.stream_embedding()
 
 
 class Streaming(Streamed):
@@ -111,7 +117,8 @@ class Streaming(Streamed):
     With less, as without any, the first outputs would need inputs before the first one; a step has
     none then, and gives NaN. A first layer of one channel may have a stride s that divides its
     kernel_size: it takes s numbers at a position. ``EmbeddingConv1d``, and a stack that begins with
-    one, takes tokens: below, ``x`` is then without in_channels, and of int64.
+    one, takes tokens: below, ``x`` is then without in_channels, and of int64. A module that does
+    more than its parameters say, by hooks or methods of its own, is refused: a step would not.
     """
 
     def step(

@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from .. import indices
 from ..embedding import embedding_conv1d
 from ..layers import Conv1d
+from ..network_layers import cannot_stream, check_is_plain, check_is_plain_embedding
 from ..optim import sgd_step
-from ..plain import has_global_hooks, reason_not_a_plain_embedding
+from ..plain import has_global_hooks, reason_not_a_plain_embedding, reason_overridden
 from ..stack_layers import reason_not_a_plain_layer
 from ..streaming import Streamed, StreamState, prefill
 from .pretrained import Pretrained
+
+# Whose work fused operators and steps do.
+EMBEDDING_METHODS = "embed", "embed_as_signal", "embed_and_convolve"
 
 
 def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
@@ -150,6 +154,14 @@ class CharModel(Streamed, Pretrained):
 
     def stream_embedding(self) -> nn.Embedding:
         return self.embedding
+
+    def check_streams(self) -> None:
+        """Raises ValueError unless steps may stand for calls of the model and its embedding."""
+        check_is_plain(self)
+        check_is_plain_embedding(self.embedding, self)
+        reason = reason_overridden(self, *EMBEDDING_METHODS)
+        if reason is not None:
+            raise cannot_stream(self, f"it {reason}")
 
     def step(self, tokens: Tensor, state: StreamState) -> Tensor:
         """Logits (batch, vocab) of what follows `tokens` (batch), int64. Updates `state`."""

@@ -68,6 +68,7 @@ class DilatedCNN(CharModel):
         return {**super().sizes(), "hidden": self.hidden}
 
     def stream_layers(self) -> list[NetworkLayer]:
+        self.check_streams()
         return layers_of(self.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ..embedding_loss import (
     steps_on_gpu,
 )
 from ..layers import Conv1d, parameters_of
-from ..network_layers import NetworkLayer, layers_of
+from ..network_layers import NetworkLayer, cannot_stream, check_is_plain, layers_of
 from .char_model import CharModel, all_require_grad
 from .dilated import DilatedCNN
 
@@ -37,6 +37,7 @@ class CNN(CharModel):
         self.conv = Conv1d(1, vocab, context * embedding, stride=embedding, backend=backend)
 
     def stream_layers(self) -> list[NetworkLayer]:
+        self.check_streams()
         return layers_of(self.conv)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -128,6 +129,10 @@ class MLP(CharModel):
         return cls(**sizes)
 
     def stream_layers(self) -> list[NetworkLayer]:
+        self.check_streams()
+        if not isinstance(self.linear, nn.Linear):
+            raise cannot_stream(self.linear, "it is not a Linear", "linear")
+        check_is_plain(self.linear, "linear")
         features = self.embedding.embedding_dim
         return [
             NetworkLayer(
