@@ -38,19 +38,40 @@ class StreamState(NamedTuple):
     position: Tensor
 
     def select(self, indices: Tensor | Sequence[int]) -> StreamState:
-        """A copy of these samples, in this order; one may be taken several times."""
-        rows = torch.as_tensor(indices, dtype=torch.int64, device=self.position.device)
+        """A copy of these samples, in this order; one may be taken several times.
+
+        indices: their numbers, or a mask (batch), bool.
+
+        Raises:
+            IndexError: there is no such sample; a mask of another shape.
+            TypeError: ``indices`` that are neither integers nor bool.
+        """
+        rows = self._rows(indices)
         return StreamState(self.rings[rows], self.position[rows])
 
     def drop(self, indices: Tensor | Sequence[int]) -> StreamState:
         """A copy without these samples; the others keep their order.
 
-        Raises:
-            IndexError: there is no such sample.
+        ``indices`` and errors are those of :meth:`select`.
         """
         keep = torch.ones_like(self.position, dtype=torch.bool)
-        keep[torch.as_tensor(indices, dtype=torch.int64, device=keep.device)] = False
+        keep[self._rows(indices)] = False
         return StreamState(self.rings[keep], self.position[keep])
+
+    def _rows(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """What selects rows of both tensors: numbers or a mask."""
+        rows = torch.as_tensor(indices, device=self.position.device)
+        if rows.dtype == torch.bool:
+            if rows.shape != self.position.shape:
+                raise IndexError(
+                    f"indices must be numbers of samples or a mask ({len(self.position)}), "
+                    f"got a mask of shape {tuple(rows.shape)}"
+                )
+            return rows
+        # The empty list is of no dtype, and torch's default is float.
+        if rows.numel() and (rows.is_floating_point() or rows.is_complex()):
+            raise TypeError(f"indices must be integers or bool, got {rows.dtype}")
+        return rows.long()
 
     @staticmethod
     def join(*states: StreamState) -> StreamState:
