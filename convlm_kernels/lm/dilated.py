@@ -11,9 +11,17 @@ from ..layers import Conv1d, parameters_of
 from ..lookup import by_tap, end_to_end
 from ..network_layers import NetworkLayer, layers_of
 from ..optim import PLAIN, mark_changed
+from ..plain import has_hooks
 from ..stack_layers import reason_not_fusable
 from ..stack_ops import LayerSettings, Settings
-from .char_model import CharModel, all_require_grad, batch_of, check_positive
+from .char_model import (
+    LOSS_METHODS,
+    STEP_METHODS,
+    CharModel,
+    all_require_grad,
+    batch_of,
+    check_positive,
+)
 
 
 class DilatedCNN(CharModel):
@@ -79,12 +87,12 @@ class DilatedCNN(CharModel):
                 words, tokens, weights, biases, settings, self.share_contexts
             )
         first: Any = self.layers[0]
-        if self.fused and self.is_plain((first,)):
+        if self.fused and self.is_a_chain() and self.is_plain((first,)):
             return self.layers[1:](self.embed_and_convolve(tokens, first))
         return self.layers(self.embed_as_signal(tokens))
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        if not self.is_a_stack_with_loss(x.shape[-1]):
+        if not (self.is_a_stack_with_loss(x.shape[-1]) and self.is_as_written("forward")):
             return super().loss(x, y, reduction)
         self.check_tokens(x)
         words, weights, biases, settings = self.stack_operands(self.stack_parameters())
@@ -95,7 +103,8 @@ class DilatedCNN(CharModel):
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
         parameters = self.stack_parameters()
-        if not self.is_a_stack_with_loss(x.shape[-1]) or are_tied(parameters):
+        fused = self.is_a_stack_with_loss(x.shape[-1]) and self.is_as_written(*LOSS_METHODS)
+        if not fused or are_tied(parameters):
             return super().training_step(x, y, rows)
         x, y = batch_of(x, y, rows)
         self.check_tokens(x)
@@ -131,6 +140,7 @@ class DilatedCNN(CharModel):
         """Whether a step of SGD on rows like those of `x` is one operator."""
         return (
             self.is_a_stack_with_loss(x.shape[-1])
+            and self.is_as_written(*STEP_METHODS)
             and all_require_grad(*parameters)
             and not are_tied(parameters)
         )
@@ -144,13 +154,21 @@ class DilatedCNN(CharModel):
         layers: Any = self._modules["layers"]
         return list(layers._modules.values())
 
+    def is_a_chain(self) -> bool:
+        """Whether a call of the layers is one of each after the other."""
+        layers: Any = self._modules["layers"]
+        return type(layers) is nn.Sequential and not has_hooks(layers)
+
     def is_a_stack(self, length: int | None = None) -> bool:
         """Whether fused operators take the whole model, on rows of `length` tokens (default: one
         context).
         """
         words = self.words()
         plain = (
-            self.fused and reason_not_fusable(words) is None and self.is_plain(self.convolutions())
+            self.fused
+            and reason_not_fusable(words) is None
+            and self.is_a_chain()
+            and self.is_plain(self.convolutions())
         )
         if not plain or words.is_cpu:
             return plain
