@@ -106,7 +106,8 @@ class Streamed(nn.Module):
 
         Settings of the layers that were changed since the last call take effect for later steps,
         and so do weights, in whatever way they were changed, also where a CUDA graph that captured
-        steps is replayed.
+        steps is replayed. To find that out, all weights are read: where they are large and many
+        states are wanted, keep one, and :meth:`~StreamState.clone` or :meth:`~StreamState.join` it.
 
         Raises:
             ValueError: a layer that cannot stream; names it and says why. A negative ``batch``.
