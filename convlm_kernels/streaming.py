@@ -88,6 +88,9 @@ class StreamState(NamedTuple):
         return StreamState(self.rings.to(device), self.position.to(device))
 
 
+torch.serialization.add_safe_globals([StreamState])  # torch.load reads what torch.save wrote
+
+
 class Streamed(nn.Module):
     """A module with a chain of layers that can run one position at a time."""
 

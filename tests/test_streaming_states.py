@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 
@@ -27,6 +29,19 @@ def test_samples_by_number(rows: object) -> None:
 def test_samples_by_a_mask(mask: object) -> None:
     check_rows(some_state().select(mask), [10, 12])
     check_rows(some_state().drop(mask), [11])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_saved_state_is_loaded(nested: bool) -> None:
+    file = io.BytesIO()
+    state = some_state()
+    torch.save({"states": [state]} if nested else state, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    if nested:
+        (loaded,) = loaded["states"]
+    assert type(loaded) is StreamState
+    assert all(map(torch.equal, loaded, state))
 
 
 def check_rows(state: StreamState, expected: list[int]) -> None:
