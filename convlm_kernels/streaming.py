@@ -17,12 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import indices
-from .functional import conv1d
 from .network import Network
 from .network_layers import NetworkLayer, cannot_stream, layers_of
 from .plain import has_global_hooks
-from .stack_autograd import gate
+from .prefill import prefill
 
 
 class StreamState(NamedTuple):
@@ -177,6 +175,10 @@ class Streaming(Streamed):
         each layer's full forward. Updates ``state``. ``lengths`` (batch), int64, from 0 to
         ``length``: sample n takes its first ``lengths[n]`` columns only, and what comes after them
         in its outputs means nothing.
+
+        Raises:
+            ValueError: sizes of ``x``, or ``lengths``, that do not fit.
+            RuntimeError: dtypes, or a state, that do not fit. The state stays as it was.
         """
         return prefill(self.stream_network(), x, state, lengths)
 
@@ -208,71 +210,6 @@ def state_of(network: Network, batch: int) -> StreamState:
         torch.zeros(batch, network.ring_size, dtype=network.dtype, device=network.device),
         torch.zeros(batch, dtype=torch.int64, device=network.device),
     )
-
-
-@torch.no_grad()
-def prefill(network: Network, x: Tensor, state: StreamState, lengths: Tensor | None) -> Tensor:
-    """Each layer's full forward behind what its ring holds, and then the ring brought on."""
-    position = state.position
-    if network.embedding is not None:
-        if x.dim() != 2:
-            raise ValueError(f"tokens must be (batch, length), got shape {tuple(x.shape)}")
-        x = indices.embed(x, network.embedding.weight)
-    if x.dim() != 3 or x.shape[:2] != (len(position), network.in_channels):
-        raise ValueError(
-            f"x must be (batch, in_channels, length) with batch {len(position)} and in_channels "
-            f"{network.in_channels}, got shape {tuple(x.shape)}"
-        )
-    length = x.shape[2]
-    if lengths is None:
-        taken = torch.full_like(position, length)
-    elif lengths.shape == position.shape and bool(((lengths >= 0) & (lengths <= length)).all()):
-        taken = lengths
-    else:
-        raise ValueError(
-            f"lengths must be {len(position)} numbers from 0 to {length}, got {lengths}"
-        )
-    if length == 0:
-        return x.new_empty((len(position), network.out_channels, 0))
-    times = position[:, None] + torch.arange(length, device=position.device)
-    lag = 0
-    sizes = [layer.slots * layer.in_channels for layer in network.layers]
-    for layer, ring in zip(network.layers, state.rings.split(sizes, dim=1), strict=True):
-        if lag:
-            x = x.masked_fill((times < lag)[:, None], 0)
-        x = _prefill_layer(layer, x, ring, position, taken)
-        lag += layer.lag
-    position += taken
-    return x.masked_fill((times < lag)[:, None], torch.nan) if lag else x
-
-
-def _prefill_layer(
-    layer: NetworkLayer, x: Tensor, ring: Tensor, position: Tensor, taken: Tensor
-) -> Tensor:
-    slots = torch.arange(layer.slots, device=position.device)
-    ring = ring.unflatten(1, (layer.slots, layer.in_channels)).mT  # a view: (batch, channels, slot)
-
-    def index(numbers: Tensor) -> Tensor:
-        return numbers[:, None].expand(-1, layer.in_channels, -1)
-
-    padded = x
-    if layer.slots:
-        oldest_first = (position[:, None] + slots) % layer.slots
-        padded = torch.cat([ring.gather(2, index(oldest_first)), x], dim=2)
-        kept = padded.gather(2, index(taken[:, None] + slots))
-        ring.scatter_(2, index(((position + taken)[:, None] + slots) % layer.slots), kept)
-    y = conv1d(
-        padded,
-        layer.weight(),
-        layer.module.bias,
-        dilation=layer.dilation,
-        groups=layer.groups,
-        activation=layer.activation,
-        backend=getattr(layer.module, "backend", "auto"),
-    )
-    if layer.gated:
-        y = gate(y)
-    return y + x if layer.residual else y
 
 
 def forward_packed(module: nn.Module, x: Tensor, cu_seqlens: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ import io
 
 import pytest
 import torch
+from cases import random
+from torch import Tensor
 
-from convlm_kernels import CausalConv1d, StreamState
+from convlm_kernels import CausalConv1d, DilatedStack, EmbeddingConv1d, StackLayer, StreamState
 
 
 def some_state() -> StreamState:
@@ -66,3 +68,88 @@ def test_rows_that_cannot_be(name: str) -> None:
             function(mask)
     with pytest.raises(IndexError, match="3"):
         function([3])
+
+
+def two_layers(dtype: torch.dtype = torch.float64) -> DilatedStack:
+    return DilatedStack(StackLayer(3, 4, 2), StackLayer(4, 4, 3)).to(dtype)
+
+
+def other_dtype(rings: Tensor, position: Tensor) -> StreamState:
+    return StreamState(rings.float(), position)
+
+
+def of_another_network(rings: Tensor, position: Tensor) -> StreamState:
+    return StreamState(rings[:, 1:].contiguous(), position)
+
+
+def of_another_batch(rings: Tensor, position: Tensor) -> StreamState:
+    return StreamState(rings, position[1:])
+
+
+def turned(rings: Tensor, position: Tensor) -> StreamState:
+    return StreamState(rings.T.contiguous().T, position)
+
+
+def of_short_positions(rings: Tensor, position: Tensor) -> StreamState:
+    return StreamState(rings, position.int())
+
+
+def before_the_start(rings: Tensor, position: Tensor) -> StreamState:
+    return StreamState(rings, position - 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_dtype, "weights must have the dtype of rings, .* got .* beside "),
+        (of_another_network, r"rings must have the size 11 in dimension 1, got shape \(2, 10\)"),
+        (of_another_batch, r"position must have the size 2 in dimension 0, got shape \(1\)"),
+        (turned, r"rings must be contiguous and have 2 dimension\(s\), got shape \(2, 11\)"),
+        (of_short_positions, "position must have the dtype .*, got "),
+        (before_the_start, "position must not be negative, got -1"),
+    ],
+)
+def test_states_that_do_not_fit_are_refused_alike(change: object, message: str) -> None:
+    stack = two_layers()
+    x, state = random(2, 3, 5, dtype=torch.float64), change(*stack.init_state(2))
+    check_refused(stack, x, state, message)
+
+
+def check_refused(stack: DilatedStack, x: Tensor, state: StreamState, message: str) -> None:
+    """By a step, and by a prefill in the same words, but for what C++ adds; without any change."""
+    before = state.clone()
+    with pytest.raises(RuntimeError, match=f"step: {message}"):
+        stack.step(x[..., 0], state)
+    with pytest.raises(RuntimeError, match=f"prefill: {message}".replace(", .* got", ", got")):
+        stack.prefill(x, state)
+    assert all(map(torch.equal, state, before))
+
+
+def test_inputs_of_another_dtype_are_refused_alike() -> None:
+    stack = two_layers()
+    message = "x must have the dtype .*, got "
+    check_refused(stack, random(2, 3, 5), stack.init_state(2), message)
+    words = DilatedStack(EmbeddingConv1d(9, 3, 4, 2, padding="causal"))
+    tokens = torch.zeros(2, 5, dtype=torch.int32)
+    check_refused(words, tokens, words.init_state(2), f"tokens{message[1:]}")
+    words[0].embedding.double()
+    check_refused(words, tokens.long(), words.init_state(2), f"embedding{message[1:]}")
+
+
+def test_weights_of_another_dtype_than_the_state() -> None:
+    stack = two_layers(torch.float32)
+    state = stack.init_state(2)
+    stack.double()
+    message = "weights must have the dtype of rings, .* got .* beside "
+    check_refused(stack, random(2, 3, 5), state, message)
+
+
+def test_a_prefill_that_fails_in_a_later_layer_leaves_the_state() -> None:
+    stack, x = two_layers(), random(2, 3, 5, dtype=torch.float64)
+    state = stack.init_state(2)
+    stack.prefill(x, state)
+    before = state.clone()
+    stack[1].backend = "cuda"
+    with pytest.raises(RuntimeError, match="cuda"):
+        stack.prefill(x, state)
+    assert all(map(torch.equal, state, before))

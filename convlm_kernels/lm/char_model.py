@@ -22,8 +22,9 @@ from ..plain import (
     reason_not_a_plain_embedding,
     reason_overridden,
 )
+from ..prefill import prefill
 from ..stack_layers import reason_not_a_plain_layer
-from ..streaming import Streamed, StreamState, prefill
+from ..streaming import Streamed, StreamState
 from .pretrained import Pretrained
 
 # For what fused operators and steps may stand, if nobody has overridden it.
