@@ -108,7 +108,7 @@ class Batch:
         self._running: list[_Request] = []
         self._joining: list[_Request] = []
         # A token of each that no step has taken.
-        self._newest = self._to_device(torch.empty(0, dtype=torch.int64))
+        self._newest = self._to_device(torch.empty(0, dtype=torch.int64, device="cpu"))
 
     def __len__(self) -> int:
         return len(self._running) + len(self._joining)
@@ -144,7 +144,7 @@ class Batch:
             raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
         if any(request.name == name for request in (*self._running, *self._joining)):
             raise ValueError(f"there is a request {name!r} in the batch")
-        uniform = torch.rand(max_tokens, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(max_tokens, generator=generator, dtype=torch.float64, device="cpu")
         self._joining.append(_Request(name, prompt, uniform))
 
     def drop(self, name: Hashable) -> None:
@@ -192,7 +192,7 @@ class Batch:
         uniform = torch.stack([r.uniform[r.taken : r.taken + count] for r in self._running])
         logit_bias = None
         if sampling.never:
-            logit_bias = torch.zeros(self.model.vocab, dtype=biases.dtype)
+            logit_bias = torch.zeros(self.model.vocab, dtype=biases.dtype, device="cpu")
             logit_bias[list(sampling.never)] = float("-inf")
             logit_bias = self._to_device(logit_bias)
         return step_ops.generate(
@@ -221,7 +221,8 @@ class Batch:
         failures = []
         for length, requests in by_length.items():
             try:
-                prompts = self._to_device(torch.tensor([request.prompt for request in requests]))
+                prompts = torch.tensor([request.prompt for request in requests], device="cpu")
+                prompts = self._to_device(prompts)
                 state = state_of(self.model.stream_network(), len(requests))
                 self.model.prefill(prompts[:, :-1], state)
                 state = StreamState.join(self._state, state)

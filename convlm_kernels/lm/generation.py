@@ -97,7 +97,8 @@ def sample_pieces(
             model, prompts, left, sampling, batch=batch, chunk=chunk, generator=generator
         )
     else:
-        events = generate_by_window(model, torch.tensor(prompts), left, sampling, generator)
+        tokens = torch.tensor(prompts, device="cpu")
+        events = generate_by_window(model, tokens, left, sampling, generator)
     begun = [False] * count
     for event in events:
         number, token, last = event
