@@ -33,7 +33,7 @@ def has_global_hooks() -> bool:
     return bool(_module._has_any_global_hook())
 
 
-def reason_overridden(module: nn.Module, *methods: str) -> str | None:
+def reason_overridden(module: nn.Module, methods: tuple[str, ...]) -> str | None:
     """Why ``module`` may compute what neither torch nor this package wrote in these, or None."""
     kind, own = type(module), module.__dict__
     derived = kind.__module__ not in _KNOWN
@@ -52,8 +52,10 @@ def reason_to_call(module: nn.Module) -> str | None:
         return "has hooks"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return "has a max_norm"
-    methods = ("forward", "_conv_forward") if isinstance(module, nn.Conv1d) else ("forward",)
-    return reason_overridden(module, *methods)
+    methods: tuple[str, ...] = ("forward",)
+    if isinstance(module, nn.Conv1d):
+        methods = ("forward", "_conv_forward")
+    return reason_overridden(module, methods)
 
 
 def reason_not_a_plain_embedding(embedding: Any) -> str | None:

@@ -29,6 +29,7 @@ from .pretrained import Pretrained
 
 # For what fused operators and steps may stand, if nobody has overridden it.
 EMBEDDING_METHODS = "embed", "embed_as_signal", "embed_and_convolve"
+LOGITS_METHODS = ("forward",)
 LOSS_METHODS = "forward", "loss"
 STEP_METHODS = "forward", "loss", "training_step"
 
@@ -115,7 +116,7 @@ class CharModel(Streamed, Pretrained):
 
     def is_plain(self, layers: Iterable[nn.Module]) -> bool:
         """Whether the embedding and `layers` do nothing but what their parameters say."""
-        if reason_overridden(self, *EMBEDDING_METHODS) is not None:
+        if reason_overridden(self, EMBEDDING_METHODS) is not None:
             return False
         embedding: Any = self._modules["embedding"]
         if reason_not_a_plain_embedding(embedding) is not None or embedding.padding_idx is not None:
@@ -126,12 +127,12 @@ class CharModel(Streamed, Pretrained):
         reasons = [reason_not_a_plain_layer(layer, words) for layer in layers]
         return not any(reasons)
 
-    def is_as_written(self, *methods: str) -> bool:
+    def is_as_written(self, methods: tuple[str, ...]) -> bool:
         """Whether calls of the model and of these `methods` do what is written here, and no more.
 
         Else what stands for them must call them.
         """
-        return not has_hooks(self) and reason_overridden(self, *methods) is None
+        return not has_hooks(self) and reason_overridden(self, methods) is None
 
     def words(self) -> Tensor:
         """The weight of the embedding, found in less time than by its name."""
@@ -180,7 +181,7 @@ class CharModel(Streamed, Pretrained):
         """Raises ValueError unless steps may stand for calls of the model and its embedding."""
         check_is_plain(self)
         check_is_plain_embedding(self.embedding, self)
-        reason = reason_overridden(self, *EMBEDDING_METHODS)
+        reason = reason_overridden(self, EMBEDDING_METHODS)
         if reason is not None:
             raise cannot_stream(self, f"it {reason}")
 
@@ -198,7 +199,8 @@ class CharModel(Streamed, Pretrained):
 
 def all_require_grad(*parameters: Tensor | None) -> bool:
     """None, as an empty bias, is no parameter."""
-    return all(p is None or p.requires_grad or p.numel() == 0 for p in parameters)
+    frozen = [p for p in parameters if p is not None and not p.requires_grad and p.numel()]
+    return not frozen
 
 
 def check_positive(**sizes: int) -> None:

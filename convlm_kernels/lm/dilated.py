@@ -15,6 +15,7 @@ from ..plain import has_hooks
 from ..stack_layers import reason_not_fusable
 from ..stack_ops import LayerSettings, Settings
 from .char_model import (
+    LOGITS_METHODS,
     LOSS_METHODS,
     STEP_METHODS,
     CharModel,
@@ -92,7 +93,7 @@ class DilatedCNN(CharModel):
         return self.layers(self.embed_as_signal(tokens))
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        if not (self.is_a_stack_with_loss(x.shape[-1]) and self.is_as_written("forward")):
+        if not (self.is_a_stack_with_loss(x.shape[-1]) and self.is_as_written(LOGITS_METHODS)):
             return super().loss(x, y, reduction)
         self.check_tokens(x)
         words, weights, biases, settings = self.stack_operands(self.stack_parameters())
@@ -103,7 +104,7 @@ class DilatedCNN(CharModel):
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
         parameters = self.stack_parameters()
-        fused = self.is_a_stack_with_loss(x.shape[-1]) and self.is_as_written(*LOSS_METHODS)
+        fused = self.is_a_stack_with_loss(x.shape[-1]) and self.is_as_written(LOSS_METHODS)
         if not fused or are_tied(parameters):
             return super().training_step(x, y, rows)
         x, y = batch_of(x, y, rows)
@@ -140,7 +141,7 @@ class DilatedCNN(CharModel):
         """Whether a step of SGD on rows like those of `x` is one operator."""
         return (
             self.is_a_stack_with_loss(x.shape[-1])
-            and self.is_as_written(*STEP_METHODS)
+            and self.is_as_written(STEP_METHODS)
             and all_require_grad(*parameters)
             and not are_tied(parameters)
         )

@@ -170,5 +170,5 @@ def test_what_is_derived_and_nothing_else_is_as_quick(kind):
         def number_of_parameters(self):
             return sum(p.numel() for p in self.parameters())
 
-    assert Derived().is_as_written("forward", "loss", "training_step")
+    assert Derived().is_as_written(("forward", "loss", "training_step"))
     assert Derived().is_by_look_up() if kind is CNN else Derived().is_a_stack()
