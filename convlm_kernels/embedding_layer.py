@@ -11,7 +11,13 @@ from .embedding import check_padding_idx, embedding_conv1d
 from .geometry import Padding, as_int
 from .layers import CausalConv1d, Conv1d
 from .lookup import by_tap
-from .network_layers import NetworkLayer, layers_of
+from .network_layers import (
+    NetworkLayer,
+    cannot_stream,
+    check_is_plain,
+    check_is_plain_embedding,
+    layers_of,
+)
 from .plain import has_global_hooks, has_hooks, reason_not_a_plain_embedding
 from .streaming import Streaming
 
@@ -102,19 +108,11 @@ class EmbeddingConv1d(Streaming, nn.Module):
 
     def stream_layers_of(self, module: nn.Module) -> list[NetworkLayer]:
         """The layers of a step of ``module``, whose first layer this is."""
-        reason = "it has hooks" if has_hooks(self) else None
-        if type(self).forward is not EmbeddingConv1d.forward:
-            reason = "its class has a forward of its own, which a step does not know"
-        embedding_reason = reason_not_a_plain_embedding(self.embedding)
-        if embedding_reason is not None:
-            reason = f"its embedding {embedding_reason}"
-        if reason is not None:
-            raise ValueError(f"{type(self).__name__} cannot stream: {reason}")
+        check_is_plain(self)
+        check_is_plain_embedding(self.embedding, self)
         layers = layers_of(module, first=self.conv)
         if as_int("stride", self.conv.stride) != 1:
-            raise ValueError(
-                f"{type(self).__name__} cannot stream: stride must be 1, got {self.conv.stride}"
-            )
+            raise cannot_stream(self, f"stride must be 1, got {self.conv.stride}")
         return layers
 
     def stream_embedding(self) -> nn.Embedding:

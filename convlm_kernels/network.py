@@ -47,9 +47,10 @@ class Network:
     The weights are packed when they are first asked for, and again when any of them has changed:
     another parameter stands in its place, its version counter tells of updates in place, or its
     address of other storage. (Writing through ``parameter.data`` in place changes none of these;
-    torch itself cannot see that, and only :meth:`refresh` does.) They are always packed into the
-    same memory, also by a network ``after`` another of the same sizes. So what a CUDA graph
-    captured reads them too, once a step outside of it, or :meth:`refresh`, has packed them.
+    torch itself cannot see that, and only :meth:`refresh` does, by a copy of the weights.) They are
+    always packed into the same memory, also by a network ``after`` another of the same sizes. So
+    what a CUDA graph captured reads them too, once a step outside of it, or :meth:`refresh`, has
+    packed them.
 
     With an ``embedding``, steps take tokens, numbers of its rows. It is read where it lies.
     """
@@ -75,6 +76,8 @@ class Network:
         # What was packed last: as long as it is there, no other storage has its address.
         self._read: dict[torch.dtype | None, list[Tensor]] = {}
         self._packed: dict[torch.dtype | None, PackedNetwork] = {}
+        # Of the tensors, as the last refresh packed them; none where they were packed since.
+        self._copies: list[Tensor] = []
         if after is not None and self._is_laid_out_as(after):
             self._packed = after._packed
 
@@ -109,6 +112,7 @@ class Network:
         held = [*chain.from_iterable(self._owners)]
         if not _are_same(held, self._held):
             self._held, self._tensors = held, [tensor for tensor in held if tensor is not None]
+            self._copies = []
             self._seen.clear()
         try:
             seen = [*map(_version_of, self._tensors), *map(_address_of, self._tensors)]
@@ -121,6 +125,7 @@ class Network:
             self._wait_for_other_streams()
             self._seen[dtype] = seen
             self._read[dtype] = [tensor.detach() for tensor in self._tensors]
+            self._copies = []
         return self._packed[dtype]
 
     def _wait_for_other_streams(self) -> None:
@@ -139,14 +144,27 @@ class Network:
             return torch.cuda.is_current_stream_capturing()
 
     def refresh(self) -> None:
-        """Packs again what was packed, whether or not a change of it can be seen.
+        """Packs again what was packed and has changed, whether or not torch can see that.
 
-        While a CUDA graph is captured, where nothing may be packed, only what has changed.
+        While a CUDA graph is captured, where nothing may be packed, only what it can see.
         """
-        if not self._is_captured():
+        unsure = bool(self._packed) and not self._is_captured() and not self._are_as_copied()
+        if unsure:
             self._seen.clear()
         for dtype in list(self._packed):
             self.packed(dtype)
+        if unsure:
+            self._copies = [tensor.detach().clone() for tensor in self._tensors]
+
+    def _are_as_copied(self) -> bool:
+        """Whether they have the values of the copies, which takes a tenth of packing them."""
+        if not self._copies:
+            return False
+        self._wait_for_other_streams()
+        return all(
+            (tensor.dtype, tensor.device) == (copy.dtype, copy.device) and torch.equal(tensor, copy)
+            for tensor, copy in zip(self._tensors, self._copies, strict=True)
+        )
 
     @torch.no_grad()
     def _pack(self, dtype: torch.dtype | None, into: PackedNetwork | None = None) -> PackedNetwork:

@@ -13,12 +13,10 @@ from .autograd import ACTIVATIONS
 from .backends import KERNEL_DTYPES
 from .geometry import as_int, resolve_padding
 from .lookup import by_tap
+from .plain import reason_to_call
 
 # As in csrc/step.h.
 _PANEL, _FILL = 64, 16
-
-# Where the forwards are defined that a step repeats.
-_KNOWN_FORWARDS = ("torch.nn.modules.conv", f"{__package__}.layers", f"{__package__}.stack_layers")
 
 
 class NetworkLayer(NamedTuple):
@@ -101,32 +99,54 @@ def layers_of(module: nn.Module, first: nn.Module | None = None) -> list[Network
             child = first
         reason = _why_not(child, first=not layers)
         if reason is not None:
-            where = f"layer {name!r} ({type(child).__name__})" if name else type(child).__name__
-            raise ValueError(f"{where} cannot stream: {reason}")
+            raise cannot_stream(child, reason, name)
         layers.append(_layer_of(child))
     if not layers:
-        raise ValueError(f"{type(module).__name__} cannot stream: it has no layers")
+        raise cannot_stream(module, "it has no layers")
     kinds = {(layer.module.weight.dtype, layer.module.weight.device) for layer in layers}
     if len(kinds) > 1:
         raise ValueError(f"layers cannot stream together in several dtypes or devices: {kinds}")
     return layers
 
 
+def cannot_stream(module: nn.Module, reason: str, name: str = "") -> ValueError:
+    """The error that names ``module``, a layer where it has a ``name``, and says why."""
+    kind = type(module).__name__
+    where = f"layer {name!r} ({kind})" if name else kind
+    return ValueError(f"{where} cannot stream: {reason}")
+
+
+def check_is_plain(module: nn.Module, name: str = "") -> None:
+    """Raises ValueError, with the reason, unless steps may stand for calls of ``module``."""
+    reason = reason_to_call(module)
+    if reason is not None:
+        raise cannot_stream(module, f"it {reason}", name)
+
+
+def check_is_plain_embedding(embedding: nn.Module, module: nn.Module) -> None:
+    """The same for the ``embedding`` of ``module``."""
+    reason: str | None = f"is a {type(embedding).__name__}"
+    if isinstance(embedding, nn.Embedding):
+        reason = reason_to_call(embedding)
+    if reason is not None:
+        raise cannot_stream(module, f"its embedding {reason}")
+
+
 def _chain(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     if not isinstance(module, nn.Sequential):
         yield name, module
         return
-    for child_name, child in module.named_children():
+    check_is_plain(module, name)
+    for child_name, child in module._modules.items():  # each as often as it is called
         yield from _chain(child, f"{name}.{child_name}".lstrip("."))
 
 
 def _why_not(module: nn.Module, first: bool) -> str | None:
     if not isinstance(module, nn.Conv1d):
         return "it is not a Conv1d"
-    if type(module).forward.__module__ not in _KNOWN_FORWARDS or "forward" in module.__dict__:
-        return "its class has a forward of its own, which a step does not know"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "it has forward hooks, which a step does not run"
+    called = reason_to_call(module)
+    if called is not None:
+        return f"it {called}"
     if module.weight.dtype not in KERNEL_DTYPES:
         return f"there is no kernel for {module.weight.dtype}"
     if module.padding_mode != "zeros":

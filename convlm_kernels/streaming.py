@@ -17,11 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import indices
-from .functional import conv1d
 from .network import Network
-from .network_layers import NetworkLayer, layers_of
-from .stack_autograd import gate
+from .network_layers import NetworkLayer, cannot_stream, layers_of
+from .plain import has_global_hooks
+from .prefill import prefill
 
 
 class StreamState(NamedTuple):
@@ -37,19 +36,40 @@ class StreamState(NamedTuple):
     position: Tensor
 
     def select(self, indices: Tensor | Sequence[int]) -> StreamState:
-        """A copy of these samples, in this order; one may be taken several times."""
-        rows = torch.as_tensor(indices, dtype=torch.int64, device=self.position.device)
+        """A copy of these samples, in this order; one may be taken several times.
+
+        indices: their numbers, or a mask (batch), bool.
+
+        Raises:
+            IndexError: there is no such sample; a mask of another shape.
+            TypeError: ``indices`` that are neither integers nor bool.
+        """
+        rows = self._rows(indices)
         return StreamState(self.rings[rows], self.position[rows])
 
     def drop(self, indices: Tensor | Sequence[int]) -> StreamState:
         """A copy without these samples; the others keep their order.
 
-        Raises:
-            IndexError: there is no such sample.
+        ``indices`` and errors are those of :meth:`select`.
         """
         keep = torch.ones_like(self.position, dtype=torch.bool)
-        keep[torch.as_tensor(indices, dtype=torch.int64, device=keep.device)] = False
+        keep[self._rows(indices)] = False
         return StreamState(self.rings[keep], self.position[keep])
+
+    def _rows(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """What selects rows of both tensors: numbers or a mask."""
+        rows = torch.as_tensor(indices, device=self.position.device)
+        if rows.dtype == torch.bool:
+            if rows.shape != self.position.shape:
+                raise IndexError(
+                    f"indices must be numbers of samples or a mask ({len(self.position)}), "
+                    f"got a mask of shape {tuple(rows.shape)}"
+                )
+            return rows
+        # The empty list is of no dtype, and torch's default is float.
+        if rows.numel() and (rows.is_floating_point() or rows.is_complex()):
+            raise TypeError(f"indices must be integers or bool, got {rows.dtype}")
+        return rows.long()
 
     @staticmethod
     def join(*states: StreamState) -> StreamState:
@@ -64,6 +84,9 @@ class StreamState(NamedTuple):
     def to(self, device: torch.device | str) -> StreamState:
         """The state on ``device``."""
         return StreamState(self.rings.to(device), self.position.to(device))
+
+
+torch.serialization.add_safe_globals([StreamState])  # torch.load reads what torch.save wrote
 
 
 class Streamed(nn.Module):
@@ -84,14 +107,15 @@ class Streamed(nn.Module):
 
         Settings of the layers that were changed since the last call take effect for later steps,
         and so do weights, in whatever way they were changed, also where a CUDA graph that captured
-        steps is replayed.
+        steps is replayed. To find that out, all weights are read: where they are large and many
+        states are wanted, keep one, and :meth:`~StreamState.clone` or :meth:`~StreamState.join` it.
 
         Raises:
             ValueError: a layer that cannot stream; names it and says why. A negative ``batch``.
         """
         if batch < 0:
             raise ValueError(f"batch must not be negative, got {batch}")
-        made_of = self.stream_layers(), self.stream_embedding()
+        made_of = self._stream_parts()
         if self._network is None or not self._network.has(*made_of):
             self._network = Network(*made_of, after=self._network)
         self._network.refresh()
@@ -100,8 +124,13 @@ class Streamed(nn.Module):
     def stream_network(self) -> Network:
         """The layers and their packed weights, as the last :meth:`init_state` found them."""
         if self._network is None:
-            self._network = Network(self.stream_layers(), self.stream_embedding())
+            self._network = Network(*self._stream_parts())
         return self._network
+
+    def _stream_parts(self) -> tuple[list[NetworkLayer], nn.Embedding | None]:
+        if has_global_hooks():
+            raise cannot_stream(self, "there are hooks on all modules")
+        return self.stream_layers(), self.stream_embedding()
 
 
 class Streaming(Streamed):
@@ -111,7 +140,8 @@ class Streaming(Streamed):
     With less, as without any, the first outputs would need inputs before the first one; a step has
     none then, and gives NaN. A first layer of one channel may have a stride s that divides its
     kernel_size: it takes s numbers at a position. ``EmbeddingConv1d``, and a stack that begins with
-    one, takes tokens: below, ``x`` is then without in_channels, and of int64.
+    one, takes tokens: below, ``x`` is then without in_channels, and of int64. A module that does
+    more than its parameters say, by hooks or methods of its own, is refused: a step would not.
     """
 
     def step(
@@ -145,6 +175,10 @@ class Streaming(Streamed):
         each layer's full forward. Updates ``state``. ``lengths`` (batch), int64, from 0 to
         ``length``: sample n takes its first ``lengths[n]`` columns only, and what comes after them
         in its outputs means nothing.
+
+        Raises:
+            ValueError: sizes of ``x``, or ``lengths``, that do not fit.
+            RuntimeError: dtypes, or a state, that do not fit. The state stays as it was.
         """
         return prefill(self.stream_network(), x, state, lengths)
 
@@ -176,71 +210,6 @@ def state_of(network: Network, batch: int) -> StreamState:
         torch.zeros(batch, network.ring_size, dtype=network.dtype, device=network.device),
         torch.zeros(batch, dtype=torch.int64, device=network.device),
     )
-
-
-@torch.no_grad()
-def prefill(network: Network, x: Tensor, state: StreamState, lengths: Tensor | None) -> Tensor:
-    """Each layer's full forward behind what its ring holds, and then the ring brought on."""
-    position = state.position
-    if network.embedding is not None:
-        if x.dim() != 2:
-            raise ValueError(f"tokens must be (batch, length), got shape {tuple(x.shape)}")
-        x = indices.embed(x, network.embedding.weight)
-    if x.dim() != 3 or x.shape[:2] != (len(position), network.in_channels):
-        raise ValueError(
-            f"x must be (batch, in_channels, length) with batch {len(position)} and in_channels "
-            f"{network.in_channels}, got shape {tuple(x.shape)}"
-        )
-    length = x.shape[2]
-    if lengths is None:
-        taken = torch.full_like(position, length)
-    elif lengths.shape == position.shape and bool(((lengths >= 0) & (lengths <= length)).all()):
-        taken = lengths
-    else:
-        raise ValueError(
-            f"lengths must be {len(position)} numbers from 0 to {length}, got {lengths}"
-        )
-    if length == 0:
-        return x.new_empty((len(position), network.out_channels, 0))
-    times = position[:, None] + torch.arange(length, device=position.device)
-    lag = 0
-    sizes = [layer.slots * layer.in_channels for layer in network.layers]
-    for layer, ring in zip(network.layers, state.rings.split(sizes, dim=1), strict=True):
-        if lag:
-            x = x.masked_fill((times < lag)[:, None], 0)
-        x = _prefill_layer(layer, x, ring, position, taken)
-        lag += layer.lag
-    position += taken
-    return x.masked_fill((times < lag)[:, None], torch.nan) if lag else x
-
-
-def _prefill_layer(
-    layer: NetworkLayer, x: Tensor, ring: Tensor, position: Tensor, taken: Tensor
-) -> Tensor:
-    slots = torch.arange(layer.slots, device=position.device)
-    ring = ring.unflatten(1, (layer.slots, layer.in_channels)).mT  # a view: (batch, channels, slot)
-
-    def index(numbers: Tensor) -> Tensor:
-        return numbers[:, None].expand(-1, layer.in_channels, -1)
-
-    padded = x
-    if layer.slots:
-        oldest_first = (position[:, None] + slots) % layer.slots
-        padded = torch.cat([ring.gather(2, index(oldest_first)), x], dim=2)
-        kept = padded.gather(2, index(taken[:, None] + slots))
-        ring.scatter_(2, index(((position + taken)[:, None] + slots) % layer.slots), kept)
-    y = conv1d(
-        padded,
-        layer.weight(),
-        layer.module.bias,
-        dilation=layer.dilation,
-        groups=layer.groups,
-        activation=layer.activation,
-        backend=getattr(layer.module, "backend", "auto"),
-    )
-    if layer.gated:
-        y = gate(y)
-    return y + x if layer.residual else y
 
 
 def forward_packed(module: nn.Module, x: Tensor, cu_seqlens: Tensor) -> Tensor:

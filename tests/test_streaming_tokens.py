@@ -92,7 +92,7 @@ def hooked() -> EmbeddingConv1d:
         (EmbeddingConv1d(9, 1, 3, 2, stride=2), "EmbeddingConv1d cannot stream: stride must be 1"),
         (EmbeddingConv1d(9, 3, 3, 3, padding=1), r"Conv1d cannot stream: .* got \(1,\)"),
         (DilatedStack(hooked()), "EmbeddingConv1d cannot stream: its embedding has hooks"),
-        (OtherWords(9, 3, 3, 2), "OtherWords cannot stream: its class has a forward of its own"),
+        (OtherWords(9, 3, 3, 2), "OtherWords cannot stream: it has its own forward"),
         (
             DilatedStack(StackLayer(3, 3, 2), EmbeddingConv1d(9, 3, 3, 2)),
             r"layer '1' \(EmbeddingConv1d\) cannot stream: it is not a Conv1d",

@@ -8,10 +8,11 @@ import pytest
 import torch
 from cases import Case, parametrize, random
 from streams import ODD_CHAINS, STREAMS, layer_of, run_steps, stream
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convlm_kernels import CausalConv1d, Conv1d
+from convlm_kernels.network import Network
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 
@@ -88,6 +89,43 @@ def test_a_state_is_of_weights_that_were_changed_unseen() -> None:
     layer.bias.data.copy_(torch.ones(5))
     assert torch.equal(stream(layer, x), layer(x))
     assert layer.stream_network().packed().weights.data_ptr() == address
+
+
+@pytest.mark.parametrize("weight_dtype", [None, torch.bfloat16])
+def test_a_state_packs_weights_again_only_where_they_have_changed(
+    weight_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = CausalConv1d(3, 5, 2), random(2, 3)
+    packs = []
+    pack = Network._pack
+    monkeypatch.setattr(Network, "_pack", lambda *given: packs.append(given) or pack(*given))
+
+    def step() -> Tensor:
+        return layer.step(x, layer.init_state(2), weight_dtype=weight_dtype)
+
+    def check_packs(count: int) -> None:
+        packs.clear()
+        y = step()
+        assert len(packs) == count
+        fresh = copy.deepcopy(layer)
+        assert torch.equal(y, fresh.step(x, fresh.init_state(2), weight_dtype=weight_dtype))
+
+    step()
+    step()
+    check_packs(0)
+    layer.bias.data.add_(1)  # of which torch keeps no count
+    check_packs(1)
+    check_packs(0)
+    before = layer.weight.detach().clone()
+    update_in_place(layer)
+    layer.step(x, layer.init_state(2), weight_dtype=weight_dtype)
+    layer.weight.data.copy_(before)
+    check_packs(1)
+    give_it_other_storage(layer)
+    check_packs(1)
+    replace_the_bias(layer)
+    step()
+    check_packs(0)
 
 
 def test_weights_are_packed_again_into_the_same_memory() -> None:

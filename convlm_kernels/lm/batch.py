@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -54,20 +55,31 @@ class Sampling:
                 raise ValueError(f"{argument} must be of tokens from 0 to {vocab - 1}, got {value}")
 
 
-class Event(NamedTuple):
-    """A token that a request was given; with `last` it is its last one.
-
-    A request for which no token can be drawn ends with an event whose token is -1, and `error` says
-    why.
-    """
-
+class _Event(NamedTuple):
     name: Any
     token: int
     last: bool
 
+
+class Event(_Event):
+    """A token that a request was given; with `last` it is its last one.
+
+    A request for which no token can be drawn, or whose prompt cannot be run, ends with an event
+    whose token is -1, and `error` says why.
+    """
+
+    reason = NO_TOKEN  # where there is no token
+
     @property
     def error(self) -> str | None:
-        return f"request {self.name!r}: {NO_TOKEN}" if self.token < 0 else None
+        return f"request {self.name!r}: {self.reason}" if self.token < 0 else None
+
+    @classmethod
+    def of_failure(cls, name: Any, error: Exception) -> Event:
+        """The end of a request whose prompt raised `error`."""
+        event = cls(name, -1, True)
+        event.reason = f"its prompt cannot be run: {type(error).__name__}: {error}"
+        return event
 
 
 @dataclass
@@ -96,7 +108,7 @@ class Batch:
         self._running: list[_Request] = []
         self._joining: list[_Request] = []
         # A token of each that no step has taken.
-        self._newest = self._to_device(torch.empty(0, dtype=torch.int64))
+        self._newest = self._to_device(torch.empty(0, dtype=torch.int64, device="cpu"))
 
     def __len__(self) -> int:
         return len(self._running) + len(self._joining)
@@ -113,8 +125,12 @@ class Batch:
         name: what its events are called. prompt: at least a context of tokens. generator: a CPU
         generator; the same state gives the same tokens, whatever else is in the batch. Raises
         ValueError for a prompt that is too short or has an unknown token, for no `max_tokens`, and
-        for a name that is in the batch already.
+        for a name that is in the batch already; TypeError for a prompt of other than integers.
         """
+        try:
+            prompt = [index(token) for token in prompt]
+        except TypeError:
+            raise TypeError(f"prompt must be integers, got {prompt!r}") from None
         if len(prompt) < self.model.context:
             raise ValueError(
                 f"prompt must be at least a context of {self.model.context} tokens, "
@@ -122,14 +138,14 @@ class Batch:
             )
         if not all(0 <= token < self.model.vocab for token in prompt):
             raise ValueError(
-                f"prompt must be tokens from 0 to {self.model.vocab - 1}, got {list(prompt)}"
+                f"prompt must be tokens from 0 to {self.model.vocab - 1}, got {prompt}"
             )
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
         if any(request.name == name for request in (*self._running, *self._joining)):
             raise ValueError(f"there is a request {name!r} in the batch")
-        uniform = torch.rand(max_tokens, generator=generator, dtype=torch.float64)
-        self._joining.append(_Request(name, list(prompt), uniform))
+        uniform = torch.rand(max_tokens, generator=generator, dtype=torch.float64, device="cpu")
+        self._joining.append(_Request(name, prompt, uniform))
 
     def drop(self, name: Hashable) -> None:
         """A request leaves before its end. KeyError where there is none of that name."""
@@ -142,17 +158,18 @@ class Batch:
         """Gives each request up to `count` tokens, request by request, in one call.
 
         Fewer where one of them may have no more. Those that are at their end leave; so does one
-        for which there is no token to draw, with an event that has an `error`.
+        for which there is no token to draw, or whose prompt cannot be run, with an event that has
+        an `error`.
         """
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
-        self._join()
+        events = self._join()
         if not self._running:
-            return []
+            return events
         count = min(count, *(request.left for request in self._running))
         tokens = self._generate(count)
         stop = self.sampling.stop
-        events, running = [], []
+        running = []
         for i, (request, row) in enumerate(zip(self._running, tokens.tolist(), strict=True)):
             ends_at = [row.index(token) for token in (stop, -1) if token in row]
             row = row[: min(ends_at, default=count) + 1]
@@ -175,7 +192,7 @@ class Batch:
         uniform = torch.stack([r.uniform[r.taken : r.taken + count] for r in self._running])
         logit_bias = None
         if sampling.never:
-            logit_bias = torch.zeros(self.model.vocab, dtype=biases.dtype)
+            logit_bias = torch.zeros(self.model.vocab, dtype=biases.dtype, device="cpu")
             logit_bias[list(sampling.never)] = float("-inf")
             logit_bias = self._to_device(logit_bias)
         return step_ops.generate(
@@ -193,19 +210,30 @@ class Batch:
             -1 if sampling.stop is None else sampling.stop,
         )
 
-    def _join(self) -> None:
-        """Runs the prompts of those that join, each length at once, up to their last token."""
+    def _join(self) -> list[Event]:
+        """Runs the prompts of those that join, each length at once, up to their last token.
+
+        Where that fails, these requests end: it would fail again, and the others go on.
+        """
         by_length: dict[int, list[_Request]] = {}
         for request in self._joining:
             by_length.setdefault(len(request.prompt), []).append(request)
-        for requests in by_length.values():
-            prompts = self._to_device(torch.tensor([request.prompt for request in requests]))
-            state = state_of(self.model.stream_network(), len(requests))
-            self.model.prefill(prompts[:, :-1], state)
-            self._state = StreamState.join(self._state, state)
-            self._newest = torch.cat([self._newest, prompts[:, -1]])
-            self._running += requests
-        self._joining = []
+        failures = []
+        for length, requests in by_length.items():
+            try:
+                prompts = torch.tensor([request.prompt for request in requests], device="cpu")
+                prompts = self._to_device(prompts)
+                state = state_of(self.model.stream_network(), len(requests))
+                self.model.prefill(prompts[:, :-1], state)
+                state = StreamState.join(self._state, state)
+                newest = torch.cat([self._newest, prompts[:, -1]])
+            except Exception as error:
+                failures += [Event.of_failure(request.name, error) for request in requests]
+            else:
+                self._state, self._newest = state, newest
+                self._running += requests
+            self._joining = [r for r in self._joining if len(r.prompt) != length]
+        return failures
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.model.embedding.weight.device)

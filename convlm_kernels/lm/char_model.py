@@ -14,11 +14,24 @@ from torch import Tensor, nn
 from .. import indices
 from ..embedding import embedding_conv1d
 from ..layers import Conv1d
+from ..network_layers import cannot_stream, check_is_plain, check_is_plain_embedding
 from ..optim import sgd_step
-from ..plain import has_global_hooks, reason_not_a_plain_embedding
+from ..plain import (
+    has_global_hooks,
+    has_hooks,
+    reason_not_a_plain_embedding,
+    reason_overridden,
+)
+from ..prefill import prefill
 from ..stack_layers import reason_not_a_plain_layer
-from ..streaming import Streamed, StreamState, prefill
+from ..streaming import Streamed, StreamState
 from .pretrained import Pretrained
+
+# For what fused operators and steps may stand, if nobody has overridden it.
+EMBEDDING_METHODS = "embed", "embed_as_signal", "embed_and_convolve"
+LOGITS_METHODS = ("forward",)
+LOSS_METHODS = "forward", "loss"
+STEP_METHODS = "forward", "loss", "training_step"
 
 
 def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
@@ -43,6 +56,9 @@ class CharModel(Streamed, Pretrained):
 
     A step takes the next token of each sample. The first logits need a whole context, and are NaN
     before that.
+
+    What a subclass overrides (`forward`, `loss`, `training_step`, `embed`, ...), or a hook adds, is
+    called: then no operator does its work along with that of others.
     """
 
     def __init__(self, vocab: int, context: int, embedding: int) -> None:
@@ -100,13 +116,23 @@ class CharModel(Streamed, Pretrained):
 
     def is_plain(self, layers: Iterable[nn.Module]) -> bool:
         """Whether the embedding and `layers` do nothing but what their parameters say."""
+        if reason_overridden(self, EMBEDDING_METHODS) is not None:
+            return False
         embedding: Any = self._modules["embedding"]
         if reason_not_a_plain_embedding(embedding) is not None or embedding.padding_idx is not None:
             return False
         if has_global_hooks():
             return False
         words = self.words()
-        return all(reason_not_a_plain_layer(layer, words) is None for layer in layers)
+        reasons = [reason_not_a_plain_layer(layer, words) for layer in layers]
+        return not any(reasons)
+
+    def is_as_written(self, methods: tuple[str, ...]) -> bool:
+        """Whether calls of the model and of these `methods` do what is written here, and no more.
+
+        Else what stands for them must call them.
+        """
+        return not has_hooks(self) and reason_overridden(self, methods) is None
 
     def words(self) -> Tensor:
         """The weight of the embedding, found in less time than by its name."""
@@ -151,6 +177,14 @@ class CharModel(Streamed, Pretrained):
     def stream_embedding(self) -> nn.Embedding:
         return self.embedding
 
+    def check_streams(self) -> None:
+        """Raises ValueError unless steps may stand for calls of the model and its embedding."""
+        check_is_plain(self)
+        check_is_plain_embedding(self.embedding, self)
+        reason = reason_overridden(self, EMBEDDING_METHODS)
+        if reason is not None:
+            raise cannot_stream(self, f"it {reason}")
+
     def step(self, tokens: Tensor, state: StreamState) -> Tensor:
         """Logits (batch, vocab) of what follows `tokens` (batch), int64. Updates `state`."""
         return self.stream_network().step(tokens, state, None)
@@ -165,7 +199,8 @@ class CharModel(Streamed, Pretrained):
 
 def all_require_grad(*parameters: Tensor | None) -> bool:
     """None, as an empty bias, is no parameter."""
-    return all(p is None or p.requires_grad or p.numel() == 0 for p in parameters)
+    frozen = [p for p in parameters if p is not None and not p.requires_grad and p.numel()]
+    return not frozen
 
 
 def check_positive(**sizes: int) -> None:

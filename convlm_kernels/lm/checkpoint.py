@@ -60,7 +60,8 @@ class Checkpoint:
     def tensors(self) -> dict[str, Tensor]:
         tensors = dict(self.model.state_dict())
         tensors[TRAINING + "generator"] = self.progress.generator.get_state()
-        tensors[TRAINING + "losses"] = torch.tensor(self.progress.losses, dtype=torch.float64)
+        losses = torch.tensor(self.progress.losses, dtype=torch.float64, device="cpu")
+        tensors[TRAINING + "losses"] = losses
         return tensors
 
 
@@ -126,7 +127,8 @@ def _restore(header: dict[str, Any], tensors: dict[str, Tensor], backend: str) -
     generator = torch.Generator()
     generator.set_state(tensors.pop(TRAINING + "generator"))
     losses = tensors.pop(TRAINING + "losses").tolist()
-    model = build_model(header["kind"], header["sizes"], backend)
+    with torch.device("cpu"):
+        model = build_model(header["kind"], header["sizes"], backend)
     model.to(tensors["embedding.weight"].dtype).load_state_dict(tensors)
     evaluations = [(step, loss) for step, loss in header["evaluations"]]
     progress = Progress(generator, losses, evaluations)

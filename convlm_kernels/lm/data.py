@@ -132,11 +132,11 @@ def encode_rows(words: Sequence[str], alphabet: Alphabet, context: int, longest:
 
     y is x moved on by the context, plus one stop: y[:, i] is what follows x[:, i : i + context].
     """
-    x = torch.full((len(words), context + longest), alphabet.stop)
+    x = torch.full((len(words), context + longest), alphabet.stop, device="cpu")
     x[:, :context] = alphabet.start
     for row, word in zip(x, words, strict=True):
-        row[context : context + len(word)] = torch.tensor(alphabet.encode(word))
-    stop = torch.full((len(words), 1), alphabet.stop)
+        row[context : context + len(word)] = torch.tensor(alphabet.encode(word), device="cpu")
+    stop = torch.full((len(words), 1), alphabet.stop, device="cpu")
     return Split(x, torch.cat([x[:, context:], stop], dim=1))
 
 

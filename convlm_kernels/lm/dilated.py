@@ -1,7 +1,7 @@
 """A stack of dilated convolutions as a language model."""
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,18 @@ from ..layers import Conv1d, parameters_of
 from ..lookup import by_tap, end_to_end
 from ..network_layers import NetworkLayer, layers_of
 from ..optim import PLAIN, mark_changed
+from ..plain import has_hooks
 from ..stack_layers import reason_not_fusable
 from ..stack_ops import LayerSettings, Settings
-from .char_model import CharModel, all_require_grad, batch_of, check_positive
+from .char_model import (
+    LOGITS_METHODS,
+    LOSS_METHODS,
+    STEP_METHODS,
+    CharModel,
+    all_require_grad,
+    batch_of,
+    check_positive,
+)
 
 
 class DilatedCNN(CharModel):
@@ -27,7 +36,7 @@ class DilatedCNN(CharModel):
     """
 
     share_contexts = True  # as in :class:`DilatedStack`
-    _by_tap: tuple[Any, Tensor] | None = None
+    _by_tap: "_LastingView | None" = None
 
     def __init__(
         self,
@@ -68,6 +77,7 @@ class DilatedCNN(CharModel):
         return {**super().sizes(), "hidden": self.hidden}
 
     def stream_layers(self) -> list[NetworkLayer]:
+        self.check_streams()
         return layers_of(self.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -78,12 +88,12 @@ class DilatedCNN(CharModel):
                 words, tokens, weights, biases, settings, self.share_contexts
             )
         first: Any = self.layers[0]
-        if self.fused and self.is_plain((first,)):
+        if self.fused and self.is_a_chain() and self.is_plain((first,)):
             return self.layers[1:](self.embed_and_convolve(tokens, first))
         return self.layers(self.embed_as_signal(tokens))
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        if not self.is_a_stack_with_loss(x.shape[-1]):
+        if not (self.is_a_stack_with_loss(x.shape[-1]) and self.is_as_written(LOGITS_METHODS)):
             return super().loss(x, y, reduction)
         self.check_tokens(x)
         words, weights, biases, settings = self.stack_operands(self.stack_parameters())
@@ -94,7 +104,8 @@ class DilatedCNN(CharModel):
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
         parameters = self.stack_parameters()
-        if not self.is_a_stack_with_loss(x.shape[-1]) or are_tied(parameters):
+        fused = self.is_a_stack_with_loss(x.shape[-1]) and self.is_as_written(LOSS_METHODS)
+        if not fused or are_tied(parameters):
             return super().training_step(x, y, rows)
         x, y = batch_of(x, y, rows)
         self.check_tokens(x)
@@ -130,6 +141,7 @@ class DilatedCNN(CharModel):
         """Whether a step of SGD on rows like those of `x` is one operator."""
         return (
             self.is_a_stack_with_loss(x.shape[-1])
+            and self.is_as_written(STEP_METHODS)
             and all_require_grad(*parameters)
             and not are_tied(parameters)
         )
@@ -143,13 +155,21 @@ class DilatedCNN(CharModel):
         layers: Any = self._modules["layers"]
         return list(layers._modules.values())
 
+    def is_a_chain(self) -> bool:
+        """Whether a call of the layers is one of each after the other."""
+        layers: Any = self._modules["layers"]
+        return type(layers) is nn.Sequential and not has_hooks(layers)
+
     def is_a_stack(self, length: int | None = None) -> bool:
         """Whether fused operators take the whole model, on rows of `length` tokens (default: one
         context).
         """
         words = self.words()
         plain = (
-            self.fused and reason_not_fusable(words) is None and self.is_plain(self.convolutions())
+            self.fused
+            and reason_not_fusable(words) is None
+            and self.is_a_chain()
+            and self.is_plain(self.convolutions())
         )
         if not plain or words.is_cpu:
             return plain
@@ -181,10 +201,30 @@ class DilatedCNN(CharModel):
         lasting = type(weight) in PLAIN and weight.is_contiguous()
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not lasting:
             return by_tap(weight, words.shape[1])
-        seen = weight.data_ptr(), weight.shape, weight.dtype
-        if self._by_tap is None or self._by_tap[0] != seen:
-            self._by_tap = seen, by_tap(weight.detach(), words.shape[1])  # no part of a graph
-        return self._by_tap[1]
+        kept = self._by_tap
+        if kept is None or not kept.is_of(weight):
+            view = by_tap(weight.detach(), words.shape[1])  # no part of a graph
+            self._by_tap = kept = _LastingView(view, weight.shape, weight.dtype)
+        return kept.view
+
+
+class _LastingView(NamedTuple):
+    """A view of a weight, by its taps, and what tells whether it still is one."""
+
+    view: Tensor
+    shape: torch.Size  # of the weight
+    dtype: torch.dtype
+
+    def is_of(self, weight: Tensor) -> bool:
+        """The view keeps its memory, so no other tensor can have the address of it."""
+        return (
+            self.view.data_ptr() == weight.data_ptr()
+            and self.shape == weight.shape
+            and self.dtype == weight.dtype
+        )
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # a copied or saved model makes its own
 
 
 def are_tied(parameters: list[Tensor]) -> bool:

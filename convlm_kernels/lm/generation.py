@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..backends import can_run_steps
-from .batch import NO_TOKEN, Event, Sampling, generate
+from .batch import Event, Sampling, generate
 from .char_model import CharModel
 from .data import Alphabet
 
@@ -97,11 +97,13 @@ def sample_pieces(
             model, prompts, left, sampling, batch=batch, chunk=chunk, generator=generator
         )
     else:
-        events = generate_by_window(model, torch.tensor(prompts), left, sampling, generator)
+        tokens = torch.tensor(prompts, device="cpu")
+        events = generate_by_window(model, tokens, left, sampling, generator)
     begun = [False] * count
-    for number, token, last in events:
+    for event in events:
+        number, token, last = event
         if token < 0:
-            raise GenerationError(f"sample {number}: {NO_TOKEN}")
+            raise GenerationError(f"sample {number}: {event.reason}")
         if not begun[number]:
             yield Piece(number, prefix, False)
         begun[number] = True

@@ -11,8 +11,14 @@ from ..embedding_loss import (
     steps_on_gpu,
 )
 from ..layers import Conv1d, parameters_of
-from ..network_layers import NetworkLayer, layers_of
-from .char_model import CharModel, all_require_grad
+from ..network_layers import NetworkLayer, cannot_stream, check_is_plain, layers_of
+from .char_model import (
+    LOGITS_METHODS,
+    LOSS_METHODS,
+    STEP_METHODS,
+    CharModel,
+    all_require_grad,
+)
 from .dilated import DilatedCNN
 
 
@@ -37,6 +43,7 @@ class CNN(CharModel):
         self.conv = Conv1d(1, vocab, context * embedding, stride=embedding, backend=backend)
 
     def stream_layers(self) -> list[NetworkLayer]:
+        self.check_streams()
         return layers_of(self.conv)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -45,7 +52,7 @@ class CNN(CharModel):
         return self.conv(self.embed_as_signal(tokens))
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        if not self.is_by_look_up():
+        if not (self.is_by_look_up() and self.is_as_written(LOGITS_METHODS)):
             return super().loss(x, y, reduction)
         self.check_tokens(x)
         conv = self.conv
@@ -61,7 +68,7 @@ class CNN(CharModel):
 
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
-        if not self.is_by_look_up():
+        if not (self.is_by_look_up() and self.is_as_written(LOSS_METHODS)):
             return super().training_step(x, y, rows)
         parameters, backend = self.look_up_parameters()
         found = loss_with_gradients(x, y, rows, *parameters, backend=backend)
@@ -75,7 +82,7 @@ class CNN(CharModel):
 
     def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor | None = None) -> Tensor:
         """In one operator where the loss comes with its gradients."""
-        if self.is_by_look_up():
+        if self.is_by_look_up() and self.is_as_written(STEP_METHODS):
             parameters, backend = self.look_up_parameters()
             if all_require_grad(*parameters):
                 loss = sgd_step_of_loss(x, y, rows, *parameters, lr, backend=backend)
@@ -87,6 +94,7 @@ class CNN(CharModel):
         parameters, backend = self.look_up_parameters()
         return (
             self.is_by_look_up()
+            and self.is_as_written(STEP_METHODS)
             and all_require_grad(*parameters)
             and steps_on_gpu(x, *parameters[:2], backend)
         )
@@ -128,6 +136,10 @@ class MLP(CharModel):
         return cls(**sizes)
 
     def stream_layers(self) -> list[NetworkLayer]:
+        self.check_streams()
+        if not isinstance(self.linear, nn.Linear):
+            raise cannot_stream(self.linear, "it is not a Linear", "linear")
+        check_is_plain(self.linear, "linear")
         features = self.embedding.embedding_dim
         return [
             NetworkLayer(

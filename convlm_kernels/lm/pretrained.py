@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
@@ -70,7 +71,8 @@ class Pretrained(nn.Module):
             (name,), dtype = config.pop("architectures"), config.pop("dtype")
             if name not in kinds:
                 raise ValueError(f"it is a {name!r}, and one of {', '.join(kinds)} is expected")
-            model = kinds[name].build(config, backend).to(DTYPES[dtype])
+            with torch.device("cpu"):
+                model = kinds[name].build(config, backend).to(DTYPES[dtype])
             model.load_state_dict(load((folder / WEIGHTS).read_bytes()))
         except OSError as error:
             raise ValueError(f"{folder / WEIGHTS} cannot be read: {error.strerror}") from None

@@ -97,7 +97,7 @@ def read_sharded(path: Path) -> tuple[Any, dict[str, Tensor]]:
 def _load(shards: Path) -> dict[str, Tensor]:
     reader = dcp.HuggingFaceStorageReader(str(shards))
     tensors = {
-        name: torch.empty(kept.size, dtype=kept.properties.dtype)
+        name: torch.empty(kept.size, dtype=kept.properties.dtype, device="cpu")
         for name, kept in reader.read_metadata().state_dict_metadata.items()
         if isinstance(kept, TensorStorageMetadata)
     }

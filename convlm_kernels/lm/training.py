@@ -75,7 +75,10 @@ def train(
             ahead = steps.ahead - progress.step % steps.ahead
             for step in range(progress.step, min(progress.step + ahead, schedule.steps)):
                 rows = torch.randint(
-                    len(split.x), (schedule.batch_size,), generator=progress.generator
+                    len(split.x),
+                    (schedule.batch_size,),
+                    generator=progress.generator,
+                    device="cpu",
                 )
                 steps.take(rows, schedule.lr_at(step))
             for loss in steps.losses():

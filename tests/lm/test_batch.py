@@ -298,6 +298,55 @@ def test_a_request_without_a_token_ends_alone(model, order):
             assert all(event.error is None for event in given[:-1])
 
 
+def test_a_prompt_that_cannot_be_run_ends_alone(model, monkeypatch):
+    """The others join once, and are given what they would get alone."""
+    prefill, joined = model.prefill, []
+
+    def refuse_six(tokens, state):
+        joined.append(tokens.shape[1])
+        if tokens.shape[1] == 6:
+            raise RuntimeError("not enough memory")
+        return prefill(tokens, state)
+
+    def add(batch, name, length):
+        prompt = tokens_of(length).tolist()
+        batch.add(name, prompt, 3, torch.Generator().manual_seed(length))
+
+    monkeypatch.setattr(model, "prefill", refuse_six)
+    batch = Batch(model)
+    for name, length in (("before", 5), ("bad", 7), ("after", 8), ("also bad", 7)):
+        add(batch, name, length)
+    events = batch.step()
+    assert [event.name for event in events if event.error] == ["bad", "also bad"]
+    assert events[0] == ("bad", -1, True)
+    assert events[0].error == (
+        "request 'bad': its prompt cannot be run: RuntimeError: not enough memory"
+    )
+    assert len(batch) == 2
+    while batch:
+        events += batch.step()
+    assert joined == [4, 6, 7]
+    for name, length in (("before", 5), ("after", 8)):
+        alone = Batch(model)
+        add(alone, name, length)
+        expected = [event for _ in range(3) for event in alone.step()]
+        assert [event for event in events if event.name == name] == expected
+    with pytest.raises(RuntimeError, match="sample 0: its prompt cannot be run"):
+        sample(model, ALPHABET, prefix="abc")
+
+
+def test_prompts_are_integers(model):
+    batch = Batch(model)
+    for prompt in ([0.5] * 5, torch.zeros(5), ["a"] * 5, torch.zeros(5, 2, dtype=torch.int64)):
+        with pytest.raises(TypeError, match="prompt must be integers, got "):
+            batch.add("bad", prompt, 3)
+    assert batch.step() == []
+    for name, prompt in enumerate((torch.arange(5), torch.arange(5).tolist())):
+        batch.add(name, prompt, 3, torch.Generator().manual_seed(0))
+    first, second = (event.token for event in batch.step())
+    assert first == second
+
+
 def test_a_batch_in_which_every_token_is_ruled_out():
     events = list(generate(bigram_model([0.5, 0.5]), [[0]] * 2, 5, Sampling(never=(0, 1))))
     assert events == [(0, -1, True), (1, -1, True)]

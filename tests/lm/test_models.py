@@ -1,5 +1,6 @@
 """The models: shapes, receptive fields, and the CNN and the MLP being one function."""
 
+import pickle
 from copy import deepcopy
 from functools import partial
 
@@ -168,6 +169,20 @@ def test_a_step_after_parameters_were_replaced(kind, change):
     assert torch.equal(model.sgd_step(x, y, 0.5), fresh.sgd_step(x, y, 0.5))
     assert all(map(torch.equal, model.parameters(), fresh.parameters()))
     assert all(p._version > v for p, v in zip(model.parameters(), versions, strict=True))
+
+
+@pytest.mark.parametrize("copied", [deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_trains_its_own_weights_where_the_old_ones_lay(copied):
+    """What a model keeps of its first weight is of no use to a copy, whose weight may get that
+    memory: here from the model itself."""
+    model = DilatedCNN()
+    x, y = torch.randint(28, (32, 23)), torch.randint(28, (32, 16))
+    model.sgd_step(x, y, 0.5)
+    copy = copied(model)
+    copy.layers[0].weight = model.layers[0].weight
+    before = copy.layers[0].weight.clone()
+    copy.sgd_step(x, y, 0.5)
+    assert not torch.equal(copy.layers[0].weight, before)
 
 
 def test_a_step_of_a_model_that_lacks_a_bias():
