@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import step_ops
-from .autograd import ACTIVATIONS
+from .activations import ACTIVATIONS
 from .backends import KERNEL_DTYPES, can_run_steps
 from .geometry import as_int, resolve_padding
 from .lookup import by_tap

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from . import autograd, indices, lookup, stack_ops
-from .autograd import called_directly
+from .activations import activate
 from .stack_ops import Settings
+from .transforms import called_directly, transformed
 
 
+@torch.fx.wrap  # whose proxies are on no device
 def gate(z: Tensor) -> Tensor:
     """tanh(a) * sigmoid(b) of the two halves of the channels."""
     a, b = z.chunk(2, dim=-2)
-    return torch.tanh(a) * torch.sigmoid(b)
+    return torch.tanh(a) * activate(b, "sigmoid")
 
 
 def compose(
@@ -129,7 +131,7 @@ def _is_batched(grad_output: Tensor) -> bool:
     """Whether it stands for many, of ``is_grads_batched`` or of ``vmap``: no operator takes it."""
     if torch.compiler.is_compiling():
         return False
-    return autograd._transformed() or autograd.is_grads_batched(grad_output)
+    return transformed() or autograd.is_grads_batched(grad_output)
 
 
 def _halves(parameters: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -189,7 +191,7 @@ def stack(
         RuntimeError: sizes that do not fit, or on the CPU a token outside [0, vocab); names
             argument and value.
     """
-    if autograd._transformed():
+    if transformed():
         return compose(x, tokens, weights, biases, settings, kernels)
     # Compiled, it is one graph for any number of positions.
     native = kernels == "native" and not torch.compiler.is_compiling()
@@ -229,7 +231,7 @@ def cross_entropy(
     Raises:
         RuntimeError: a target outside [0, out_channels), and as :func:`stack`.
     """
-    composed = autograd._transformed() or torch.compiler.is_compiling()
+    composed = transformed() or torch.compiler.is_compiling()
     wants_gradients = _wants_gradients(x, *weights, *biases)
     if composed or (wants_gradients and reduction != "mean"):
         logits = stack(x, tokens, weights, biases, settings, share)

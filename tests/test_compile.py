@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convlm_kernels import CausalConv1d, Conv1d, conv1d
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 
 
 @pytest.fixture(autouse=True)

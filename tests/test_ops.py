@@ -36,7 +36,7 @@ from tolerances import (
 from torch import Tensor
 
 from convlm_kernels import _host, ops
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 

@@ -20,7 +20,7 @@ from convlm_kernels import (
     _host,
     step_ops,
 )
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 from convlm_kernels.network import layers_of
 from convlm_kernels.streaming import Streaming, StreamState
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from build import SANITIZE, library, operators, run_sanitized
 from convlm_kernels import _host
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 

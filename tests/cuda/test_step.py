@@ -25,7 +25,7 @@ from torch import Tensor
 
 from build import emulated, library, run_sanitized
 from convlm_kernels import CausalConv1d, DilatedStack, StackLayer, network, step_ops
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 from convlm_kernels.lm import CNN, Batch, DilatedCNN, Event, Sampling
 from convlm_kernels.lm.char_model import CharModel
 from convlm_kernels.streaming import StreamState
