@@ -483,6 +483,7 @@ def test_opcheck(case: Case) -> None:
         (ops.gradients, (p.grad_output, p.x, p.weight, *case.window, False)),
         (ops.grad_input, (p.grad_output, p.weight, case.length, *case.window, *activated)),
         (ops.grad_weight, (p.grad_output, p.x, case.kernel_size, *case.window, True, *activated)),
+        (ops.activate, (p.x, "gelu")),
     ]
     for operator, arguments in samples:
         torch.library.opcheck(operator, arguments)
