@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from .activations import FROM_OUTPUT, activate
-from .ops import OPERATORS, gradients
+from .ops import OPERATORS, composite, gradients
 from .transforms import apply_transformed, direct, transformed
 
 Window = tuple[int, int, int, int, int, str]
 
 _grad_enabled = torch.is_grad_enabled
+_exporting = torch.compiler.is_exporting
 _is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
 
 
@@ -229,8 +230,12 @@ def forward(
     window: Window,
     activation: str = "none",
     kernels: str = "native",
+    exported: bool = False,
 ) -> Tensor:
     """activation(conv(x, weight) + bias), differentiable to any order.
+
+    While torch.export looks on it is one operator that calls it with ``exported``: so that what was
+    exported can be trained, where the kernels' own operators alone would lose their gradients.
 
     Shapes: x (batch, in_channels, length), weight (out_channels, in_channels / groups,
     kernel_size), bias (out_channels), result (batch, out_channels, out_length); one dtype.
@@ -238,6 +243,8 @@ def forward(
     Raises:
         RuntimeError: an impossible geometry; names the argument and its value.
     """
+    if _exporting() and not exported:
+        return exported_forward(x, weight, bias, *window, activation, kernels)
     fused = activation == "none" or activation in FROM_OUTPUT
     settings = window, activation if fused else "none", kernels
     if transformed():
@@ -249,6 +256,19 @@ def forward(
     else:
         return OPERATORS[kernels].forward(x, weight, bias, *window, activation)
     return y if fused else activate(y, activation)
+
+
+def _run_exported(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    *window, activation, kernels = settings
+    return forward(x, weight, bias, (*window,), activation, kernels, exported=True)
+
+
+exported_forward = composite(
+    "exported_forward(Tensor x, Tensor weight, Tensor? bias, SymInt stride, SymInt pad_left, "
+    "SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision, str activation, "
+    "str kernels) -> Tensor",
+    _run_exported,
+)
 
 
 def grad_input(

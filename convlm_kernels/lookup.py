@@ -21,11 +21,13 @@ from torch import Tensor
 from . import autograd, indices, lookup_ops
 from .activations import FROM_OUTPUT, activate
 from .autograd import refuse_batched_graph
+from .ops import composite
 from .transforms import apply_transformed, called_directly, direct, transformed
 
 Window = tuple[int, int, int, int]
 
 _grad_enabled = torch.is_grad_enabled
+_exporting = torch.compiler.is_exporting
 
 _POINTWISE = (1, 0, 0, 1, 1, "ieee")
 
@@ -151,16 +153,20 @@ def lookup(
     window: Any,
     activation: str = "none",
     kernels: str = "native",
+    exported: bool = False,
 ) -> Tensor:
     """activation(sums of rows of ``table`` + bias), differentiable to any order.
 
     Shapes: tokens (batch, length), int64 or int32; table (kernel_size, vocab, out_channels), bias
-    (out_channels), result (batch, out_channels, out_length), of one dtype.
+    (out_channels), result (batch, out_channels, out_length), of one dtype. ``exported`` is that of
+    ``autograd.forward``.
 
     Raises:
         RuntimeError: a token outside [0, vocab) on the CPU, where a GPU gives NaN; an impossible
             geometry; names argument and value.
     """
+    if _exporting() and not exported:
+        return exported_lookup(tokens, table, bias, *window, activation, kernels)
     fused = activation == "none" or activation in FROM_OUTPUT
     settings = window, activation if fused else "none", kernels
     if transformed():
@@ -170,6 +176,18 @@ def lookup(
     else:
         return lookup_ops.OPERATORS[kernels].lookup(tokens, table, bias, *window, activation)
     return y if fused else activate(y, activation)
+
+
+def _run_exported(tokens: Tensor, table: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    *window, activation, kernels = settings
+    return lookup(tokens, table, bias, window, activation, kernels, exported=True)
+
+
+exported_lookup = composite(
+    "exported_lookup(Tensor tokens, Tensor table, Tensor? bias, SymInt stride, SymInt pad_left, "
+    "SymInt pad_right, SymInt dilation, str activation, str kernels) -> Tensor",
+    _run_exported,
+)
 
 
 def embed(tokens: Tensor, embedding: Tensor, kernels: str) -> Tensor:
