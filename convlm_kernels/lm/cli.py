@@ -17,7 +17,7 @@ from .generation import GenerationError, Piece, sample_pieces
 from .info import print_info
 from .models import MODELS
 from .options import DTYPES, device, number, probability, rate, step_or_fraction, whole
-from .output import write_to_nothing
+from .output import print_what_can_be_printed, write_to_nothing
 from .pretrained import is_pretrained
 from .processes import STRATEGIES
 from .runs import (
@@ -43,6 +43,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 2 for bad usage or input, 130 when interrupted."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    print_what_can_be_printed()
     try:
         if arguments[:1] == ["bench"]:  # whose options are its own
             run_benchmarks(arguments[1:])

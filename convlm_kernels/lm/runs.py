@@ -209,18 +209,17 @@ def remove_report(folder: Path) -> None:
 
 
 def report(run: Checkpoint, data: Data, words: Sequence[str], folder: Path, samples: int) -> None:
-    """Prints and writes losses, invented words and the loss curve."""
+    """Writes and prints losses and invented words, writes the model and the loss curve.
+
+    What can be had no other way comes first: printing and plotting may fail.
+    """
+    run.model.save_pretrained(folder / MODEL, run.alphabet)
     losses = evaluate_all(run.model, data)
-    print_losses(losses)
     invented = []
     if samples:
         generator = torch.Generator().manual_seed(run.settings["seed"])
         invented = sample(run.model, run.alphabet, samples, generator=generator)
-        known = set(words)
-        print("\nnew words (* is in the list):")
-        print("\n".join(f"  {word}{' *' * (word in known)}" for word in invented))
     plot, figures = (folder / name for name in REPORT)
-    plot_losses(run.progress, plot, f"{run.kind} model")
     metrics = {
         "model": run.kind,
         "sizes": run.model.sizes(),
@@ -231,7 +230,12 @@ def report(run: Checkpoint, data: Data, words: Sequence[str], folder: Path, samp
         "samples": invented,
     }
     write_whole(figures, json.dumps(metrics, indent=2).encode())
-    run.model.save_pretrained(folder / MODEL, run.alphabet)
+    print_losses(losses)
+    if invented:
+        known = set(words)
+        print("\nnew words (* is in the list):")
+        print("\n".join(f"  {word}{' *' * (word in known)}" for word in invented))
+    plot_losses(run.progress, plot, f"{run.kind} model")
     print(f"\nwrote the checkpoint, loss.png, metrics.json and model/ in {folder}")
 
 
