@@ -7,7 +7,7 @@ import shutil
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import torch
 from .char_model import CharModel
 from .checkpoint import FILE, INDEX, Checkpoint, load_checkpoint
 from .data import Alphabet, Data, Split, contexts, make_data
-from .files import make_writable, write_whole
+from .files import make_writable, only_one_trains, write_whole
 from .generation import sample
 from .models import MLP, build_model
 from .options import DTYPES
@@ -63,18 +63,24 @@ SMALL_MODEL = 1_000_000
 
 def run_training(args: Namespace) -> int:
     """`convlm train`: trains or resumes, writes the folder, returns the exit code."""
-    with going_on_without_a_reader(), join(args.distributed, args.device) as processes:
+    folder = Path(args.out or f"runs/{args.model or DEFAULTS['model']}")
+    with (
+        going_on_without_a_reader(),
+        join(args.distributed, args.device) as processes,
+        ExitStack() as until_the_end,
+    ):
         args.device = processes.device
-        opened = processes.together(lambda: open_training(args))
-        return train_and_report(args, processes, *opened)
+        own = only_one_trains(folder) if processes.first else nullcontext()
+        processes.together(lambda: until_the_end.enter_context(own))
+        opened = processes.together(lambda: open_training(args, folder))
+        return train_and_report(args, processes, *opened, folder)
 
 
-def open_training(args: Namespace) -> tuple[Checkpoint, list[str], Data, Path]:
-    """A training with its words, its data on the device, and its folder, which can be written but
-    is as it was.
+def open_training(args: Namespace, folder: Path) -> tuple[Checkpoint, list[str], Data]:
+    """A training with its words and its data on the device; `folder` can be written but is as it
+    was.
     """
     given = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
-    folder = Path(args.out or f"runs/{given.get('model', DEFAULTS['model'])}")
     if not (args.resume or args.overwrite) and any((folder / f).exists() for f in (FILE, INDEX)):
         raise ValueError(
             f"{folder} holds a training: --resume goes on with it, --overwrite begins another in "
@@ -84,7 +90,7 @@ def open_training(args: Namespace) -> tuple[Checkpoint, list[str], Data, Path]:
     data = to_device(make_data(words, run.model.context, alphabet=run.alphabet), args.device)
     prepare(run.model, args)
     make_writable(folder)
-    return run, words, data, folder
+    return run, words, data
 
 
 def train_and_report(

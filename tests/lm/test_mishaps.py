@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from commands import SMALL
 
 import convlm_kernels
+from convlm_kernels.lm.files import write_whole
 
 
 def test_output_that_cannot_encode_the_words(words_file, tmp_path):
@@ -44,3 +46,37 @@ def test_names_without_pooch(convlm, monkeypatch):
     code, _, error = convlm("train", "--words=names", "--steps=1")
     assert code == 2
     assert error.startswith("convlm: error: this needs the package pooch: pip install pooch")
+
+
+def test_one_training_in_a_folder_at_a_time(endless, convlm, words_file):
+    process, folder = endless
+    train = ["train", "--out", folder, "--words", words_file, "--steps=1000000", *SMALL]
+    for earlier in ("--resume", "--overwrite"):
+        code, _, error = convlm(*train, earlier)
+        assert code == 2
+        assert error.startswith(f"convlm: error: {folder} is being written by another training, ")
+        assert f"process {process.pid} on" in error
+    process.kill()
+    process.wait()
+    code, _, error = convlm(*train, "--resume", "--lr-drop=3")
+    assert "--lr-drop 3 contradicts" in error  # so the folder was opened
+    assert not (folder / ".lock").exists()
+
+
+def test_a_training_that_does_not_begin_leaves_no_folder(convlm):
+    assert convlm("train", "--out=new", "--words=absent.txt")[0] == 2
+    assert not Path("new").exists()
+
+
+def test_writers_of_one_file_take_turns(tmp_path):
+    path = tmp_path / "file"
+    contents = [bytes([n]) * 100_000 for n in range(4)]
+
+    def write(content):
+        for _ in range(25):
+            write_whole(path, content)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, contents))
+    assert path.read_bytes() in contents
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
