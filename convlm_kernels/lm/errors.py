@@ -18,6 +18,21 @@ def importing(package: str) -> Iterator[None]:
         ) from None
 
 
+# What can be made smaller, by command.
+_LARGE = {
+    "train": "--batch-size, --context, --embedding, --hidden or fewer words",
+    "sample": "--count, --batch or --max-length",
+}
+
+
+def out_of_memory(error: BaseException, command: str) -> str | None:
+    """What to say where `error` is of an allocation, by Python or by torch; None elsewhere."""
+    if not is_out_of_memory(error):
+        return None
+    what = _LARGE.get(command)
+    return "not enough memory" + (f"; a smaller {what} takes less" if what else "")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` is of an allocation, by Python or by torch."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

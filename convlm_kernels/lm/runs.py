@@ -17,6 +17,7 @@ import torch
 from .char_model import CharModel
 from .checkpoint import FILE, INDEX, Checkpoint, load_checkpoint
 from .data import Alphabet, Data, Split, contexts, make_data
+from .errors import is_out_of_memory
 from .files import make_writable, only_one_trains, write_whole
 from .generation import sample
 from .models import MLP, build_model
@@ -194,7 +195,9 @@ def resume(folder: Path, given: dict[str, Any], backend: str) -> tuple[Checkpoin
     if fingerprint(words) != run.settings["words_sha256"]:
         raise ValueError(f"the words are not those that {folder} was begun with")
     if run.progress.step > run.settings["steps"]:
-        raise ValueError(f"{folder} is at step {run.progress.step} already")
+        raise ValueError(
+            f"{folder} is at step {run.progress.step} already, past --steps {run.settings['steps']}"
+        )
     return run, words
 
 
@@ -268,6 +271,8 @@ def prepare(model: CharModel, args: Namespace) -> CharModel:
     try:
         model.to(args.device)(torch.zeros(1, model.context, dtype=torch.int64, device=args.device))
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"the model cannot run on {args.device}: {error}") from error
     return model
 

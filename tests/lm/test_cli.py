@@ -106,7 +106,10 @@ def test_resume_refuses_contradictions(convlm, words_file, tmp_path):
     code, _, error = convlm("train", "--out=run", "--resume", "--lr=0.5")
     assert code == 2
     assert error == "convlm: error: --lr 0.5 contradicts run, which was begun with 0.1\n"
-    assert "is at step 5 already" in convlm("train", "--out=run", "--resume", "--steps=4")[2]
+    assert (
+        "is at step 5 already, past --steps 4\n"
+        in convlm("train", "--out=run", "--resume", "--steps=4")[2]
+    )
     words_file.write_text(words_file.read_text() + "bad\n")
     assert "not those that run was begun with" in convlm("train", "--out=run", "--resume")[2]
 
@@ -124,6 +127,10 @@ def test_resume_refuses_contradictions(convlm, words_file, tmp_path):
         ("--lr-drop=-1", "'-1' is neither"),
         ("--seed=x", "'x' is not a whole number"),
         ("--threads=0", "'0' is not a whole number"),
+        ("--threads=1_000_000", "'1_000_000' is above "),
+        ("--batch-size=1_000_000_000_000_000", "not enough memory; a smaller --batch-size, "),
+        ("--hidden=1_000_000_000", "not enough memory; a smaller --batch-size, "),
+        ("--embedding=1_000_000_000_000_000", "not enough memory; a smaller --batch-size, "),
         ("--context=6", "context must be a power of two from 2 on, got 6"),
         ("--dtype=int8", "invalid choice: 'int8'"),
         ("--model=rnn", "invalid choice: 'rnn'"),

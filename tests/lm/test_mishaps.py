@@ -6,9 +6,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from commands import SMALL
 
 import convlm_kernels
+from convlm_kernels.lm.cli import make_parser
 from convlm_kernels.lm.files import write_whole
 
 
@@ -80,3 +82,30 @@ def test_writers_of_one_file_take_turns(tmp_path):
         list(pool.map(write, contents))
     assert path.read_bytes() in contents
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("option", ["--count", "--max-length"])
+def test_samples_beyond_all_memory(convlm, words_file, option):
+    convlm("train", "--words", words_file, "--steps=2", "--out=run", *SMALL)
+    code, _, error = convlm("sample", "run", f"{option}=1_000_000_000_000_000")
+    assert code == 2
+    assert error == (
+        "convlm: error: not enough memory; a smaller --count, --batch or --max-length takes less\n"
+    )
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch, convlm):
+    def fail(_):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr("convlm_kernels.lm.cli.run_sample", fail)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        convlm("sample")
+
+
+def test_every_option_says_what_it_is():
+    (commands,) = make_parser()._subparsers._group_actions
+    for command in commands.choices.values():
+        for action in command._actions:
+            assert action.help.strip()
+            assert not action.help.startswith("("), action.option_strings
