@@ -87,7 +87,7 @@ def _triton() -> tuple[str | None, bool]:
     except ImportError as error:
         if error.name != "triton":
             raise
-        return "Triton is not installed: pip install 'convlm-kernels[triton]'", False
+        return "Triton is not installed: pip install 'triton>=3.6'", False
     return None, triton_ops.INTERPRETED
 
 

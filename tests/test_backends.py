@@ -63,7 +63,7 @@ def test_the_reasons_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     def reason(device: torch.device = CUDA, dtype: torch.dtype = torch.float32) -> str | None:
         return backends.can_run_triton(GEOMETRY, dtype, device)
 
-    missing = "Triton is not installed: pip install 'convlm-kernels[triton]'"
+    missing = "Triton is not installed: pip install 'triton>=3.6'"
     monkeypatch.setattr(backends, "_triton", lambda: (missing, False))
     assert reason() == missing
     monkeypatch.setattr(backends, "_triton", lambda: (None, False))
@@ -94,7 +94,7 @@ from convlm_kernels import backends
 print(backends._triton())
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "Triton is not installed: pip install 'convlm-kernels[triton]'" in run.stdout, run.stderr
+    assert "Triton is not installed: pip install 'triton>=3.6'" in run.stdout, run.stderr
 
 
 def test_a_dtype_without_kernels() -> None:

@@ -283,7 +283,7 @@ def test_tensorboard(convlm, words_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     code, _, error = convlm(*train, "--steps=1", "--overwrite", "--words", words_file)
     assert code == 2
-    assert "--tensorboard needs another package: pip install tensorboard" in error
+    assert "this needs the package tensorboard: pip install tensorboard" in error
     assert contents("run") == before
 
 
