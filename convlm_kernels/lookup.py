@@ -31,9 +31,6 @@ _exporting = torch.compiler.is_exporting
 
 _POINTWISE = (1, 0, 0, 1, 1, "ieee")
 
-# For the window, one more setting and the kernels; both functions have them last.
-_NO_GRADIENTS = (None,) * 6
-
 
 class _Lookup(torch.autograd.Function):
     generate_vmap_rule = True
