@@ -22,7 +22,7 @@ import gpu_suites
 import torch
 from gpu_ceilings import GpuCeilings, measure_ceilings
 from gpu_generation import generation
-from gpu_models import Losses, Step, Work, compare
+from gpu_models import Losses, LossesOfWords, Step, StepOfWords, Work, compare
 from gpu_problems import PROBLEMS, SEED
 from gpu_providers import own_backends, providers_of
 from gpu_timing import measure
@@ -257,8 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ceilings = measure_ceilings(device)
         described = {"machine": machine_of(device), "ceilings": [ceilings.rounded()]}
         if not args.only:
-            run.work(Step)
-            run.work(Losses)
+            for work in (Step, Losses, StepOfWords, LossesOfWords):
+                run.work(work)
             run.generation()
         if args.all:
             for name in gpu_suites.NAMES:

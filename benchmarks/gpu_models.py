@@ -1,5 +1,7 @@
 """The seed's dilated model: a training step, and the losses of many rows.
 
+Rows are random letters, of which no context is shared; or padded words, whose contexts repeat.
+
 The whole step is what is timed: forward, loss, backward and the update of the parameters. Ours and
 torch's are timed twice, called from Python and captured in a graph.
 """
@@ -18,6 +20,7 @@ from convlm_kernels.lm import DilatedCNN
 
 BATCH, LENGTH, VOCAB = 32, 23, 28
 MANY_ROWS = 1024
+MANY_WORDS, BATCH_OF_WORDS = 16_384, 4096
 LR = 0.1
 EAGER, COMPILED = ", eager", "torch, compiled"
 
@@ -30,20 +33,36 @@ class Work(Protocol):
     def __call__(self) -> Tensor: ...
 
 
+def letters(rows: int, length: int) -> Tensor:
+    return torch.randint(VOCAB, (rows, length))
+
+
+def words(rows: int, length: int) -> Tensor:
+    """As of a list of names: 8 starts, 3 to 9 letters, some of which are rare, and stops."""
+    likelihoods = 1 / torch.arange(1.0, VOCAB - 1)
+    tokens = likelihoods.multinomial(rows * length, replacement=True).view(rows, length)
+    tokens[:, :8] = VOCAB - 2
+    ends = 8 + torch.randint(3, 10, (rows, 1))
+    return tokens.where(torch.arange(length) < ends, VOCAB - 1)
+
+
 class OnModel:
     """A model and rows that are the same for every provider."""
+
+    draw = staticmethod(letters)
 
     def __init__(self, backend: str, device: torch.device, rows: int, compiled: bool) -> None:
         torch.manual_seed(0)
         self.model = DilatedCNN()
+        self.model.share_contexts = self.draw is words
         for module in self.model.modules():
             if isinstance(module, Conv1d):
                 module.backend = backend
         self.model.to(device)
         self.parameters = list(self.model.parameters())
         context = self.model.context
-        self.x = torch.randint(VOCAB, (rows, LENGTH), device=device)
-        self.y = torch.randint(VOCAB, (rows, LENGTH - context + 1), device=device)
+        tokens = self.draw(rows, LENGTH + 1).to(device)
+        self.x, self.y = tokens[:, :-1].contiguous(), tokens[:, context:].contiguous()
         self.loss: Callable[[str], Tensor] = self.plain_loss
         if compiled:
             self.loss = torch.compile(self.plain_loss, mode="reduce-overhead", fullgraph=True)
@@ -58,8 +77,11 @@ class Step(OnModel):
     function = "training step"
 
     def __init__(self, backend: str, device: torch.device, compiled: bool = False) -> None:
-        super().__init__(backend, device, BATCH, compiled)
+        super().__init__(backend, device, self.rows(), compiled)
         self.in_one_call = self.model.steps_on_gpu(self.x)
+
+    def rows(self) -> int:
+        return BATCH
 
     def __call__(self) -> Tensor:
         if self.in_one_call:
@@ -76,12 +98,31 @@ class Losses(OnModel):
     function = f"losses of {MANY_ROWS:,} rows"
 
     def __init__(self, backend: str, device: torch.device, compiled: bool = False) -> None:
-        super().__init__(backend, device, MANY_ROWS, compiled)
+        super().__init__(backend, device, self.rows(), compiled)
         self.fused = backend != "torch"
+
+    def rows(self) -> int:
+        return MANY_ROWS
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
         return self.model.loss(self.x, self.y, "none") if self.fused else self.loss("none")
+
+
+class StepOfWords(Step):
+    function = f"training step, {BATCH_OF_WORDS:,} words"
+    draw = staticmethod(words)
+
+    def rows(self) -> int:
+        return BATCH_OF_WORDS
+
+
+class LossesOfWords(Losses):
+    function = f"losses of {MANY_WORDS:,} words"
+    draw = staticmethod(words)
+
+    def rows(self) -> int:
+        return MANY_WORDS
 
 
 def same_losses(one: Work, other: Work, steps: int = 3) -> bool:

@@ -25,7 +25,6 @@ def cpu_kernel(
     fp32_precision: str = "ieee",
 ) -> str: ...
 def cuda_kernel(
-    function: str,
     dtype: str,
     batch: int,
     in_channels: int,
@@ -38,7 +37,6 @@ def cuda_kernel(
     dilation: int = 1,
     groups: int = 1,
     fp32_precision: str = "ieee",
-    capability: int = 90,
 ) -> str: ...
 def output_length(
     length: int, kernel_size: int, stride: int, dilation: int, pad_left: int, pad_right: int
@@ -54,4 +52,16 @@ def cuda_reason_stack_not_fused(
     pads: list[int],
     gated: list[bool],
     capability: int,
+) -> str | None: ...
+def cuda_reason_contexts_not_shared(
+    dtype: str,
+    channels: int,
+    length: int,
+    vocab: int,
+    weights: list[tuple[int, int]],
+    dilations: list[int],
+    pads: list[int],
+    gated: list[bool],
+    capability: int,
+    batch: int,
 ) -> str | None: ...

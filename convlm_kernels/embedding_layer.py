@@ -11,7 +11,7 @@ from .embedding import check_padding_idx, embedding_conv1d
 from .geometry import Padding, as_int
 from .layers import CausalConv1d, Conv1d
 from .lookup import by_tap
-from .network import NetworkLayer, layers_of
+from .network_layers import NetworkLayer, layers_of
 from .plain import has_global_hooks, has_hooks, reason_not_a_plain_embedding
 from .streaming import Streaming
 

@@ -28,10 +28,6 @@ def _forward(x: Shape, weight: Shape, *_: Any, out_shape: Shape) -> int:
     return 2 * x[0] * out_shape[2] * prod(weight)
 
 
-def _forward_with_state(x: Shape, weight: Shape, *_: Any, out_shape: tuple[Shape, Shape]) -> int:
-    return _forward(x, weight, out_shape=out_shape[0])
-
-
 def _grad_input(grad_output: Shape, weight: Shape, *_: Any, **__: Any) -> int:
     return 2 * grad_output[0] * grad_output[2] * prod(weight)
 
@@ -141,17 +137,8 @@ def _stack_losses(
     return sum(_stack(x, tokens, weights, settings))
 
 
-def _stack_cross_entropy(
-    x: Shape,
-    tokens: Shape,
-    target: Shape,
-    weights: Any,
-    biases: Any,
-    settings: Settings,
-    *_: Any,
-    **__: Any,
-) -> int:
-    return 3 * sum(_stack(x, tokens, weights, settings))
+def _stack_cross_entropy(*arguments: Any, **_: Any) -> int:
+    return 3 * _stack_losses(*arguments)
 
 
 def _stack_sgd(
@@ -170,7 +157,6 @@ def _stack_sgd(
 
 FORMULAS: dict[str, Callable[..., int]] = {
     "forward": _forward,
-    "forward_with_state": _forward_with_state,
     "grad_input": _grad_input,
     "grad_weight": _grad_weight,
     "gradients": _gradients,

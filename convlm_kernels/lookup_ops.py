@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from .ops import _Checks, _front, _into_batch, _text
+from .checks import LookupChecks, shape_of
+from .ops import _front, _into_batch
 
 lookup = torch.ops.convlm.lookup.default
 grad_table = torch.ops.convlm.lookup_grad_table.default
@@ -34,62 +35,9 @@ class Operators(NamedTuple):
 OPERATORS = {"native": Operators(lookup, grad_table)}
 
 
-class _LookupChecks(_Checks):
-    """The checks of ``csrc/lookup_checks.h``, in its order and words."""
-
-    def __init__(
-        self, function: str, stride: int, pad_left: int, pad_right: int, dilation: int
-    ) -> None:
-        super().__init__(function, stride, pad_left, pad_right, dilation, 1, "ieee")
-
-    def indices(
-        self,
-        argument: str,
-        tensor: Tensor,
-        dimensions: str,
-        other_argument: str,
-        other: Tensor,
-    ) -> None:
-        self.require(
-            tensor.dim() == 2,
-            f"{argument} must have the two dimensions {dimensions}, got shape {_text(tensor)}",
-        )
-        self.require(
-            tensor.dtype in (torch.int64, torch.int32),
-            f"{argument} must be int64 or int32, got {tensor.dtype}",
-        )
-        self.same_device(argument, tensor, other_argument, other)
-
-    def tokens(self, tokens: Tensor, other_argument: str, other: Tensor) -> None:
-        self.indices("tokens", tokens, "(batch, length)", other_argument, other)
-
-    def embedding(self, embedding: Tensor, weight: Tensor) -> int:
-        """Returns kernel_size."""
-        self.three_dimensional("weight", weight, "(out_channels, embedding_dim, kernel_size)")
-        self.require(
-            embedding.dim() == 2,
-            "embedding must have the two dimensions (vocab, embedding_dim), "
-            f"got shape {_text(embedding)}",
-        )
-        embedding_dim = embedding.shape[1]
-        self.at_least("embedding_dim", embedding_dim, 1)
-        if weight.shape[1] == embedding_dim:
-            return weight.shape[2]
-        self.require(
-            weight.shape[1] == 1 and weight.shape[2] % embedding_dim == 0,
-            f"weight must have the shape (out_channels, {embedding_dim}, kernel_size) or "
-            f"(out_channels, 1, kernel_size * {embedding_dim}), got {_text(weight)}",
-        )
-        return weight.shape[2] // embedding_dim
-
-    def table_sizes(self, kernel_size: int, vocab: int, out_channels: int) -> None:
-        self.at_least("vocab", vocab, 1)
-        self.channels(vocab, out_channels, kernel_size)
-
-
 def lookup_fake(tokens: Tensor, table: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
     *window, activation = settings
-    checks = _LookupChecks("lookup", *window)
+    checks = LookupChecks("lookup", *window)
     checks.tokens(tokens, "table", table)
     checks.three_dimensional("table", table, "(kernel_size, vocab, out_channels)")
     kernel_size, vocab, out_channels = table.shape
@@ -106,7 +54,7 @@ def grad_table_fake(
     grad_output: Tensor, tokens: Tensor, kernel_size: int, vocab: int, *settings: Any
 ) -> tuple[Tensor, Tensor]:
     *window, with_bias = settings
-    checks = _LookupChecks("lookup_grad_table", *window)
+    checks = LookupChecks("lookup_grad_table", *window)
     checks.tokens(tokens, "grad_output", grad_output)
     checks.three_dimensional("grad_output", grad_output, "(batch, out_channels, out_length)")
     out_channels = grad_output.shape[1]
@@ -127,7 +75,7 @@ def _check_cross_entropy(
     bias: Tensor | None,
     *window: Any,
 ) -> None:
-    checks = _LookupChecks(function, *window)
+    checks = LookupChecks(function, *window)
     checks.require(
         weight.dtype in (torch.float32, torch.float64),
         f"weight must be float32 or float64, got {weight.dtype}",
@@ -145,12 +93,13 @@ def _check_cross_entropy(
     for axis, size in enumerate((tokens.shape[0], out_length)):
         checks.require(
             target.shape[axis] == size,
-            f"target must have the shape ({tokens.shape[0]}, {out_length}), got {_text(target)}",
+            f"target must have the shape ({tokens.shape[0]}, {out_length}), got {shape_of(target)}",
         )
     if rows is not None:
         checks.require(
             rows.dim() == 1 and rows.dtype == torch.int64,
-            f"rows must have one dimension and be int64, got shape {_text(rows)} and {rows.dtype}",
+            "rows must have one dimension and be int64, "
+            f"got shape {shape_of(rows)} and {rows.dtype}",
         )
 
 

@@ -2,8 +2,8 @@
 
 They are private: nothing here is differentiable, ``autograd`` is. (Torch itself warns when a
 backward pass reaches one of them.) Shapes and errors are described in ``csrc/library.cpp`` and
-``csrc/checks.h``; the fake versions below repeat both without touching data, for any mix of
-concrete and symbolic sizes.
+``csrc/checks.h``; the fake versions below repeat both (``checks``) without touching data, for any
+mix of concrete and symbolic sizes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from . import _library, flops  # noqa: F401  (importing _library loads the operators)
-from .geometry import output_length
+from .checks import GeometryChecks, shape_of
 
 forward = torch.ops.convlm.forward.default
-forward_with_state = torch.ops.convlm.forward_with_state.default
 grad_input = torch.ops.convlm.grad_input.default
 grad_weight = torch.ops.convlm.grad_weight.default
 gradients = torch.ops.convlm.gradients.default
@@ -56,152 +55,6 @@ def composite(schema: str, function: Callable) -> OpOverload:
     return define(schema, function, "CompositeImplicitAutograd")
 
 
-class _Checks:
-    """The checks of ``csrc/checks.h``, in its order and words, on sizes that may be symbolic."""
-
-    def __init__(
-        self,
-        function: str,
-        stride: int,
-        pad_left: int,
-        pad_right: int,
-        dilation: int,
-        groups: int,
-        fp32_precision: str,
-    ) -> None:
-        self.function = function
-        self.at_least("stride", stride, 1)
-        self.at_least("pad_left", pad_left, 0)
-        self.at_least("pad_right", pad_right, 0)
-        self.at_least("dilation", dilation, 1)
-        self.at_least("groups", groups, 1)
-        self.require(
-            fp32_precision in ("ieee", "tf32"),
-            f"fp32_precision must be ieee or tf32, got '{fp32_precision}'",
-        )
-        self.stride, self.dilation, self.groups = stride, dilation, groups
-        self.pad_left, self.pad_right = pad_left, pad_right
-
-    def require(self, condition: Any, message: str) -> None:
-        torch._check(condition, lambda: f"{self.function}: {message}")
-
-    def at_least(self, argument: str, value: int, least: int) -> None:
-        self.require(value >= least, f"{argument} must be at least {least}, got {value}")
-
-    def three_dimensional(self, argument: str, tensor: Tensor, dimensions: str) -> None:
-        self.require(
-            tensor.dim() == 3,
-            f"{argument} must have the three dimensions {dimensions}, got shape {_text(tensor)}",
-        )
-
-    def same_kind(self, argument: str, tensor: Tensor, other_argument: str, other: Tensor) -> None:
-        self.require(
-            tensor.dtype == other.dtype,
-            f"{argument} and {other_argument} must have one dtype, "
-            f"got {tensor.dtype} and {other.dtype}",
-        )
-        self.same_device(argument, tensor, other_argument, other)
-
-    def same_device(
-        self, argument: str, tensor: Tensor, other_argument: str, other: Tensor
-    ) -> None:
-        self.require(
-            tensor.device == other.device,
-            f"{argument} and {other_argument} must be on one device",
-        )
-
-    def x(self, x: Tensor) -> None:
-        self.three_dimensional("x", x, "(batch, in_channels, length)")
-
-    def channels(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        self.at_least("in_channels", in_channels, 1)
-        self.at_least("out_channels", out_channels, 1)
-        self.at_least("kernel_size", kernel_size, 1)
-        for argument, count in (("in_channels", in_channels), ("out_channels", out_channels)):
-            self.require(
-                count % self.groups == 0,
-                f"{argument} ({count}) must be divisible by groups ({self.groups})",
-            )
-
-    def weight(self, weight: Tensor) -> int:
-        """Checks ``weight``; returns in_channels."""
-        dimensions = "(out_channels, in_channels / groups, kernel_size)"
-        self.three_dimensional("weight", weight, dimensions)
-        in_channels = weight.shape[1] * self.groups
-        self.channels(in_channels, weight.shape[0], weight.shape[2])
-        return in_channels
-
-    def out_length(self, length: int, kernel_size: int) -> int:
-        self.at_least("length", length, 0)
-        out_length = output_length(
-            length, kernel_size, self.stride, self.dilation, self.pad_left, self.pad_right
-        )
-        self.require(
-            out_length >= 1,
-            f"the kernel spans {self.dilation * (kernel_size - 1) + 1} positions, which is greater "
-            f"than the padded input's {length + self.pad_left + self.pad_right}",
-        )
-        return out_length
-
-    def grad_output(
-        self, grad_output: Tensor, batch: int, out_channels: int, out_length: int
-    ) -> None:
-        for axis, size in enumerate((batch, out_channels, out_length)):
-            self.require(
-                grad_output.shape[axis] == size,
-                f"grad_output must have the shape ({batch}, {out_channels}, {out_length}), "
-                f"got {_text(grad_output)}",
-            )
-
-    def activated(self, y: Tensor | None, activation: str, grad_output: Tensor) -> None:
-        self.require(
-            activation in ("none", "tanh", "relu", "sigmoid"),
-            f"activation must be none, tanh, relu or sigmoid, got '{activation}'",
-        )
-        self.require(
-            (y is not None) == (activation != "none"),
-            f"y must be given with an activation, and only then, got activation '{activation}' "
-            + ("without y" if y is None else "with y"),
-        )
-        if y is not None:
-            self.same_kind("y", y, "grad_output", grad_output)
-            self.require(
-                y.shape == grad_output.shape,
-                f"y must have the shape of grad_output, {_text(grad_output)}, got {_text(y)}",
-            )
-
-    def activation(self, activation: str) -> None:
-        self.require(
-            activation in ("none", "tanh", "relu", "silu", "gelu", "sigmoid"),
-            f"activation must be none, tanh, relu, silu, gelu or sigmoid, got '{activation}'",
-        )
-
-    def bias(self, bias: Tensor, out_channels: int) -> None:
-        self.require(
-            bias.dim() == 1 and bias.shape[0] == out_channels,
-            f"bias must have the shape ({out_channels}), got {_text(bias)}",
-        )
-
-    def forward_operands(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> int:
-        """Checks all three; returns in_channels."""
-        self.same_kind("weight", weight, "x", x)
-        self.x(x)
-        in_channels = self.weight(weight)
-        self.require(
-            x.shape[1] == in_channels,
-            f"x has {x.shape[1]} channels, but weight with groups = {self.groups} takes "
-            f"{in_channels}",
-        )
-        if bias is not None:
-            self.same_kind("bias", bias, "x", x)
-            self.bias(bias, weight.shape[0])
-        return in_channels
-
-
-def _text(tensor: Tensor) -> str:
-    return f"({', '.join(map(str, tensor.shape))})"
-
-
 def _with_defaults(
     settings: tuple[Any, ...], count: int, y: Tensor | None = None, activation: str = "none"
 ) -> tuple[Any, Tensor | None, str]:
@@ -218,35 +71,21 @@ _Y_DIMENSIONS = "(batch, out_channels, out_length)"
 
 def forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
     *window, activation = settings
-    checks = _Checks("forward", *window)
-    checks.forward_operands(x, weight, bias)
+    checks = GeometryChecks("forward", *window)
+    checks.same_kind("weight", weight, "x", x)
+    checks.x(x)
+    in_channels = checks.weight(weight)
+    checks.require(
+        x.shape[1] == in_channels,
+        f"x has {x.shape[1]} channels, but weight with groups = {checks.groups} takes "
+        f"{in_channels}",
+    )
+    if bias is not None:
+        checks.same_kind("bias", bias, "x", x)
+        checks.bias(bias, weight.shape[0])
     out_length = checks.out_length(x.shape[2], weight.shape[2])
     checks.activation(activation)
     return x.new_empty((x.shape[0], weight.shape[0], out_length))
-
-
-@torch.library.register_fake("convlm::forward_with_state")
-def _forward_with_state_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor,
-    dilation: int,
-    groups: int,
-    fp32_precision: str,
-    activation: str,
-) -> tuple[Tensor, Tensor]:
-    checks = _Checks("forward_with_state", 1, 0, 0, dilation, groups, fp32_precision)
-    in_channels = checks.forward_operands(x, weight, bias)
-    checks.same_kind("state", state, "x", x)
-    checks.pad_left = dilation * (weight.shape[2] - 1)
-    out_length = checks.out_length(x.shape[2], weight.shape[2])
-    expected = x.shape[0], in_channels, checks.pad_left
-    checks.require(
-        state.dim() == 3 and tuple(state.shape) == expected,
-        f"state must have the shape ({', '.join(map(str, expected))}), got {_text(state)}",
-    )
-    return x.new_empty((x.shape[0], weight.shape[0], out_length)), x.new_empty(expected)
 
 
 def grad_input_fake(
@@ -258,7 +97,7 @@ def grad_input_fake(
     activation: str = "none",
 ) -> Tensor:
     window, y, activation = _with_defaults(settings, 6, y, activation)
-    checks = _Checks("grad_input", *window)
+    checks = GeometryChecks("grad_input", *window)
     checks.same_kind("weight", weight, "grad_output", grad_output)
     in_channels = checks.weight(weight)
     checks.three_dimensional("grad_output", grad_output, _Y_DIMENSIONS)
@@ -277,7 +116,7 @@ def grad_weight_fake(
     activation: str = "none",
 ) -> tuple[Tensor, Tensor]:
     (*window, with_bias), y, activation = _with_defaults(settings, 7, y, activation)
-    checks = _Checks("grad_weight", *window)
+    checks = GeometryChecks("grad_weight", *window)
     checks.same_kind("x", x, "grad_output", grad_output)
     checks.x(x)
     checks.three_dimensional("grad_output", grad_output, _Y_DIMENSIONS)
@@ -300,7 +139,7 @@ def _gradients_fake(
         x.dim() == 3 and weight.dim() == 3 and x.shape[1] == weight.shape[1] * groups,
         lambda: (
             "gradients: x and weight must have three dimensions and the same channels, "
-            f"got shapes {_text(x)} and {_text(weight)}"
+            f"got shapes {shape_of(x)} and {shape_of(weight)}"
         ),
     )
     grad_x = grad_input_fake(grad_output, weight, x.shape[2], *window)

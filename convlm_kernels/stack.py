@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import stack_autograd, stack_ops
 from .embedding import _without_gradient
 from .embedding_layer import EmbeddingConv1d
-from .network import NetworkLayer
+from .network_layers import NetworkLayer
 from .plain import has_hooks, reason_not_a_plain_embedding
 from .stack_layers import (
     StackLayer,
@@ -35,11 +35,14 @@ class StackPlan:
     # Over tokens, of each layer: the rows that are computed, and the positions they stand for.
     rows: tuple[int, ...] = ()
     positions: tuple[int, ...] = ()
+    not_shared: str = ""  # why no context is shared; "" where they may be, or without tokens
 
     def __str__(self) -> str:
         if not self.fused:
             return f"layer by layer: {self.reason}"
         lines = ["one fused operator"]
+        if self.not_shared:
+            return f"{lines[0]}\ncontexts are not shared: {self.not_shared}"
         for layer, (rows, positions) in enumerate(zip(self.rows, self.positions, strict=True)):
             if rows < positions:
                 lines.append(f"layer {layer}: {rows} distinct contexts for {positions} positions")
@@ -75,7 +78,8 @@ class DilatedStack(Streaming, nn.Sequential):
     sees only its receptive field, and in a batch of padded words most of these repeat. A layer in
     which no more than half are distinct is computed once for each of those, which changes no bit
     of the result; :meth:`plan` counts them, and ``share_contexts = False`` switches that off. On a
-    GPU nothing is shared, and a token that is no word gives NaN.
+    GPU sizes alone decide: a large batch of few words is shared, in a few more launches. There a
+    token that is no word gives NaN.
 
     Shape:
         (batch, in_channels, length) or (in_channels, length), or tokens (batch, length) or
@@ -99,13 +103,18 @@ class DilatedStack(Streaming, nn.Sequential):
         if isinstance(operands, str):
             return StackPlan(False, operands)
         x, tokens, weights, biases, settings, kernels = operands
-        if tokens is None or tokens.is_cuda or kernels == "triton":
+        if tokens is None or kernels == "triton":
             return StackPlan(True, "")
+        not_shared: str | None = None
+        if not self.share_contexts:
+            not_shared = "share_contexts is False"
+        elif tokens.is_cuda:
+            not_shared = stack_ops.reason_contexts_not_shared(x, tokens, weights, settings)
         rows, positions = (
             tuple(stack_ops.stack_rows(x, tokens, weights, biases, settings, share).tolist())
             for share in (self.share_contexts, False)
         )
-        return StackPlan(True, "", rows, positions)
+        return StackPlan(True, "", rows, positions, not_shared or "")
 
     def stream_layers(self) -> list[NetworkLayer]:
         first: Any = self[0] if len(self) else None

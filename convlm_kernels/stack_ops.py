@@ -91,27 +91,50 @@ def reason_does_not_fit(
         from . import triton_stack_ops
 
         return triton_stack_ops.reason_does_not_fit(x, length, weights, settings)
-    major, minor = torch.cuda.get_device_capability(x.device)
-    layers = layers_of(settings)
-    reason: str | None = _library.host.cuda_reason_stack_not_fused(
-        dtype=str(x.dtype).removeprefix("torch."),
-        channels=x.shape[1],
-        length=length,
-        vocab=x.shape[0] if has_tokens else 0,
-        weights=[(weight.shape[0], weight.shape[2]) for weight in weights],
-        dilations=[layer.dilation for layer in layers],
-        pads=[layer.pad for layer in layers],
-        gated=[layer.activation == "gate" for layer in layers],
-        capability=10 * major + minor,
+    sizes = _sizes(x, length, has_tokens, weights, settings)
+    reason: str | None = _library.host.cuda_reason_stack_not_fused(**sizes)
+    return reason
+
+
+def reason_contexts_not_shared(
+    x: Tensor, tokens: Tensor, weights: list[Tensor], settings: Settings
+) -> str | None:
+    """Why a stack that fits a GPU computes each position of ``tokens`` for itself, or None.
+
+    ``csrc/cuda/shared_fits.h`` has the rule, which knows sizes only.
+    """
+    sizes = _sizes(x, tokens.shape[1], True, weights, settings)
+    reason: str | None = _library.host.cuda_reason_contexts_not_shared(
+        **sizes, batch=tokens.shape[0]
     )
     return reason
 
 
+def _sizes(
+    x: Tensor, length: int, has_tokens: bool, weights: list[Tensor], settings: Settings
+) -> dict[str, Any]:
+    """What the rules of ``csrc/cuda`` know of a stack."""
+    major, minor = torch.cuda.get_device_capability(x.device)
+    layers = layers_of(settings)
+    return {
+        "dtype": str(x.dtype).removeprefix("torch."),
+        "channels": x.shape[1],
+        "length": length,
+        "vocab": x.shape[0] if has_tokens else 0,
+        "weights": [(weight.shape[0], weight.shape[2]) for weight in weights],
+        "dilations": [layer.dilation for layer in layers],
+        "pads": [layer.pad for layer in layers],
+        "gated": [layer.activation == "gate" for layer in layers],
+        "capability": 10 * major + minor,
+    }
+
+
 _LINE = 64  # bytes: where rows begin
+_TILE = 32  # rows, of which some kernels keep whole tiles
 
 
 def _row_bytes(channels: int, dtype: torch.dtype) -> int:
-    """Of one row in the type that the kernels compute in, as in ``stack_operators.cpp``."""
+    """Of one row in the type that the kernels compute in, as in ``stack_call.h``."""
     return -(-channels * max(4, dtype.itemsize) // _LINE) * _LINE
 
 
@@ -128,7 +151,7 @@ def _shapes(
         columns = weight.shape[0]
         channels = columns // 2 if layer.activation == "gate" else columns
         row = _row_bytes(channels, x.dtype) + _row_bytes(columns, x.dtype)
-        saved = saved + batch * length * row + 1024
+        saved = saved + (batch * length + _TILE) * row + 1024
     return (batch, channels, length), saved
 
 

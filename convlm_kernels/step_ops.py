@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (importing it loads the operators)
+from .checks import shape_of
 
 step = torch.ops.convlm.step.default
 generate = torch.ops.convlm.generate.default
@@ -27,7 +28,7 @@ def _check_state(function: str, rings: Tensor, position: Tensor) -> None:
         _require(
             tensor.dim() == dimensions,
             f"{function}: {argument} must be contiguous and have {dimensions} dimension(s), "
-            f"got shape {_text(tensor)}",
+            f"got shape {shape_of(tensor)}",
         )
     _check_batch(function, "position", position, rings)
 
@@ -36,12 +37,8 @@ def _check_batch(function: str, argument: str, tensor: Tensor, rings: Tensor) ->
     _require(
         tensor.shape[0] == rings.shape[0],
         f"{function}: {argument} must have the size {rings.shape[0]} in dimension 0, "
-        f"got shape {_text(tensor)}",
+        f"got shape {shape_of(tensor)}",
     )
-
-
-def _text(tensor: Tensor) -> str:
-    return f"({', '.join(map(str, tensor.shape))})"
 
 
 @torch.library.register_fake("convlm::step")
@@ -59,7 +56,7 @@ def _step_fake(
     if embedding is None:
         _require(
             x.dim() == 2,
-            f"step: x must be (batch, in_channels) or tokens (batch), got shape {_text(x)}",
+            f"step: x must be (batch, in_channels) or tokens (batch), got shape {shape_of(x)}",
         )
     _check_batch("step", "tokens" if embedding is not None else "x", x, rings)
     return rings.new_empty((rings.shape[0], out_channels))

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from . import indices
 from .functional import conv1d
-from .network import Network, NetworkLayer, layers_of
+from .network import Network
+from .network_layers import NetworkLayer, layers_of
 from .stack_autograd import gate
 
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from . import stack_ops
+from .checks import GeometryChecks, LookupChecks, shape_of
 from .geometry import Conv1dGeometry, output_length
-from .lookup_ops import _LookupChecks
-from .ops import _Checks, _text
 from .stack_ops import LayerSettings, Settings
 from .triton_kernels import lookup, stack
 from .triton_kernels.stack_plan import Layer, saved_size
@@ -36,7 +35,7 @@ def reason_does_not_fit(
     return stack.reason_does_not_fit(layers, x.dtype)
 
 
-class _StackChecks(_Checks):
+class _StackChecks(GeometryChecks):
     """The checks of ``csrc/stack_checks.h`` and ``csrc/stack_call.h``, in their order and words."""
 
     def __init__(self, function: str) -> None:
@@ -73,9 +72,9 @@ class _StackChecks(_Checks):
             self.require(
                 x.dim() == 2,
                 "x, the embedding of the tokens, must have the two dimensions (vocab, channels), "
-                f"got shape {_text(x)}",
+                f"got shape {shape_of(x)}",
             )
-            _LookupChecks(self.function, 1, 0, 0, 1).tokens(tokens, "x", x)
+            LookupChecks(self.function, 1, 0, 0, 1).tokens(tokens, "x", x)
             length = tokens.shape[1]
         found: list[Layer] = []
         channels = x.shape[1]
@@ -96,13 +95,13 @@ class _StackChecks(_Checks):
         settings: LayerSettings,
     ) -> Layer:
         dilation, pad, activation, residual = settings
-        checks = _Checks(self.function, 1, pad, 0, dilation, 1, "ieee")
+        checks = GeometryChecks(self.function, 1, pad, 0, dilation, 1, "ieee")
         name = f"weights[{i}]"
         self.same_kind(name, weight, "x", x)
         self.require(
             weight.dim() == 3 and weight.shape[1] == channels,
             f"{name} must have the shape (out_channels, {channels}, kernel_size), got "
-            f"{_text(weight)}",
+            f"{shape_of(weight)}",
         )
         checks.weight(weight)
         columns, _, taps = weight.shape
@@ -129,7 +128,7 @@ class _StackChecks(_Checks):
             self.same_kind(f"biases[{i}]", bias, "x", x)
             self.require(
                 bias.dim() == 1 and bias.shape[0] == columns,
-                f"biases[{i}] must have the shape ({columns}) or be empty, got {_text(bias)}",
+                f"biases[{i}] must have the shape ({columns}) or be empty, got {shape_of(bias)}",
             )
         return layer
 

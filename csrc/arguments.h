@@ -44,14 +44,6 @@ struct ForwardArguments {
   void* y;  // contiguous
 };
 
-// x goes on where `state`, its last dilation * (kernel_size - 1) positions so far, ends. The
-// geometry is that of a causal forward.
-struct ForwardWithStateArguments {
-  ForwardArguments forward;
-  ConstTensor state;
-  void* new_state;  // contiguous
-};
-
 struct GradInputArguments {
   Conv1dGeometry geometry;
   ScalarType dtype;

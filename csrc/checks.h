@@ -164,29 +164,6 @@ class GeometryChecks {
                     shape_of(bias));
   }
 
-  void forward_operands(const Tensor& x, const Tensor& weight, const Tensor* bias) {
-    same_kind("weight", weight, "x", x);
-    input(x);
-    this->weight(weight);
-    in_channels_are(x.size(1));
-    if (bias == nullptr) return;
-    same_kind("bias", *bias, "x", x);
-    this->bias(*bias);
-  }
-
-  // What comes before x takes the place of padding. outputs() must follow: it knows of overflows.
-  void pads_with_state() {
-    __builtin_mul_overflow(geometry_.dilation, geometry_.kernel_size - 1, &geometry_.pad_left);
-  }
-
-  void state(const Tensor& state) const {
-    STD_TORCH_CHECK(state.dim() == 3 && state.size(0) == geometry_.batch &&
-                        state.size(1) == geometry_.in_channels &&
-                        state.size(2) == geometry_.pad_left,
-                    function_, ": state must have the shape (", geometry_.batch, ", ",
-                    geometry_.in_channels, ", ", geometry_.pad_left, "), got ", shape_of(state));
-  }
-
   void in_channels_are(int64_t in_channels) const {
     STD_TORCH_CHECK(in_channels == geometry_.in_channels, function_, ": x has ", in_channels,
                     " channels, but weight with groups = ", geometry_.groups, " takes ",
@@ -206,20 +183,15 @@ inline Conv1dGeometry check_forward(const Tensor& x, const Tensor& weight, const
                                     int64_t stride, int64_t pad_left, int64_t pad_right,
                                     int64_t dilation, int64_t groups) {
   GeometryChecks checks("forward", stride, pad_left, pad_right, dilation, groups);
-  checks.forward_operands(x, weight, bias);
+  checks.same_kind("weight", weight, "x", x);
+  checks.input(x);
+  checks.weight(weight);
+  checks.in_channels_are(x.size(1));
+  if (bias != nullptr) {
+    checks.same_kind("bias", *bias, "x", x);
+    checks.bias(*bias);
+  }
   checks.outputs();
-  return checks.geometry_;
-}
-
-inline Conv1dGeometry check_forward_with_state(const Tensor& x, const Tensor& weight,
-                                               const Tensor* bias, const Tensor& state,
-                                               int64_t dilation, int64_t groups) {
-  GeometryChecks checks("forward_with_state", 1, 0, 0, dilation, groups);
-  checks.forward_operands(x, weight, bias);
-  checks.same_kind("state", state, "x", x);
-  checks.pads_with_state();
-  checks.outputs();
-  checks.state(state);
   return checks.geometry_;
 }
 
@@ -252,6 +224,20 @@ inline Conv1dGeometry check_grad_weight(const Tensor& grad_output, const Tensor&
   checks.grad_output(grad_output);
   checks.activated(y, activation, grad_output);
   return checks.geometry_;
+}
+
+// Tokens and what is predicted of them; whether they are in the vocabulary is found where they are
+// read.
+inline void check_indices(const char* function, const char* argument, const Tensor& t,
+                          const char* dimensions, const char* other_argument, const Tensor& other) {
+  using Dtype = torch::headeronly::ScalarType;
+  STD_TORCH_CHECK(t.dim() == 2, function, ": ", argument, " must have the two dimensions ",
+                  dimensions, ", got shape ", shape_of(t));
+  STD_TORCH_CHECK(t.scalar_type() == Dtype::Long || t.scalar_type() == Dtype::Int, function, ": ",
+                  argument, " must be int64 or int32, got ",
+                  torch::headeronly::toString(t.scalar_type()));
+  STD_TORCH_CHECK(same_device(t, other), function, ": ", argument, " and ", other_argument,
+                  " must be on one device");
 }
 
 // `rows` is a list of rows of `tokens`; whether they exist is found where they are read.

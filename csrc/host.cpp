@@ -9,7 +9,7 @@
 
 #include "cpu/dispatch.h"
 #include "cuda/select.h"
-#include "cuda/stack_fits.h"
+#include "cuda/shared_fits.h"
 #include "geometry.h"
 #include "names.h"
 
@@ -65,31 +65,30 @@ std::string cpu_kernel(const std::string& function, const std::string& dtype, in
   return convlm::cpu::kernel_name(function, dtype, fp32_precision, geometry);
 }
 
-std::string cuda_kernel(const std::string& function, const std::string& dtype, int64_t batch,
-                        int64_t in_channels, int64_t out_channels, int64_t length,
-                        int64_t kernel_size, int64_t stride, int64_t pad_left, int64_t pad_right,
-                        int64_t dilation, int64_t groups, const std::string& fp32_precision,
-                        int capability) {
+std::string cuda_kernel(const std::string& dtype, int64_t batch, int64_t in_channels,
+                        int64_t out_channels, int64_t length, int64_t kernel_size, int64_t stride,
+                        int64_t pad_left, int64_t pad_right, int64_t dilation, int64_t groups,
+                        const std::string& fp32_precision) {
   const convlm::Conv1dGeometry geometry =
       checked_geometry(batch, in_channels, out_channels, length, kernel_size, stride, pad_left,
                        pad_right, dilation, groups);
-  const convlm::ScalarType type = convlm::asked_dtype(dtype);
-  const convlm::Precision precision = convlm::asked_precision(fp32_precision);
-  namespace cuda = convlm::cuda;
-  return cuda::name_of(
-      convlm::of_function(function, cuda::forward_kernel(geometry, type, precision, capability),
-                          cuda::grad_input_kernel(geometry, type, precision, capability),
-                          cuda::grad_weight_kernel(geometry, type, precision, capability)));
+  return convlm::cuda::name_of(convlm::cuda::kernel_for(geometry, convlm::asked_dtype(dtype),
+                                                        convlm::asked_precision(fp32_precision)));
 }
 
-// Why a chain of layers, each (columns, kernel_size), does not fit a GPU of that capability; the
-// columns of a gated one are twice its channels. `vocab` is 0 without tokens.
-std::optional<std::string> cuda_reason_stack_not_fused(
-    const std::string& dtype, int64_t channels, int64_t length, int64_t vocab,
-    const std::vector<std::pair<int64_t, int64_t>>& weights, const std::vector<int64_t>& dilations,
-    const std::vector<int64_t>& pads, const std::vector<bool>& gated, int capability) {
+// A chain of layers, each (columns, kernel_size); the columns of a gated one are twice its
+// channels.
+struct Chain {
   std::vector<convlm::StackLayer> layers;
   std::vector<convlm::LayerTaps> taps;
+  std::string reason;  // why there is no such chain, or nothing
+};
+
+Chain chain_of(int64_t channels, int64_t length,
+               const std::vector<std::pair<int64_t, int64_t>>& weights,
+               const std::vector<int64_t>& dilations, const std::vector<int64_t>& pads,
+               const std::vector<bool>& gated) {
+  Chain chain;
   for (size_t i = 0; i < weights.size(); ++i) {
     convlm::StackLayer layer{};
     layer.in_channels = channels;
@@ -100,16 +99,45 @@ std::optional<std::string> cuda_reason_stack_not_fused(
     const int64_t out = convlm::output_length(length, layer.kernel_size, 1, dilation, pad, 0);
     if (layer.in_channels < 1 || layer.out_channels() < 1 || layer.kernel_size < 1)
       throw py::value_error("all sizes must be at least 1");
-    if (out < 1) return "layer " + std::to_string(i) + " has no outputs";
-    layers.push_back(layer);
-    taps.push_back({layer.kernel_size, dilation, pad, length, out});
+    if (out < 1) {
+      chain.reason = "layer " + std::to_string(i) + " has no outputs";
+      return chain;
+    }
+    chain.layers.push_back(layer);
+    chain.taps.push_back({layer.kernel_size, dilation, pad, length, out});
     channels = layer.out_channels();
     length = out;
   }
-  const std::string reason = convlm::cuda::reason_stack_does_not_fit(
-      layers, taps, vocab, convlm::asked_dtype(dtype), capability);
+  return chain;
+}
+
+std::optional<std::string> reason_or_none(const std::string& reason) {
   if (reason.empty()) return std::nullopt;
   return reason;
+}
+
+// Why a chain does not fit a GPU of that capability. `vocab` is 0 without tokens.
+std::optional<std::string> cuda_reason_stack_not_fused(
+    const std::string& dtype, int64_t channels, int64_t length, int64_t vocab,
+    const std::vector<std::pair<int64_t, int64_t>>& weights, const std::vector<int64_t>& dilations,
+    const std::vector<int64_t>& pads, const std::vector<bool>& gated, int capability) {
+  const Chain chain = chain_of(channels, length, weights, dilations, pads, gated);
+  if (!chain.reason.empty()) return chain.reason;
+  return reason_or_none(convlm::cuda::reason_stack_does_not_fit(
+      chain.layers, chain.taps, vocab, convlm::asked_dtype(dtype), capability));
+}
+
+// Why one that fits computes each position for itself, and not each distinct context once.
+std::optional<std::string> cuda_reason_contexts_not_shared(
+    const std::string& dtype, int64_t channels, int64_t length, int64_t vocab,
+    const std::vector<std::pair<int64_t, int64_t>>& weights, const std::vector<int64_t>& dilations,
+    const std::vector<int64_t>& pads, const std::vector<bool>& gated, int capability,
+    int64_t batch) {
+  const Chain chain = chain_of(channels, length, weights, dilations, pads, gated);
+  if (!chain.reason.empty()) return chain.reason;
+  return reason_or_none(convlm::cuda::reason_contexts_not_shared(
+      chain.layers, chain.taps, vocab, batch, convlm::asked_dtype(dtype), capability,
+      convlm::cuda::kLeastProductsToShare));
 }
 
 }  // namespace
@@ -122,12 +150,14 @@ PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
   m.def("cpu_kernel", &cpu_kernel, "function"_a, "dtype"_a, "batch"_a, "in_channels"_a,
         "out_channels"_a, "length"_a, "kernel_size"_a, "stride"_a = 1, "pad_left"_a = 0,
         "pad_right"_a = 0, "dilation"_a = 1, "groups"_a = 1, "fp32_precision"_a = "ieee");
-  m.def("cuda_kernel", &cuda_kernel, "function"_a, "dtype"_a, "batch"_a, "in_channels"_a,
-        "out_channels"_a, "length"_a, "kernel_size"_a, "stride"_a = 1, "pad_left"_a = 0,
-        "pad_right"_a = 0, "dilation"_a = 1, "groups"_a = 1, "fp32_precision"_a = "ieee",
-        "capability"_a = 90);
+  m.def("cuda_kernel", &cuda_kernel, "dtype"_a, "batch"_a, "in_channels"_a, "out_channels"_a,
+        "length"_a, "kernel_size"_a, "stride"_a = 1, "pad_left"_a = 0, "pad_right"_a = 0,
+        "dilation"_a = 1, "groups"_a = 1, "fp32_precision"_a = "ieee");
   m.def("cuda_reason_stack_not_fused", &cuda_reason_stack_not_fused, "dtype"_a, "channels"_a,
         "length"_a, "vocab"_a, "weights"_a, "dilations"_a, "pads"_a, "gated"_a, "capability"_a);
+  m.def("cuda_reason_contexts_not_shared", &cuda_reason_contexts_not_shared, "dtype"_a,
+        "channels"_a, "length"_a, "vocab"_a, "weights"_a, "dilations"_a, "pads"_a, "gated"_a,
+        "capability"_a, "batch"_a);
   m.def("output_length", &output_length, "length"_a, "kernel_size"_a, "stride"_a, "dilation"_a,
         "pad_left"_a, "pad_right"_a);
   m.def("input_position", &convlm::input_position, "out"_a, "tap"_a, "stride"_a, "dilation"_a,

@@ -8,9 +8,6 @@ STABLE_TORCH_LIBRARY(convlm, m) {
       "SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision, str activation) "
       "-> Tensor");
   m.def(
-      "forward_with_state(Tensor x, Tensor weight, Tensor? bias, Tensor state, SymInt dilation, "
-      "SymInt groups, str fp32_precision, str activation) -> (Tensor y, Tensor new_state)");
-  m.def(
       "grad_input(Tensor grad_output, Tensor weight, SymInt length, SymInt stride, "
       "SymInt pad_left, SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision, "
       "Tensor? y=None, str activation=\"none\") -> Tensor");

@@ -12,13 +12,13 @@ class LookupChecks : public GeometryChecks {
       : GeometryChecks(function, stride, pad_left, pad_right, dilation, 1) {}
 
   void tokens(const Tensor& tokens, const char* other_argument, const Tensor& other) {
-    indices("tokens", tokens, "(batch, length)", other_argument, other);
+    check_indices(function_, "tokens", tokens, "(batch, length)", other_argument, other);
     geometry_.batch = tokens.size(0);
     geometry_.length = tokens.size(1);
   }
 
   void target(const Tensor& target, const char* other_argument, const Tensor& other) const {
-    indices("target", target, "(batch, out_length)", other_argument, other);
+    check_indices(function_, "target", target, "(batch, out_length)", other_argument, other);
     STD_TORCH_CHECK(target.size(0) == geometry_.batch && target.size(1) == geometry_.out_length,
                     function_, ": target must have the shape (", geometry_.batch, ", ",
                     geometry_.out_length, "), got ", shape_of(target));
@@ -28,18 +28,6 @@ class LookupChecks : public GeometryChecks {
   void rows(const Tensor& rows, const Tensor& tokens) {
     check_rows(function_, rows, tokens);
     geometry_.batch = rows.size(0);
-  }
-
-  void indices(const char* argument, const Tensor& t, const char* dimensions,
-               const char* other_argument, const Tensor& other) const {
-    using Dtype = torch::headeronly::ScalarType;
-    STD_TORCH_CHECK(t.dim() == 2, function_, ": ", argument, " must have the two dimensions ",
-                    dimensions, ", got shape ", shape_of(t));
-    STD_TORCH_CHECK(t.scalar_type() == Dtype::Long || t.scalar_type() == Dtype::Int, function_,
-                    ": ", argument, " must be int64 or int32, got ",
-                    torch::headeronly::toString(t.scalar_type()));
-    STD_TORCH_CHECK(same_device(t, other), function_, ": ", argument, " and ", other_argument,
-                    " must be on one device");
   }
 
   // Returns kernel_size.

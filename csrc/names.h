@@ -43,14 +43,4 @@ inline Precision asked_precision(const std::string& name) {
   throw std::invalid_argument("fp32_precision must be ieee or tf32, got '" + name + "'");
 }
 
-// One of three values, by the name of a function of the convolution.
-template <class Value>
-Value of_function(const std::string& name, Value forward, Value grad_input, Value grad_weight) {
-  if (name == "forward") return forward;
-  if (name == "grad_input") return grad_input;
-  if (name == "grad_weight") return grad_weight;
-  throw std::invalid_argument("function must be forward, grad_input or grad_weight, got '" + name +
-                              "'");
-}
-
 }  // namespace convlm

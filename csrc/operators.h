@@ -96,54 +96,6 @@ inline Call<ForwardArguments> forward_call(const Tensor& x, const Tensor& weight
   return {a, std::move(y)};
 }
 
-struct ForwardWithStateCall {
-  ForwardWithStateArguments arguments;
-  Tensor y, new_state;
-};
-
-inline ForwardWithStateCall forward_with_state_call(const Tensor& x, const Tensor& weight,
-                                                    const std::optional<Tensor>& bias,
-                                                    const Tensor& state, int64_t dilation,
-                                                    int64_t groups,
-                                                    const std::string& fp32_precision,
-                                                    const std::string& activation) {
-  ForwardWithStateArguments a{};
-  const Conv1dGeometry g =
-      check_forward_with_state(x, weight, bias ? &*bias : nullptr, state, dilation, groups);
-  Tensor y = empty(x, {g.batch, g.out_channels, g.out_length});
-  Tensor new_state = empty(x, {g.batch, g.in_channels, g.pad_left});
-  a.forward.geometry = g;
-  a.forward.dtype = dtype_of(x);
-  a.forward.precision = precision_of("forward_with_state", fp32_precision);
-  a.forward.activation = activation_of("forward_with_state", activation);
-  a.forward.x = operand(x);
-  a.forward.weight = operand(weight);
-  if (bias) a.forward.bias = operand(*bias);
-  a.forward.y = y.mutable_data_ptr();
-  a.state = operand(state);
-  a.new_state = new_state.mutable_data_ptr();
-  return {a, std::move(y), std::move(new_state)};
-}
-
-// `state` and `x` as one tensor. What follows is a forward without padding, for kernels that know
-// of no state; `new_state` gets the tensor's last positions.
-inline Tensor join_state(const Tensor& state, const Tensor& x, Tensor new_state) {
-  const int64_t before = state.size(2), length = x.size(2);
-  Tensor joined = empty(x, {x.size(0), x.size(1), before + length});
-  Tensor first = torch::stable::narrow(joined, 2, 0, before);
-  Tensor last = torch::stable::narrow(joined, 2, before, length);
-  torch::stable::copy_(first, state);
-  torch::stable::copy_(last, x);
-  torch::stable::copy_(new_state, torch::stable::narrow(joined, 2, length, before));
-  return joined;
-}
-
-inline void read_joined(ForwardArguments& a, const Tensor& joined) {
-  a.x = operand(joined);
-  a.geometry.length = joined.size(2);
-  a.geometry.pad_left = 0;
-}
-
 inline Call<GradInputArguments> grad_input_call(const Tensor& grad_output, const Tensor& weight,
                                                 int64_t length, int64_t stride, int64_t pad_left,
                                                 int64_t pad_right, int64_t dilation, int64_t groups,

@@ -2,8 +2,6 @@
 // results, and describe the call.
 #pragma once
 #include <algorithm>
-#include <string>
-#include <utility>
 #include <vector>
 
 #include "stack_checks.h"
@@ -12,6 +10,8 @@ namespace convlm {
 
 using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
+
+constexpr int64_t kTileOfSavedRows = 32;  // at most
 
 inline Tensor bytes_like(const Tensor& t, int64_t size) {
   return empty(t, {size}, aoti_torch_dtype_uint8());
@@ -80,7 +80,7 @@ class StackCall {
         arguments_.dtype == ScalarType::float32 || arguments_.dtype == ScalarType::float64,
         function, ": x must be float32 or float64, got ",
         torch::headeronly::toString(x.scalar_type()));
-    check_indices(function, "target", target, "(batch, out_length)", x);
+    check_indices(function, "target", target, "(batch, out_length)", "x", x);
     STD_TORCH_CHECK(target.size(0) == tokens.size(0) && target.size(1) == arguments_.out_length,
                     function, ": target must have the shape (", tokens.size(0), ", ",
                     arguments_.out_length, "), got ", shape_of(target));
@@ -101,12 +101,13 @@ class StackCall {
                     saved_size(x), " elements, got ", saved.numel());
   }
 
-  // In bytes, and the same whether rows are shared or not: what is shared needs less.
+  // In bytes, and the same whether rows are shared or not: what is shared needs less, but may be in
+  // whole tiles.
   int64_t saved_size(const Tensor& x) const {
     int64_t size = 0;
     for (size_t i = 0; i < taps().size(); ++i) {
       const StackLayer& layer = checks_.layers_[i];
-      const int64_t rows = arguments_.batch * taps()[i].out_length;
+      const int64_t rows = arguments_.batch * taps()[i].out_length + kTileOfSavedRows;
       size += rows * (row_bytes(layer.out_channels(), x) + row_bytes(layer.columns, x)) + 1024;
     }
     return size;
@@ -120,17 +121,6 @@ class StackCall {
     MutableTensor result{t.mutable_data_ptr(), {0, 0, 0}};
     for (int64_t i = 0; i < t.dim(); ++i) result.stride[i] = t.stride(i);
     return result;
-  }
-
-  static void check_indices(const char* function, const char* argument, const Tensor& t,
-                            const char* dimensions, const Tensor& x) {
-    using Dtype = torch::headeronly::ScalarType;
-    STD_TORCH_CHECK(t.dim() == 2, function, ": ", argument, " must have the two dimensions ",
-                    dimensions, ", got shape ", shape_of(t));
-    STD_TORCH_CHECK(t.scalar_type() == Dtype::Long || t.scalar_type() == Dtype::Int, function, ": ",
-                    argument, " must be int64 or int32, got ",
-                    torch::headeronly::toString(t.scalar_type()));
-    STD_TORCH_CHECK(same_device(t, x), function, ": ", argument, " and x must be on one device");
   }
 
   void check_x(const char* function, const Tensor& x) {
@@ -147,7 +137,7 @@ class StackCall {
                     ": x, the embedding of the tokens, must have the two dimensions (vocab, "
                     "channels), got shape ",
                     shape_of(embedding));
-    check_indices(function, "tokens", tokens, "(batch, length)", embedding);
+    check_indices(function, "tokens", tokens, "(batch, length)", "x", embedding);
     if (rows) check_rows(function, *rows, tokens);
     arguments_.batch = rows ? rows->size(0) : tokens.size(0);
     arguments_.length = tokens.size(1);

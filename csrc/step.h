@@ -30,7 +30,9 @@ struct StepLayer {
   // The longer of channels and taps is the inner loop of the reduction, as in the full forward.
   bool channels_outside() const { return kernel_size > in_channels / groups; }
 
-  static int64_t filled(int64_t count) { return (count + kFill - 1) / kFill * kFill; }
+  CONVLM_HOST_DEVICE static int64_t filled(int64_t count) {
+    return (count + kFill - 1) / kFill * kFill;
+  }
   // A gate reads vectors that begin at any channel.
   int64_t bias_size() const { return filled(out_channels) + kFill; }
   // [group][panel][step of the reduction][output]; depthwise [tap][channel]. An odd number of steps

@@ -46,7 +46,6 @@ ROWS: dict[str, dict[str, list[str]]] = {
         "`torch.fx`": ["test_tracing.py::test_fx", "test_tracing.py::test_fx_with_leaves"],
         "`opcheck` of every operator": [
             "test_ops.py::test_opcheck",
-            "test_state.py::test_opcheck",
             "test_stack_ops.py::test_opcheck",
             "test_streaming.py::test_opcheck",
         ],

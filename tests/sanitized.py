@@ -20,7 +20,13 @@ COPIED = ("convlm_kernels", "csrc", "tests", "setup.py", "pyproject.toml", "READ
 # named, and the options under which a report ends the process.
 RUNTIME = {"address": "libasan.so", "thread": "libtsan.so"}
 TESTS = {
-    "address": ["tests/test_ops.py", "tests/test_fuzz.py", "-k", "not isa and not opcheck"],
+    "address": [
+        "tests/test_ops.py",
+        "tests/test_ops_errors.py",
+        "tests/test_fuzz.py",
+        "-k",
+        "not isa and not opcheck",
+    ],
     "thread": ["tests/test_ops.py", "-k", "number_of_threads"],
 }
 QUICK_TESTS = {

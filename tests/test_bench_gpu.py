@@ -38,7 +38,8 @@ CEILINGS = GpuCeilings(dict.fromkeys(["bfloat16", "float32", "tf32"], 100.0), 50
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_gpu, "PROBLEMS", [TINY])
     monkeypatch.setattr(bench_gpu, "MOST_SETS", 2)
-    monkeypatch.setattr(gpu_models, "MANY_ROWS", 8)
+    for rows in ("MANY_ROWS", "MANY_WORDS", "BATCH_OF_WORDS"):
+        monkeypatch.setattr(gpu_models, rows, 8)
     monkeypatch.setattr(bench_gpu, "measure_ceilings", lambda device: CEILINGS)
     monkeypatch.setattr(bench_gpu, "generation", lambda device, seconds: ([], [], []))
     monkeypatch.setattr(bench_gpu, "own_backends", lambda problem, device: ["cpp"])
@@ -119,7 +120,10 @@ def test_without_a_gpu_it_says_so(
     assert "no CUDA device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("work", [gpu_models.Step, gpu_models.Losses])
+WORKS = [gpu_models.Step, gpu_models.Losses, gpu_models.StepOfWords, gpu_models.LossesOfWords]
+
+
+@pytest.mark.parametrize("work", WORKS)
 def test_a_model_is_compared_with_that_of_torch(
     work: type[gpu_models.Work], monkeypatch: pytest.MonkeyPatch
 ) -> None:

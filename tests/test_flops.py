@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import convlm_kernels
 from convlm_kernels import (
-    CausalConv1d,
     DilatedStack,
     StackLayer,
     embedding_conv1d,
@@ -124,15 +123,6 @@ def test_look_ups() -> None:
         assert found == {"lookup_losses": table + rows}
         step = (tokens, target, torch.arange(8), embedding, weight, None, 1, 0, 0, 1, 0.1)
         assert counted(lambda: lookup_ops.sgd_(*step)) == {"lookup_sgd_": 3 * table + 2 * rows // 4}
-
-
-def test_a_sequence_in_parts() -> None:
-    layer = CausalConv1d(4, 8, 3, dilation=2)
-    x, state = torch.randn(2, 4, 10), torch.zeros(2, 4, 4)
-    operands = x, layer.weight.detach(), None, state, 2, 1, "ieee", "none"
-    assert counted(lambda: ops.forward_with_state(*operands)) == {
-        "forward_with_state": total(lambda: layer(x))
-    }
 
 
 def test_every_operator_with_products_is_counted() -> None:

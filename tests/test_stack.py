@@ -337,6 +337,7 @@ def test_the_plan_counts_contexts() -> None:
     assert stack.plan(tokens.int()) == plan
     stack.share_contexts = False
     assert stack.plan(tokens).rows == plan.positions
+    assert str(stack.plan(tokens)).endswith("contexts are not shared: share_contexts is False")
 
 
 def test_a_vocabulary_larger_than_the_input_is_gathered_first() -> None:

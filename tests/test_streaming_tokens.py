@@ -7,7 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from cases import DTYPES, random
-from test_streaming import LENGTH, run_steps, stream
+from streams import LENGTH, run_steps, stream
 from torch import Tensor, nn
 
 from convlm_kernels import DilatedStack, EmbeddingConv1d, StackLayer

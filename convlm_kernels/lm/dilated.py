@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .. import stack_autograd, stack_ops
 from ..layers import Conv1d, parameters_of
 from ..lookup import by_tap, end_to_end
-from ..network import NetworkLayer, layers_of
+from ..network_layers import NetworkLayer, layers_of
 from ..optim import PLAIN, mark_changed
 from ..stack_layers import reason_not_fusable
 from ..stack_ops import LayerSettings, Settings

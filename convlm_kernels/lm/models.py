@@ -11,7 +11,7 @@ from ..embedding_loss import (
     steps_on_gpu,
 )
 from ..layers import Conv1d, parameters_of
-from ..network import NetworkLayer, layers_of
+from ..network_layers import NetworkLayer, layers_of
 from .char_model import CharModel, all_require_grad
 from .dilated import DilatedCNN
 

@@ -55,11 +55,15 @@ Kernel kernel_of(const std::string& function, const std::string& dtype_name,
   const ConstTensor x{nullptr, {g.in_channels * g.length, g.length, 1}};
   const ConstTensor y{nullptr, {g.out_channels * g.out_length, g.out_length, 1}};
   const ConstTensor weight{nullptr, {g.in_channels_per_group() * g.kernel_size, g.kernel_size, 1}};
-  return of_function(
-      function,
-      kernels().forward_kernel({g, dtype, precision, x, weight, {}, Activation::none, nullptr}),
-      kernels().grad_input_kernel({g, dtype, precision, y, weight, {}, nullptr}),
-      kernels().grad_weight_kernel({g, dtype, precision, y, x, {}, nullptr, nullptr}));
+  if (function == "forward")
+    return kernels().forward_kernel(
+        {g, dtype, precision, x, weight, {}, Activation::none, nullptr});
+  if (function == "grad_input")
+    return kernels().grad_input_kernel({g, dtype, precision, y, weight, {}, nullptr});
+  if (function == "grad_weight")
+    return kernels().grad_weight_kernel({g, dtype, precision, y, x, {}, nullptr, nullptr});
+  throw std::invalid_argument("function must be forward, grad_input or grad_weight, got '" +
+                              function + "'");
 }
 
 }  // namespace

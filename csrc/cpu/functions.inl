@@ -1,11 +1,11 @@
 // The three functions as products: which taps read which positions, and whose strides are whose.
 
-template <template <class> class Function, class Arguments>
-CONVLM_INLINE void for_dtype(const Arguments& arguments,
-                             void (*Kernels::*function)(const Arguments&)) {
+template <template <class> class Function, class Arguments, class Result>
+CONVLM_INLINE Result for_dtype(const Arguments& arguments,
+                               Result (*Kernels::*function)(const Arguments&)) {
 #if defined(CONVLM_DOT_BFLOAT16)
   if (arguments.dtype == ScalarType::bfloat16) return Function<bfloat16>::run(arguments);
-  (CONVLM_DOT_BFLOAT16.*function)(arguments);
+  return (CONVLM_DOT_BFLOAT16.*function)(arguments);
 #else
   (void)function;
   switch (arguments.dtype) {
@@ -15,29 +15,8 @@ CONVLM_INLINE void for_dtype(const Arguments& arguments,
       return Function<double>::run(arguments);
     case ScalarType::bfloat16:
       return Function<bfloat16>::run(arguments);
-    case ScalarType::float16:
-      return Function<float16>::run(arguments);
-  }
-#endif
-}
-
-template <template <class> class Function, class Arguments>
-CONVLM_INLINE Kernel kernel_for_dtype(const Arguments& arguments,
-                                      Kernel (*Kernels::*function)(const Arguments&)) {
-#if defined(CONVLM_DOT_BFLOAT16)
-  if (arguments.dtype == ScalarType::bfloat16) return Function<bfloat16>::kernel(arguments);
-  return (CONVLM_DOT_BFLOAT16.*function)(arguments);
-#else
-  (void)function;
-  switch (arguments.dtype) {
-    case ScalarType::float32:
-      return Function<float>::kernel(arguments);
-    case ScalarType::float64:
-      return Function<double>::kernel(arguments);
-    case ScalarType::bfloat16:
-      return Function<bfloat16>::kernel(arguments);
     default:
-      return Function<float16>::kernel(arguments);
+      return Function<float16>::run(arguments);
   }
 #endif
 }
@@ -45,7 +24,6 @@ CONVLM_INLINE Kernel kernel_for_dtype(const Arguments& arguments,
 template <class S>
 struct Forward {
   static void run(const ForwardArguments& a) { correlate(problem(a)); }
-  static Kernel kernel(const ForwardArguments& a) { return correlation_kernel(problem(a)); }
 
   static Correlation<S> problem(const ForwardArguments& a) {
     const Conv1dGeometry& g = a.geometry;
@@ -84,6 +62,13 @@ struct Forward {
     p.out_row = g.out_length;
     p.out_step = 1;
     return p;
+  }
+};
+
+template <class S>
+struct ForwardKernel {
+  static Kernel run(const ForwardArguments& a) {
+    return correlation_kernel(Forward<S>::problem(a));
   }
 };
 
@@ -141,20 +126,6 @@ struct GradInput {
     if (by_groups) return correlate_groups(parts, count, out);
     if (interleaved) return correlate_interleaved(parts, count, out);
     correlate(parts, count);
-  }
-
-  static Kernel kernel(const GradInputArguments& a) {
-    if (is_by_groups<S>(a.geometry) || is_interleaved(a.geometry)) return Kernel::depthwise;
-    const Conv1dGeometry& g = a.geometry;
-    Correlation<S>* parts = static_cast<Correlation<S>*>(
-        scratch(Slot::parts, sizeof(Correlation<S>) * smaller(g.stride, g.length)));
-    if (classes_by_taps(a, parts) > 0) return Kernel::taps;
-    Kernel kernel = Kernel::rows;
-    for_each_class(a, true, [&](const Correlation<S>& p) {
-      if (p.taps > 0) kernel = correlation_kernel(p);
-      return p.taps == 0;
-    });
-    return kernel;
   }
 
   // Where classes of positions are better off with products by taps, `parts` becomes all of them;
@@ -230,11 +201,25 @@ struct GradInput {
 };
 
 template <class S>
+struct GradInputKernel {
+  static Kernel run(const GradInputArguments& a) {
+    if (is_by_groups<S>(a.geometry) || is_interleaved(a.geometry)) return Kernel::depthwise;
+    const Conv1dGeometry& g = a.geometry;
+    Correlation<S>* parts = static_cast<Correlation<S>*>(
+        scratch(Slot::parts, sizeof(Correlation<S>) * smaller(g.stride, g.length)));
+    if (GradInput<S>::classes_by_taps(a, parts) > 0) return Kernel::taps;
+    Kernel kernel = Kernel::rows;
+    GradInput<S>::for_each_class(a, true, [&](const Correlation<S>& p) {
+      if (p.taps > 0) kernel = correlation_kernel(p);
+      return p.taps == 0;
+    });
+    return kernel;
+  }
+};
+
+template <class S>
 struct GradWeight {
   static void run(const GradWeightArguments& a) { weight_gradient(problem(a)); }
-  static Kernel kernel(const GradWeightArguments& a) {
-    return grad_weight_kernel(of_taps_inside(problem(a)));
-  }
 
   static WeightGradient<S> problem(const GradWeightArguments& a, Slot slot = Slot::taps) {
     const Conv1dGeometry& g = a.geometry;
@@ -263,6 +248,13 @@ struct GradWeight {
     p.grad_weight = static_cast<S*>(a.grad_weight);
     p.grad_bias = static_cast<S*>(a.grad_bias);
     return p;
+  }
+};
+
+template <class S>
+struct GradWeightKernel {
+  static Kernel run(const GradWeightArguments& a) {
+    return grad_weight_kernel(of_taps_inside(GradWeight<S>::problem(a)));
   }
 };
 
@@ -299,11 +291,11 @@ void gradients(const GradientsArguments& arguments) {
 }
 
 Kernel forward_kernel_of(const ForwardArguments& arguments) {
-  return kernel_for_dtype<Forward>(arguments, &Kernels::forward_kernel);
+  return for_dtype<ForwardKernel>(arguments, &Kernels::forward_kernel);
 }
 Kernel grad_input_kernel_of(const GradInputArguments& arguments) {
-  return kernel_for_dtype<GradInput>(arguments, &Kernels::grad_input_kernel);
+  return for_dtype<GradInputKernel>(arguments, &Kernels::grad_input_kernel);
 }
 Kernel grad_weight_kernel_of(const GradWeightArguments& arguments) {
-  return kernel_for_dtype<GradWeight>(arguments, &Kernels::grad_weight_kernel);
+  return for_dtype<GradWeightKernel>(arguments, &Kernels::grad_weight_kernel);
 }

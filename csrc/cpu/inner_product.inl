@@ -30,7 +30,10 @@ void dot_products(const DotProducts<A, B>& p) {
     for (int part = 0; part < kParts; ++part) {
       Vector<T> b[COLUMNS];
 #pragma GCC unroll 4
-      for (int j = 0; j < COLUMNS; ++j) b[j] = load(p.b[j] + t + part * W);
+      for (int j = 0; j < COLUMNS; ++j) {
+        b[j] = load(p.b[j] + t + part * W);
+        if constexpr (ROWS > 1) keep(b[j]);
+      }
 #pragma GCC unroll 4
       for (int i = 0; i < ROWS; ++i) {
         const Vector<T> a = load(p.a[i] + t + part * W);

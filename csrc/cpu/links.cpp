@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/runtime.h"
 #include "geometry.h"
 
 namespace convlm::cpu {

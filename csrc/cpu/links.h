@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/runtime.h"
 #include "stack.h"
 
 namespace convlm::cpu {

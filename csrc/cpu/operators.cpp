@@ -33,19 +33,6 @@ Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor
   return y;
 }
 
-std::tuple<Tensor, Tensor> forward_with_state(const Tensor& x, const Tensor& weight,
-                                              const std::optional<Tensor>& bias,
-                                              const Tensor& state, int64_t dilation, int64_t groups,
-                                              const std::string& fp32_precision,
-                                              const std::string& activation) {
-  auto [arguments, y, new_state] =
-      forward_with_state_call(x, weight, bias, state, dilation, groups, fp32_precision, activation);
-  const Tensor joined = join_state(state, x, new_state);
-  read_joined(arguments.forward, joined);
-  kernels().forward(arguments.forward);
-  return {y, new_state};
-}
-
 Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t length, int64_t stride,
                   int64_t pad_left, int64_t pad_right, int64_t dilation, int64_t groups,
                   const std::string& fp32_precision, const std::optional<Tensor>& y,
@@ -93,7 +80,6 @@ std::tuple<Tensor, Tensor, Tensor> gradients(const Tensor& grad_output, const Te
 
 STABLE_TORCH_LIBRARY_IMPL(convlm, CPU, m) {
   m.impl("forward", TORCH_BOX(&forward));
-  m.impl("forward_with_state", TORCH_BOX(&forward_with_state));
   m.impl("grad_input", TORCH_BOX(&grad_input));
   m.impl("grad_weight", TORCH_BOX(&grad_weight));
   m.impl("gradients", TORCH_BOX(&gradients));

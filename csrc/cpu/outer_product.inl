@@ -43,7 +43,10 @@ void outer_product(const Product<T>& p) {
     for (int64_t s = 0; s < p.inner; ++s) {
       Vector<T> v[VECTORS];
 #pragma GCC unroll 16
-      for (int j = 0; j < VECTORS; ++j) v[j] = load(vector + j * W);
+      for (int j = 0; j < VECTORS; ++j) {
+        v[j] = load(vector + j * W);
+        if constexpr (ROWS > 1) keep(v[j]);
+      }
 #pragma GCC unroll 16
       for (int i = 0; i < ROWS; ++i) {
         const T scalar = row[i][r];

@@ -38,12 +38,12 @@ LayerRows<T> take_layer_rows(Arena& arena, const StackLayer& layer, int64_t coun
 }
 
 template <class T>
-struct Activated {
+struct ValueAndSlope {
   Vector<T> value, slope;
 };
 
 template <class T>
-CONVLM_INLINE Activated<T> activate_with_slope(Vector<T> z, Activation activation) {
+CONVLM_INLINE ValueAndSlope<T> activate_with_slope(Vector<T> z, Activation activation) {
   const Vector<T> one = broadcast(T(1));
   switch (activation) {
     case Activation::none:
@@ -98,7 +98,8 @@ void activate_row(const ActivatedRow<T>& r) {
     return;
   }
   for (int64_t c = 0; c < r.channels; c += W) {
-    const Activated<T> a = activate_with_slope<T>(load(r.sums + c) + load(r.bias + c), ACTIVATION);
+    const ValueAndSlope<T> a =
+        activate_with_slope<T>(load(r.sums + c) + load(r.bias + c), ACTIVATION);
     store(r.row + c, a.value);
     store(r.slopes + c, a.slope);
   }

@@ -1,8 +1,8 @@
 // How a correlation is cut into tiles and stages, and its weights in the order of use.
 // correlation_tiles.h says what becomes of them.
 #pragma once
-#include "cuda/chunk.h"
 #include "cuda/tensor_sums.h"
+#include "cuda/tile_vectors.h"
 
 namespace convlm::cuda {
 
@@ -71,9 +71,9 @@ CorrelationPlan plan(const Correlation<typename Sums::Element>& p) {
 // Weights as [group][tile of rows][block of channels][tap][row][channel], zeros beyond the last row
 // and channel.
 template <class Sums>
-int64_t packed_chunks(const Correlation<typename Sums::Element>& p, const CorrelationPlan& plan) {
+int64_t packed_vectors(const Correlation<typename Sums::Element>& p, const CorrelationPlan& plan) {
   return p.groups * plan.row_tiles * plan.blocks * p.kernel_size * Sums::kRows *
-         (kRowBytes / kChunkBytes);
+         (kRowBytes / kVectorBytes);
 }
 
 constexpr int kPackingThreads = 256;
@@ -81,25 +81,25 @@ constexpr int kPackingThreads = 256;
 template <class Sums, class S>
 __global__ void __launch_bounds__(kPackingThreads)
     pack_weight_kernel(const __grid_constant__ Correlation<S> p,
-                       const __grid_constant__ CorrelationPlan plan, int64_t chunks,
+                       const __grid_constant__ CorrelationPlan plan, int64_t vectors,
                        unsigned char* packed) {
-  constexpr int kChunks = kRowBytes / kChunkBytes;
+  constexpr int kVectors = kRowBytes / kVectorBytes;
   const int64_t threads = int64_t{gridDim.x} * kPackingThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kPackingThreads + threadIdx.x; i < chunks; i += threads) {
-    int64_t rest = i / (kChunks * Sums::kRows);
+  for (int64_t i = int64_t{blockIdx.x} * kPackingThreads + threadIdx.x; i < vectors; i += threads) {
+    int64_t rest = i / (kVectors * Sums::kRows);
     const int64_t tap = rest % p.kernel_size;
     rest /= p.kernel_size;
     const int64_t block = rest % plan.blocks;
     rest /= plan.blocks;
-    const int64_t row = rest % plan.row_tiles * Sums::kRows + i / kChunks % Sums::kRows;
-    const int64_t channel = block * kBlockChannels<S> + i % kChunks * kChunk<S>;
+    const int64_t row = rest % plan.row_tiles * Sums::kRows + i / kVectors % Sums::kRows;
+    const int64_t channel = block * kBlockChannels<S> + i % kVectors * kVector<S>;
     const S* from = p.weight + rest / plan.row_tiles * p.weight_group + row * p.weight_row +
                     channel * p.weight_channel + tap * p.weight_tap;
-    Chunk<S> chunk = zero_chunk<S>();
+    Vector<S> vector{};
 #pragma unroll
-    for (int c = 0; c < kChunk<S>; ++c)
-      if (row < p.rows && channel + c < p.channels) chunk.at[c] = from[c * p.weight_channel];
-    store_chunk<Sums>(packed + i * kChunkBytes, chunk);
+    for (int c = 0; c < kVector<S>; ++c)
+      if (row < p.rows && channel + c < p.channels) vector.lanes[c] = from[c * p.weight_channel];
+    store_prepared<Sums>(packed + i * kVectorBytes, vector);
   }
 }
 

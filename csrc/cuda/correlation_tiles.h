@@ -2,8 +2,9 @@
 //
 // A stage is a block of channels, 64 bytes of them, and a few taps. Its weights are copied as they
 // are, from a packed copy that holds them in the order of use, without edges. Its x is staged once,
-// with the halo that these taps need, and each tap reads it from another row on (see chunk.h).
-// While one stage is multiplied the next is on its way: two buffers, one barrier a stage.
+// with the halo that these taps need, and each tap reads it from another row on (see
+// tile_vectors.h). While one stage is multiplied the next is on its way: two buffers, one barrier a
+// stage.
 //
 // A row of staged x is a step of the correlation further than the one before it: taps whose reads
 // are a whole number of steps apart share it. So with a stride, taps fall into `chains` of such
@@ -69,11 +70,11 @@ class CorrelationBlock {
 
  private:
   using Sum = typename Sums::Sum;
-  static constexpr int kChunks = kRowBytes / kChunkBytes;
-  static constexpr int kXBegin = kStageTaps * Sums::kRows * kRowPitch;          // after the weights
-  static constexpr int kStagedChunks = kStagedRows * kChunks / Sums::kThreads;  // of a thread
+  static constexpr int kVectors = kRowBytes / kVectorBytes;
+  static constexpr int kXBegin = kStageTaps * Sums::kRows * kRowPitch;  // after the weights
+  static constexpr int kStagedVectors = kStagedRows * kVectors / Sums::kThreads;  // of a thread
   struct Held {
-    Chunk<S> chunks[kStagedChunks];
+    Vector<S> vectors[kStagedVectors];
   };
 
   __device__ __forceinline__ int taps_of(int chain) const {
@@ -132,29 +133,30 @@ class CorrelationBlock {
 
   __device__ __forceinline__ void copy_weights(unsigned char* buffer,
                                                const CorrelationStage& stage) const {
-    constexpr int kTapChunks = Sums::kRows * kChunks;
+    constexpr int kTapVectors = Sums::kRows * kVectors;
     const int64_t first = tile_.positions.first + stage.chain + stage.tap * plan_.period;
     const int64_t block =
         (tile_.group * plan_.row_tiles + tile_.row_tile) * plan_.blocks + stage.block;
     const unsigned char* from =
-        packed_ + (block * p_.kernel_size + first) * kTapChunks * kChunkBytes;
-    const int64_t tap_bytes = plan_.period * kTapChunks * kChunkBytes;
-    for (int i = thread_; i < stage.taps * kTapChunks; i += Sums::kThreads)
-      copy_16_bytes(buffer + i / kChunks * kRowPitch + i % kChunks * kChunkBytes,
-                    from + i / kTapChunks * tap_bytes + i % kTapChunks * kChunkBytes);
+        packed_ + (block * p_.kernel_size + first) * kTapVectors * kVectorBytes;
+    const int64_t tap_bytes = plan_.period * kTapVectors * kVectorBytes;
+    for (int i = thread_; i < stage.taps * kTapVectors; i += Sums::kThreads)
+      copy_16_bytes(buffer + i / kVectors * kRowPitch + i % kVectors * kVectorBytes,
+                    from + i / kTapVectors * tap_bytes + i % kTapVectors * kVectorBytes);
   }
 
-  // f(i, row, chunk, sample, row of that sample) for the chunks of x that this thread stages.
+  // f(i, row, vector, sample, row of that sample) for the vectors of x that this thread stages.
   template <class F>
   __device__ __forceinline__ void for_staged(const CorrelationStage& stage, const F& f) const {
     const int needed = (1 << plan_.columns_log2) + (stage.taps - 1) * plan_.row_shift;
 #pragma unroll
-    for (int i = 0; i < kStagedChunks; ++i) {
+    for (int i = 0; i < kStagedVectors; ++i) {
       const int task = thread_ + i * Sums::kThreads;
-      const int row = task % kStagedRows, chunk = task / kStagedRows;
+      const int row = task % kStagedRows, vector = task / kStagedRows;
       const int sample = plan_.sample_rows.divide(row);
       const int row_of_sample = row - sample * plan_.sample_rows.value();
-      if (sample < plan_.samples && row_of_sample < needed) f(i, row, chunk, sample, row_of_sample);
+      if (sample < plan_.samples && row_of_sample < needed)
+        f(i, row, vector, sample, row_of_sample);
     }
   }
 
@@ -164,34 +166,35 @@ class CorrelationBlock {
     const int64_t start =
         c.offset + stage.chain * p_.dilation + (tile_.first + tap * plan_.shift) * p_.step;
     const int64_t block = int64_t{stage.block} * kBlockChannels<S>;
-    for_staged(stage, [&](int i, int, int chunk, int sample, int row) {
+    for_staged(stage, [&](int i, int, int vector, int sample, int row) {
       const int64_t position = start + row * p_.step;
-      const int64_t channel = block + chunk * kChunk<S>;
+      const int64_t channel = block + vector * kVector<S>;
       const bool inside = 0 <= position && position < p_.length &&
                           tile_.sample + sample < p_.batch && channel < p_.channels;
-      held.chunks[i] =
-          inside ? read_chunk(p_.in, tile_.sample + sample, tile_.group * p_.channels + channel,
-                              p_.channels - channel, position)
-                 : zero_chunk<S>();
+      held.vectors[i] =
+          inside ? read_channels(p_.in, tile_.sample + sample, tile_.group * p_.channels + channel,
+                                 p_.channels - channel, position)
+                 : Vector<S>{};
     });
   }
 
   __device__ __forceinline__ void store_x(const Held& held, unsigned char* buffer,
                                           const CorrelationStage& stage) const {
-    for_staged(stage, [&](int i, int row, int chunk, int, int) {
-      store_chunk<Sums>(buffer + kXBegin + row * kRowPitch + chunk * kChunkBytes, held.chunks[i]);
+    for_staged(stage, [&](int i, int row, int vector, int, int) {
+      store_prepared<Sums>(buffer + kXBegin + row * kRowPitch + vector * kVectorBytes,
+                           held.vectors[i]);
     });
   }
 
   // A warp stores a row of the tile, its lanes neighbouring positions.
   __device__ __forceinline__ void store_results(const Sum* results) const {
     const PositionClass& c = tile_.positions;
-    for (int r = thread_ / kLanes; r < Sums::kRows; r += Sums::kThreads / kLanes) {
+    for (int r = thread_ / kWarpSize; r < Sums::kRows; r += Sums::kThreads / kWarpSize) {
       const int64_t row = tile_.row_tile * Sums::kRows + r;
       if (row >= p_.rows) return;
       const int64_t channel = tile_.group * p_.rows + row;
       const Sum bias = p_.bias == nullptr ? Sum(0) : to_compute(p_.bias[channel * p_.bias_stride]);
-      for (int column = thread_ % kLanes; column < kTileColumns; column += kLanes) {
+      for (int column = thread_ % kWarpSize; column < kTileColumns; column += kWarpSize) {
         const int64_t sample = tile_.sample + (column >> plan_.columns_log2);
         const int64_t position = tile_.first + column % (1 << plan_.columns_log2);
         if (sample >= p_.batch || position >= c.outputs) continue;
@@ -220,7 +223,7 @@ __global__ void __launch_bounds__(Sums::kThreads)
 
 template <class Sums>
 int64_t correlation_workspace(const Correlation<typename Sums::Element>& p) {
-  return packed_chunks<Sums>(p, plan<Sums>(p)) * kChunkBytes;
+  return packed_vectors<Sums>(p, plan<Sums>(p)) * kVectorBytes;
 }
 
 template <class Sums>
@@ -232,9 +235,10 @@ cudaError_t correlate(const Correlation<typename Sums::Element>& p, void* worksp
       Sums::kRows * kResultPitch * static_cast<int>(sizeof(typename Sums::Sum));
   const CorrelationPlan tiles = plan<Sums>(p);
   unsigned char* packed = static_cast<unsigned char*>(workspace);
-  const int64_t chunks = packed_chunks<Sums>(p, tiles);
-  const cudaError_t error = launch(&pack_weight_kernel<Sums, S>, divide_up(chunks, kPackingThreads),
-                                   kPackingThreads, 0, stream, p, tiles, chunks, packed);
+  const int64_t vectors = packed_vectors<Sums>(p, tiles);
+  const cudaError_t error =
+      launch(&pack_weight_kernel<Sums, S>, divide_up(vectors, kPackingThreads), kPackingThreads, 0,
+             stream, p, tiles, vectors, packed);
   if (error != cudaSuccess) return error;
   return launch(&correlation_kernel<Sums, S>, tiles.tiles, Sums::kThreads,
                 kStages < kResults ? kResults : kStages, stream, p, tiles, packed);

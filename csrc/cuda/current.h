@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "cuda/runtime.h"
-#include "cuda/select.h"
 
 // It is in the part of torch that a CPU build lacks: a weak reference lets this library load there.
 #pragma weak aoti_torch_get_current_cuda_stream
@@ -23,7 +22,8 @@ inline void check(const char* function, cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, function, ": CUDA error: ", cudaGetErrorString(error));
 }
 
-inline Capability capability_of(const char* function, int32_t device) {
+// 10 * major + minor.
+inline int capability_of(const char* function, int32_t device) {
   int major = 0, minor = 0;
   check(function, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   check(function, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));

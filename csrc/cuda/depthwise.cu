@@ -78,16 +78,6 @@ __device__ void correlate_class(const Depthwise<S>& d, const Window<S>& window,
   }
 }
 
-// A row's last positions, which the window of its last tile holds.
-template <class S>
-__device__ void write_state(const Correlation<S>& p, const Window<S>& window, int64_t first_group) {
-  const int length = static_cast<int>(p.state.length);
-  const int from = static_cast<int>(p.length - length - window.begin);
-  S* next = p.state.next + (window.sample * p.groups + first_group) * length;
-  for (int i = threadIdx.x; i < window.lines * length; i += kThreads)
-    next[i] = from_compute<S>(window.line(i / length)[from + i % length]);
-}
-
 template <class S, bool kWide>
 __global__ void __launch_bounds__(kThreads) depthwise_kernel(Depthwise<S> d) {
   const Correlation<S>& p = d.p;
@@ -108,13 +98,10 @@ __global__ void __launch_bounds__(kThreads) depthwise_kernel(Depthwise<S> d) {
                            groups * static_cast<int>(p.channels),
                            d.width,
                            d.pitch,
-                           staged,
-                           p.state};
+                           staged};
     stage_weights(p, first_group, groups, weights);
     stage(window);
     __syncthreads();
-    if (p.state.length > 0 && tile % d.position_tiles == d.position_tiles - 1)
-      write_state(p, window, first_group);
     for (int index = 0; index < static_cast<int>(p.classes); ++index)
       correlate_class<S, kWide>(d, window, weights, first_group, groups, first, index);
     __syncthreads();
@@ -135,7 +122,7 @@ void size_tile(Depthwise<S>& d, int64_t outputs, int64_t groups) {
   while (int64_t{1} << d.log2_outputs < outputs) ++d.log2_outputs;
   d.spread = static_cast<int>(outputs / kSums < kSpread ? outputs / kSums : kSpread);
   d.width = d.taps.window(outputs, p.step);
-  d.pitch = pitch_of(p.in, d.width);
+  d.pitch = window_pitch(p.in, d.width);
   const int64_t elements =
       groups * p.channels * d.pitch + groups * p.rows * p.channels * p.kernel_size;
   d.shared_bytes = static_cast<int>(elements * sizeof(Compute<S>));

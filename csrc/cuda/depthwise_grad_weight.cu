@@ -134,8 +134,8 @@ void size_tile(DepthwiseGradient<S>& d) {
   const WeightGradient<S>& p = d.p;
   const int64_t taps = p.kernel_size < kTaps ? p.kernel_size : kTaps;
   d.x_width = static_cast<int>((d.outputs - 1) * p.stride + (taps - 1) * p.dilation + 1);
-  d.x_pitch = pitch_of(p.x, d.x_width);
-  d.grad_pitch = pitch_of(p.grad_output, d.outputs);
+  d.x_pitch = window_pitch(p.x, d.x_width);
+  d.grad_pitch = window_pitch(p.grad_output, d.outputs);
   // A tile of several rows may start in the middle of a channel's.
   d.x_lines = d.rows == 1 ? 1 : static_cast<int>((d.rows - 2) / p.rows + 2);
   const int staged = d.x_lines * d.x_pitch + d.rows * d.grad_pitch;

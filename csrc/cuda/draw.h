@@ -28,8 +28,8 @@ __device__ Likeliest<C> likeliest(const C* logits, int count, int lane) {
              (logit == best.logit && token < best.token))
       best = {logit, token};
   };
-  for (int i = lane; i < count; i += kLanes) meet(logits[i], i);
-  for (int mask = kLanes / 2; mask > 0; mask /= 2) {
+  for (int i = lane; i < count; i += kWarpSize) meet(logits[i], i);
+  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) {
     const C logit = exchange(best.logit, mask);
     const int token = exchange(best.token, mask);
     meet(logit, token);
@@ -75,11 +75,11 @@ struct Descending {
   // Of the first `tokens`, those with keys from `least` to `most`: their likelihoods, or how many.
   __device__ __noinline__ double sum(Key least, Key most, int tokens, bool counts) const {
     double sum = 0;
-    for (int i = lane; i < tokens; i += kLanes) {
+    for (int i = lane; i < tokens; i += kWarpSize) {
       const Key key = key_of(likelihoods[i]);
       if (least <= key && key <= most) sum += counts ? 1.0 : static_cast<double>(likelihoods[i]);
     }
-    for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += exchange(sum, mask);
+    for (int mask = kWarpSize / 2; mask > 0; mask /= 2) sum += exchange(sum, mask);
     return sum;
   }
   __device__ double sum_from(Key key) const { return sum(key, ~Key(0), count, false); }
@@ -137,12 +137,12 @@ template <class C>
 __device__ __noinline__ int draw(C* logits, int count, const GenerateArguments& a, double uniform,
                                  int lane) {
   const C* bias = static_cast<const C*>(a.logit_bias);
-  for (int i = lane; bias != nullptr && i < count; i += kLanes) logits[i] += bias[i];
+  for (int i = lane; bias != nullptr && i < count; i += kWarpSize) logits[i] += bias[i];
   const Likeliest<C> best = likeliest(logits, count, lane);
   const C temperature = static_cast<C>(a.temperature);
   if (best.token < 0 || !(best.logit - best.logit == C(0))) return -1;
   if (temperature == C(0)) return best.token;
-  for (int i = lane; i < count; i += kLanes)
+  for (int i = lane; i < count; i += kWarpSize)
     logits[i] = std::exp((logits[i] - best.logit) / temperature);
   synchronize_warp();
   const Descending<C> tokens{logits, count, lane};

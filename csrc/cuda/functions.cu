@@ -18,14 +18,24 @@ bool makes_nothing(const Correlation<S>& p) {
   return p.outputs == 0;
 }
 
-template <class S>
-int64_t workspace_bytes(Kernel kernel, const Correlation<S>& p) {
-  if (makes_nothing(p)) return 0;
+template <class S, template <class> class Problem>
+int64_t tiles_workspace(Kernel kernel, const Problem<S>& p) {
   if constexpr (kHasImplicitGemm<S>)
     if (kernel == Kernel::implicit_gemm) return implicit_gemm_workspace(p);
   if constexpr (kHasRegisterTile<S>)
     if (kernel == Kernel::register_tile) return register_tile_workspace(p);
   return 0;
+}
+
+template <class S>
+int64_t workspace_bytes(Kernel kernel, const Correlation<S>& p) {
+  return makes_nothing(p) ? 0 : tiles_workspace(kernel, p);
+}
+
+template <class S>
+int64_t workspace_bytes(Kernel kernel, const WeightGradient<S>& p) {
+  if (kernel == Kernel::depthwise) return weight_gradient_depthwise_workspace(p);
+  return tiles_workspace(kernel, p);
 }
 
 template <class S>
@@ -41,16 +51,6 @@ cudaError_t correlate(const Correlation<S>& p, const Launch& launch) {
       return correlate_register_tile(p, launch.workspace, launch.stream);
   if (launch.kernel == Kernel::direct) return correlate_direct(p, launch.stream);
   return cudaErrorInvalidValue;
-}
-
-template <class S>
-int64_t workspace_bytes(Kernel kernel, const WeightGradient<S>& p) {
-  if (kernel == Kernel::depthwise) return weight_gradient_depthwise_workspace(p);
-  if constexpr (kHasImplicitGemm<S>)
-    if (kernel == Kernel::implicit_gemm) return implicit_gemm_workspace(p);
-  if constexpr (kHasRegisterTile<S>)
-    if (kernel == Kernel::register_tile) return register_tile_workspace(p);
-  return 0;
 }
 
 template <class S>
@@ -85,11 +85,6 @@ int64_t workspace_bytes(const GradWeightArguments& a, Kernel kernel) {
 
 cudaError_t forward(const ForwardArguments& a, const Launch& launch) {
   return for_dtype(a.dtype, [&](auto s) { return correlate(correlation<decltype(s)>(a), launch); });
-}
-cudaError_t forward_with_state(const ForwardWithStateArguments& a, cudaStream_t stream) {
-  return for_dtype(a.forward.dtype, [&](auto s) {
-    return correlate_depthwise(correlation<decltype(s)>(a), stream);
-  });
 }
 cudaError_t grad_input(const GradInputArguments& a, const Launch& launch) {
   return for_dtype(a.dtype, [&](auto s) { return correlate(correlation<decltype(s)>(a), launch); });

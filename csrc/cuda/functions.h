@@ -9,7 +9,7 @@ namespace convlm::cuda {
 
 // Where a call runs. `workspace` has the bytes that workspace_bytes() asks for, aligned to 256.
 struct Launch {
-  Kernel kernel;  // one that can run the problem; kernel_of() chooses
+  Kernel kernel;  // one that can run the problem; kernel_for() chooses
   cudaStream_t stream;
   void* workspace;
 };
@@ -19,8 +19,6 @@ int64_t workspace_bytes(const GradInputArguments& arguments, Kernel kernel);
 int64_t workspace_bytes(const GradWeightArguments& arguments, Kernel kernel);
 
 cudaError_t forward(const ForwardArguments& arguments, const Launch& launch);
-// What fits_depthwise() can take; it needs no workspace.
-cudaError_t forward_with_state(const ForwardWithStateArguments& arguments, cudaStream_t stream);
 cudaError_t grad_input(const GradInputArguments& arguments, const Launch& launch);
 cudaError_t grad_weight(const GradWeightArguments& arguments, const Launch& launch);
 

@@ -50,12 +50,15 @@ struct FusedStack {
 template <class S>
 cudaError_t run_samples(const FusedStack<S>& s, int shared_bytes, cudaStream_t stream);
 
-// Of a FusedStack that goes backward: the gradients of all weights and biases, of the words where
+// Of a stack that goes backward: the gradients of all weights and biases, of the words where
 // there are tokens, and the mean loss.
 template <class S>
 struct SharedGradients {
   SmallGradient<S> layers[kMostLayers];
   int depth;
+  // Where samples are tiles of rows: how many rows each layer has, and a tile.
+  const int64_t* row_counts;  // or null
+  int tile;
   Indices tokens;
   int64_t batch, length, channels, vocab;  // of the tokens and their embedding
   const Compute<S>* grad_words;            // of each position; null where it is not wanted
@@ -65,6 +68,10 @@ struct SharedGradients {
   int64_t loss_count;
   S* loss;
   Use<S> use;  // a step is left out where the loss is not finite
+
+  __device__ int64_t samples(int layer) const {
+    return row_counts == nullptr ? batch : divide_up(row_counts[layer], tile);
+  }
 };
 
 template <class S>

@@ -10,7 +10,7 @@
 
 namespace convlm::cuda {
 
-constexpr int kLanes = 32;  // of a warp
+constexpr int kWarpSize = 32;
 
 #if defined(__CUDACC__)
 
@@ -89,7 +89,7 @@ __device__ __forceinline__ void synchronize_warp() { __syncwarp(); }
 inline void copy_16_bytes(void* shared, const void* global) {
   emulator::check_access("copy_16_bytes, to", shared, 16, 16, true);
   emulator::check_access("copy_16_bytes, from", global, 16, 16, false);
-  emulator::copy_later(shared, global, 16, false);
+  emulator::copy_later(shared, global, 16);
 }
 
 inline void wait_for_copies() {
@@ -107,7 +107,7 @@ inline void load_matrices(uint32_t (&matrices)[4], const void* row) {
   MatrixRow mine{row, matrices};
   emulator::collective("load_matrices", &mine, [](void* const* lanes) {
     const auto lane = [&](int l) { return static_cast<MatrixRow*>(lanes[l]); };
-    for (int l = 0; l < kLanes; ++l)
+    for (int l = 0; l < kWarpSize; ++l)
       for (int m = 0; m < 4; ++m)
         std::memcpy(&lane(l)->matrices[m],
                     static_cast<const char*>(lane(8 * m + l / 4)->row) + 4 * (l % 4), 4);
@@ -119,7 +119,7 @@ inline void load_matrices_transposed(uint32_t (&matrices)[4], const void* row) {
   MatrixRow mine{row, matrices};
   emulator::collective("load_matrices_transposed", &mine, [](void* const* lanes) {
     const auto lane = [&](int l) { return static_cast<MatrixRow*>(lanes[l]); };
-    for (int l = 0; l < kLanes; ++l)
+    for (int l = 0; l < kWarpSize; ++l)
       for (int m = 0; m < 4; ++m) {
         uint16_t pair[2];
         for (int i = 0; i < 2; ++i)
@@ -157,7 +157,7 @@ void multiply_matrices(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, ui
     constexpr int kNumbers = 4 / sizeof(S);  // in 32 bits
     constexpr int kDepth = 8 * kNumbers;
     float left[16][kDepth], right[8][kDepth];
-    for (int l = 0; l < kLanes; ++l) {
+    for (int l = 0; l < kWarpSize; ++l) {
       const Operands& lane = *static_cast<Operands*>(lanes[l]);
       for (int half = 0; half < 2; ++half)
         for (int i = 0; i < kNumbers; ++i) {
@@ -167,7 +167,7 @@ void multiply_matrices(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, ui
           right[l / 4][k] = number_in<S>(lane.b[half], i);
         }
     }
-    for (int l = 0; l < kLanes; ++l)
+    for (int l = 0; l < kWarpSize; ++l)
       for (int i = 0; i < 4; ++i) {
         float& sum = static_cast<Operands*>(lanes[l])->sums[i];
         const float *row = left[l / 4 + i / 2 * 8], *column = right[l % 4 * 2 + i % 2];
@@ -183,7 +183,7 @@ T exchange(T value, int mask) {
     int mask;
   } mine{value, value, mask};
   emulator::collective("exchange", &mine, [](void* const* lanes) {
-    for (int l = 0; l < kLanes; ++l) {
+    for (int l = 0; l < kWarpSize; ++l) {
       Operands& lane = *static_cast<Operands*>(lanes[l]);
       lane.result = static_cast<Operands*>(lanes[l ^ lane.mask])->value;
     }

@@ -16,7 +16,7 @@ namespace {
 template <class Arguments>
 void run(const char* name, cudaError_t (*function)(const Arguments&, const Launch&),
          const Arguments& arguments, const Tensor& like) {
-  const Kernel kernel = kernel_of(arguments, capability_of(name, like.get_device_index()));
+  const Kernel kernel = kernel_for(arguments.geometry, arguments.dtype, arguments.precision);
   const int64_t bytes = workspace_bytes(arguments, kernel);
   const Tensor workspace = empty(like, {bytes}, aoti_torch_dtype_uint8());
   check(name, function(arguments, {kernel, current_stream(like), workspace.mutable_data_ptr()}));
@@ -31,25 +31,6 @@ Tensor cuda_forward(const Tensor& x, const Tensor& weight, const std::optional<T
                                      fp32_precision, activation);
   run("forward", &forward, arguments, x);
   return y;
-}
-
-std::tuple<Tensor, Tensor> cuda_forward_with_state(const Tensor& x, const Tensor& weight,
-                                                   const std::optional<Tensor>& bias,
-                                                   const Tensor& state, int64_t dilation,
-                                                   int64_t groups,
-                                                   const std::string& fp32_precision,
-                                                   const std::string& activation) {
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  auto [arguments, y, new_state] =
-      forward_with_state_call(x, weight, bias, state, dilation, groups, fp32_precision, activation);
-  if (fits_depthwise(arguments.forward.geometry, arguments.forward.dtype)) {
-    check("forward_with_state", forward_with_state(arguments, current_stream(x)));
-    return {y, new_state};
-  }
-  const Tensor joined = join_state(state, x, new_state);
-  read_joined(arguments.forward, joined);
-  run("forward_with_state", &forward, arguments.forward, x);
-  return {y, new_state};
 }
 
 Tensor cuda_grad_input(const Tensor& grad_output, const Tensor& weight, int64_t length,
@@ -82,7 +63,6 @@ std::tuple<Tensor, Tensor> cuda_grad_weight(const Tensor& grad_output, const Ten
 
 STABLE_TORCH_LIBRARY_IMPL(convlm, CUDA, m) {
   m.impl("forward", TORCH_BOX(&cuda_forward));
-  m.impl("forward_with_state", TORCH_BOX(&cuda_forward_with_state));
   m.impl("grad_input", TORCH_BOX(&cuda_grad_input));
   m.impl("grad_weight", TORCH_BOX(&cuda_grad_weight));
 }

@@ -60,15 +60,6 @@ __device__ __forceinline__ Compute<S> read(const Input<S>& in, int64_t sample, i
   return times_derivative(in.activation, value, to_compute(in.y[at]));
 }
 
-// What a causal input had before its position 0, instead of padding.
-template <class S>
-struct State {
-  const S* data;
-  int64_t batch, channel, position;  // strides
-  int64_t length;
-  S* next;  // contiguous: what it becomes
-};
-
 template <class S>
 struct Correlation {
   int64_t batch, groups, rows, channels;  // rows and channels of one group
@@ -78,7 +69,6 @@ struct Correlation {
   bool transposed;  // grad_input
 
   Input<S> in;
-  State<S> state;  // data is null without one; only the depthwise kernel knows of it
 
   const S* weight;
   int64_t weight_group, weight_row, weight_channel, weight_tap;
@@ -168,15 +158,6 @@ Correlation<S> correlation(const ForwardArguments& a) {
   p.bias_stride = a.bias.stride[0];
   p.activation = a.activation;
   p.out = static_cast<S*>(a.y);
-  return p;
-}
-
-template <class S>
-Correlation<S> correlation(const ForwardWithStateArguments& a) {
-  Correlation<S> p = correlation<S>(a.forward);
-  const int64_t* stride = a.state.stride;
-  p.state = {static_cast<const S*>(a.state.data), stride[0], stride[1], stride[2], p.pad_left,
-             static_cast<S*>(a.new_state)};
   return p;
 }
 

@@ -1,21 +1,21 @@
 // A tile of sums, kept in the registers of a block, and products added to it one by one: as exact
 // as the type is, unlike tensor cores.
 //
-// A thread holds 8 rows by 8 columns (4 by 8 of float64, whose registers are pairs). For each chunk
-// of 16 bytes that a row or column has in shared memory it makes 64 products of each number in it:
-// 16 loads for 256 products of float32.
+// A thread holds 8 rows by 8 columns (4 by 8 of float64, whose registers are pairs). For each
+// vector of 16 bytes that a row or column has in shared memory it makes 64 products of each number
+// in it: 16 loads for 256 products of float32.
 #pragma once
-#include "cuda/chunk.h"
 #include "cuda/tensor_sums.h"
+#include "cuda/tile_vectors.h"
 
 namespace convlm::cuda {
 
-template <class S, int kTileRows>
+template <class S>
 class RegisterSums {
  public:
   using Element = S;
   using Sum = S;
-  static constexpr int kRows = kTileRows;
+  static constexpr int kRows = 64;
   static constexpr int kThreads = kRows / (sizeof(S) == 8 ? 4 : 8) * (kTileColumns / 8);
 
   __device__ __forceinline__ static S prepared(S value) { return value; }
@@ -31,7 +31,9 @@ class RegisterSums {
       for (int j = 0; j < 8; ++j) sums_[i][j] = S(0);
   }
 
-  __host__ __device__ static constexpr int pitch(int chunks) { return kChunkBytes * (chunks | 1); }
+  __host__ __device__ static constexpr int pitch(int vectors) {
+    return kVectorBytes * (vectors | 1);
+  }
 
   struct Places {
     int at[8];
@@ -50,17 +52,17 @@ class RegisterSums {
   __device__ __forceinline__ void add_rows(const unsigned char* left, const unsigned char* right,
                                            const Places& places) {
 #pragma unroll 1  // more at once would not fit the registers
-    for (int k = 0; k < kRowBytes; k += kChunkBytes) {
-      Chunk<S> b[8];
+    for (int k = 0; k < kRowBytes; k += kVectorBytes) {
+      Vector<S> b[8];
 #pragma unroll
-      for (int j = 0; j < 8; ++j) b[j] = chunk_at(right + places.at[j] + k);
+      for (int j = 0; j < 8; ++j) b[j] = vector_at(right + places.at[j] + k);
 #pragma unroll
       for (int i = 0; i < kThreadRows; ++i) {
-        const Chunk<S> a = chunk_at(left + (row_ + i * kRowThreads) * kRowPitch + k);
+        const Vector<S> a = vector_at(left + (row_ + i * kRowThreads) * kRowPitch + k);
 #pragma unroll
-        for (int n = 0; n < kChunk<S>; ++n)
+        for (int n = 0; n < kVector<S>; ++n)
 #pragma unroll
-          for (int j = 0; j < 8; ++j) sums_[i][j] += a.at[n] * b[j].at[n];
+          for (int j = 0; j < 8; ++j) sums_[i][j] += a.lanes[n] * b[j].lanes[n];
       }
     }
   }
@@ -74,13 +76,13 @@ class RegisterSums {
         f(row_ + i * kRowThreads, column_ + j * kColumnThreads, sums_[i][j]);
   }
 
-  // Here a thread has chunks of neighbours, for loads of 16 bytes.
+  // Here a thread has vectors of neighbours, for loads of 16 bytes.
   template <class Place>
   __device__ __forceinline__ Places places_of_octets(int, const Place& place) const {
     Places places;
 #pragma unroll
-    for (int j = 0; j < 8 / kChunk<S>; ++j) {
-      const int column = (column_ + j * kColumnThreads) * kChunk<S>;
+    for (int j = 0; j < 8 / kVector<S>; ++j) {
+      const int column = (column_ + j * kColumnThreads) * kVector<S>;
       places.at[j] = place(column / kOctet) + column % kOctet * static_cast<int>(sizeof(S));
     }
     return places;
@@ -91,18 +93,19 @@ class RegisterSums {
                                               const Places& places) {
 #pragma unroll 4
     for (int k = 0; k < kRowBytes / static_cast<int>(sizeof(S)); ++k) {
-      Chunk<S> a[kThreadRows / kChunk<S>], b[8 / kChunk<S>];
+      Vector<S> a[kThreadRows / kVector<S>], b[8 / kVector<S>];
 #pragma unroll
-      for (int i = 0; i < kThreadRows / kChunk<S>; ++i)
-        a[i] = chunk_at(left + k * left_pitch + (row_ + i * kRowThreads) * kChunkBytes);
+      for (int i = 0; i < kThreadRows / kVector<S>; ++i)
+        a[i] = vector_at(left + k * left_pitch + (row_ + i * kRowThreads) * kVectorBytes);
 #pragma unroll
-      for (int j = 0; j < 8 / kChunk<S>; ++j)
-        b[j] = chunk_at(right + places.at[j] + k * right_pitch);
+      for (int j = 0; j < 8 / kVector<S>; ++j)
+        b[j] = vector_at(right + places.at[j] + k * right_pitch);
 #pragma unroll
       for (int i = 0; i < kThreadRows; ++i)
 #pragma unroll
         for (int j = 0; j < 8; ++j)
-          sums_[i][j] += a[i / kChunk<S>].at[i % kChunk<S>] * b[j / kChunk<S>].at[j % kChunk<S>];
+          sums_[i][j] +=
+              a[i / kVector<S>].lanes[i % kVector<S>] * b[j / kVector<S>].lanes[j % kVector<S>];
     }
   }
 
@@ -112,8 +115,8 @@ class RegisterSums {
     for (int i = 0; i < kThreadRows; ++i)
 #pragma unroll
       for (int j = 0; j < 8; ++j)
-        f((row_ + i / kChunk<S> * kRowThreads) * kChunk<S> + i % kChunk<S>,
-          (column_ + j / kChunk<S> * kColumnThreads) * kChunk<S> + j % kChunk<S>, sums_[i][j]);
+        f((row_ + i / kVector<S> * kRowThreads) * kVector<S> + i % kVector<S>,
+          (column_ + j / kVector<S> * kColumnThreads) * kVector<S> + j % kVector<S>, sums_[i][j]);
   }
 
  private:
@@ -121,8 +124,8 @@ class RegisterSums {
   static constexpr int kRowThreads = kThreads / kColumnThreads;
   static constexpr int kThreadRows = kRows / kRowThreads;
 
-  __device__ __forceinline__ static Chunk<S> chunk_at(const unsigned char* shared) {
-    return *reinterpret_cast<const Chunk<S>*>(shared);
+  __device__ __forceinline__ static Vector<S> vector_at(const unsigned char* shared) {
+    return *reinterpret_cast<const Vector<S>*>(shared);
   }
 
   int row_, column_;

@@ -8,23 +8,23 @@ namespace convlm::cuda {
 
 template <class S>
 int64_t register_tile_workspace(const Correlation<S>& p) {
-  return correlation_workspace<RegisterSums<S, 64>>(p);
+  return correlation_workspace<RegisterSums<S>>(p);
 }
 
 template <class S>
 cudaError_t correlate_register_tile(const Correlation<S>& p, void* workspace, cudaStream_t stream) {
-  return correlate<RegisterSums<S, 64>>(p, workspace, stream);
+  return correlate<RegisterSums<S>>(p, workspace, stream);
 }
 
 template <class S>
 int64_t register_tile_workspace(const WeightGradient<S>& p) {
-  return weight_gradient_workspace<RegisterSums<S, 64>>(p);
+  return weight_gradient_workspace<RegisterSums<S>>(p);
 }
 
 template <class S>
 cudaError_t weight_gradient_register_tile(const WeightGradient<S>& p, void* workspace,
                                           cudaStream_t stream) {
-  return weight_gradient<RegisterSums<S, 64>>(p, workspace, stream);
+  return weight_gradient<RegisterSums<S>>(p, workspace, stream);
 }
 
 #define CONVLM_INSTANTIATE(S)                                                                  \

@@ -1,5 +1,5 @@
-// Which kernel a problem gets on a GPU, from geometry, dtype and the GPU's compute capability
-// alone. The batch must not show in the bits of one sample's results, so it has no say; nor has the
+// Which kernel a problem's three functions get on a GPU, from geometry, dtype and precision alone.
+// The batch must not show in the bits of one sample's results, so it has no say; nor has the
 // length, except that samples of a few positions get `small`. No CUDA header: introspection and the
 // emulator ask too.
 #pragma once
@@ -9,11 +9,6 @@
 namespace convlm::cuda {
 
 enum class Kernel { direct, depthwise, small, implicit_gemm, register_tile };
-constexpr Kernel kKernels[] = {Kernel::direct, Kernel::depthwise, Kernel::small,
-                               Kernel::implicit_gemm, Kernel::register_tile};
-
-// 10 * major + minor.
-using Capability = int;
 
 inline const char* name_of(Kernel kernel) {
   switch (kernel) {
@@ -52,36 +47,6 @@ inline Kernel kernel_for(const Conv1dGeometry& g, ScalarType dtype, Precision pr
   if (fits_depthwise(g, dtype)) return Kernel::depthwise;
   if (fits_small(g, dtype)) return Kernel::small;
   return fills_tiles(g) ? tiled_kernel(dtype, precision) : Kernel::direct;
-}
-
-inline Kernel correlation_kernel(const Conv1dGeometry& g, ScalarType dtype, Precision precision,
-                                 Capability) {
-  return kernel_for(g, dtype, precision);
-}
-
-inline Kernel forward_kernel(const Conv1dGeometry& g, ScalarType dtype, Precision precision,
-                             Capability capability) {
-  return correlation_kernel(g, dtype, precision, capability);
-}
-
-inline Kernel grad_input_kernel(const Conv1dGeometry& g, ScalarType dtype, Precision precision,
-                                Capability capability) {
-  return correlation_kernel(g, dtype, precision, capability);
-}
-
-inline Kernel grad_weight_kernel(const Conv1dGeometry& g, ScalarType dtype, Precision precision,
-                                 Capability) {
-  return kernel_for(g, dtype, precision);
-}
-
-inline Kernel kernel_of(const ForwardArguments& a, Capability capability) {
-  return forward_kernel(a.geometry, a.dtype, a.precision, capability);
-}
-inline Kernel kernel_of(const GradInputArguments& a, Capability capability) {
-  return grad_input_kernel(a.geometry, a.dtype, a.precision, capability);
-}
-inline Kernel kernel_of(const GradWeightArguments& a, Capability capability) {
-  return grad_weight_kernel(a.geometry, a.dtype, a.precision, capability);
 }
 
 }  // namespace convlm::cuda

@@ -95,7 +95,7 @@ __device__ void write_gradient(const SmallGradient<S>& d, int64_t row, int colum
 }
 
 template <class S>
-__device__ void make_piece(const SmallGradient<S>& d, const Piece& piece) {
+__device__ void make_piece(const SmallGradient<S>& d, const Piece& piece, int64_t batch) {
   using C = Compute<S>;
   const WeightGradient<S>& p = d.p;
   const int outputs = static_cast<int>(p.outputs);
@@ -107,8 +107,8 @@ __device__ void make_piece(const SmallGradient<S>& d, const Piece& piece) {
   C* x = gradient + d.samples * outputs * kRowPitch;
 
   C sums[kRows] = {};
-  for (int64_t first = 0; first < p.batch; first += d.samples) {
-    const int64_t left = p.batch - first;
+  for (int64_t first = 0; first < batch; first += d.samples) {
+    const int64_t left = batch - first;
     const int samples = static_cast<int>(left < d.samples ? left : d.samples);
     stage_samples(Window<S>{p.grad_output, first, piece.first_row, 0, p.outputs, piece.rows,
                             outputs, 0, gradient},

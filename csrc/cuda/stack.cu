@@ -80,8 +80,10 @@ __global__ void __launch_bounds__(kStackBlock, 1)
   for (int64_t sample = blockIdx.x; sample < s.batch; sample += gridDim.x) {
     if (s.forward) forward_sample(s, sample, b);
     if (s.losses != nullptr)
-      cross_entropy(b.y, last.out_channels, last.out_length, sample, s.target, scale, s.losses,
-                    b.weights);
+      cross_entropy(
+          b.y, last.out_channels, last.out_length, last.out_length,
+          [&](int position) { return s.target.at(sample, position); }, scale,
+          s.losses + sample * last.out_length, b.weights);
     if (s.grad_output.data != nullptr) stage_gradient(s, sample, b.y);
     if (s.backward) backward_sample(s, sample, b);
     __syncthreads();

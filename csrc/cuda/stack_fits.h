@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "cuda/fits.h"
-#include "cuda/select.h"
 #include "stack.h"
 
 namespace convlm::cuda {
@@ -14,6 +13,8 @@ constexpr int64_t kMostLayers = 32;   // all are parameters of one kernel
 constexpr int64_t kMostWords = 1024;  // each looks through all tokens for its gradient
 constexpr int64_t kStackThreads = 512;
 constexpr int64_t kWeightBytes = 48 * 1024;  // of a layer's weights in shared memory at a time
+
+using Capability = int;  // 10 * major + minor
 
 // What a block may ask for, which is nearly all that a multiprocessor has.
 inline int64_t most_shared_bytes(Capability capability) {

@@ -10,17 +10,17 @@ namespace {
 
 using namespace small_gradient;
 
-constexpr int kLanes = 16;  // share the channels of a word
-constexpr int kParts = kThreads / kLanes;
+constexpr int kWordChannels = 16;  // at a time, a thread each
+constexpr int kParts = kThreads / kWordChannels;
 constexpr int kBlocksOfStack = 2;  // a multiprocessor; its shared memory has room for few more
 
 template <class S>
 __device__ void add_up_word(const SharedGradients<S>& g, int64_t word) {
   using C = Compute<S>;
   C* sums = reinterpret_cast<C*>(shared_memory());
-  const int lane = threadIdx.x % kLanes, part = threadIdx.x / kLanes;
-  const int64_t positions = g.batch * g.length;
-  for (int64_t first = 0; first < g.channels; first += kLanes) {
+  const int lane = threadIdx.x % kWordChannels, part = threadIdx.x / kWordChannels;
+  const int64_t positions = g.samples(0) * g.length;
+  for (int64_t first = 0; first < g.channels; first += kWordChannels) {
     const int64_t channel = first + lane;
     C sum = C(0);
 #pragma unroll 4
@@ -32,7 +32,7 @@ __device__ void add_up_word(const SharedGradients<S>& g, int64_t word) {
     sums[threadIdx.x] = sum;
     __syncthreads();
     if (part == 0 && channel < g.channels) {
-      for (int other = 1; other < kParts; ++other) sum += sums[other * kLanes + lane];
+      for (int other = 1; other < kParts; ++other) sum += sums[other * kWordChannels + lane];
       g.use(g.grad_embedding + word * g.word_stride + channel * g.channel_stride, sum);
     }
     __syncthreads();
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfStack)
     if (layer == g.depth && rest == words)
       write_loss(g);
     else if (steps && layer < g.depth)
-      make_piece(g.layers[layer], piece_of(g.layers[layer], rest));
+      make_piece(g.layers[layer], piece_of(g.layers[layer], rest), g.samples(layer));
     else if (steps)
       add_up_word(g, rest);
   }

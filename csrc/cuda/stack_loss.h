@@ -1,4 +1,4 @@
-// The softmax cross-entropy of a sample's logits, and its gradient, where they lie.
+// The softmax cross-entropy of some logits, and its gradient, where they lie.
 #pragma once
 #include <cmath>
 
@@ -23,11 +23,12 @@ __device__ C sum_of_lanes(const C* shared) {
   return sum;
 }
 
-// logits[class][position] become the gradients of the mean loss where `scale`, 1 over the number of
-// positions, is not 0. A target that is no class gives NaN. `shared` has a number for each thread.
-template <class C>
-__device__ void cross_entropy(C* logits, int classes, int positions, int64_t sample,
-                              const Indices& target, C scale, C* losses, C* shared) {
+// logits[class][position], classes `pitch` apart, become the gradients of the mean loss where
+// `scale`, 1 over the number of all positions, is not 0. target(position) that is no class gives
+// NaN. `shared` has a number for each thread.
+template <class C, class Target>
+__device__ void cross_entropy(C* logits, int classes, int pitch, int positions,
+                              const Target& target, C scale, C* losses, C* shared) {
   const int lane = threadIdx.x % kLossLanes;
   C* lanes = shared + threadIdx.x - lane;
   for (int begin = 0; begin < positions; begin += kStackBlock / kLossLanes) {
@@ -36,26 +37,25 @@ __device__ void cross_entropy(C* logits, int classes, int positions, int64_t sam
     C* logit = logits + position;
     C largest = C(-INFINITY), sum = C(0);
     for (int c = lane; mine && c < classes; c += kLossLanes)
-      if (logit[c * positions] > largest) largest = logit[c * positions];
+      if (logit[c * pitch] > largest) largest = logit[c * pitch];
     lanes[lane] = largest;
     __syncthreads();
     largest = largest_of_lanes(lanes);
     __syncthreads();
     for (int c = lane; mine && c < classes; c += kLossLanes)
-      sum += std::exp(logit[c * positions] - largest);
+      sum += std::exp(logit[c * pitch] - largest);
     lanes[lane] = sum;
     __syncthreads();
     sum = sum_of_lanes(lanes);
 
-    const int64_t wanted = mine ? target.at(sample, position) : 0;
+    const int64_t wanted = mine ? target(position) : 0;
     const bool known = 0 <= wanted && wanted < classes;
     if (mine && lane == 0)
-      losses[sample * positions + position] =
-          known ? std::log(sum) - (logit[wanted * positions] - largest) : C(NAN);
+      losses[position] = known ? std::log(sum) - (logit[wanted * pitch] - largest) : C(NAN);
     __syncthreads();  // the loss reads a logit that another lane changes
     for (int c = lane; mine && scale != C(0) && c < classes; c += kLossLanes) {
-      const C probability = std::exp(logit[c * positions] - largest) / sum;
-      logit[c * positions] = known ? (probability - C(c == wanted)) * scale : C(NAN);
+      const C probability = std::exp(logit[c * pitch] - largest) / sum;
+      logit[c * pitch] = known ? (probability - C(c == wanted)) * scale : C(NAN);
     }
   }
 }

@@ -13,6 +13,8 @@ struct Gpu {
     return capability_of("stack", like.get_device_index());
   }
 
+  static int64_t least_products_to_share() { return kLeastProductsToShare; }
+
   static void run(const char* function, const StackProblem& problem, const Tensor& like) {
     const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
     const Tensor workspace = bytes_like(like, stack_workspace_bytes(problem));
@@ -28,6 +30,7 @@ STABLE_TORCH_LIBRARY_IMPL(convlm, CUDA, m) {
   m.impl("stack_cross_entropy", TORCH_BOX(&stack_cross_entropy<Gpu>));
   m.impl("stack_sgd_", TORCH_BOX(&stack_sgd<Gpu>));
   m.impl("stack_losses", TORCH_BOX(&stack_losses<Gpu>));
+  m.impl("stack_rows", TORCH_BOX(&stack_rows<Gpu>));
 }
 
 }  // namespace convlm::cuda

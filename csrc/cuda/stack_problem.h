@@ -22,6 +22,9 @@ struct StackProblem {
   // place, unless the loss is not finite.
   bool as_step = false;
   double lr = 0;
+  // Each distinct context of a layer is computed once, so many to a block; 0: each position is.
+  int64_t tile = 0;
+  int64_t* row_counts = nullptr;  // of each layer: all that is wanted, if it is
 };
 
 // reason_stack_does_not_fit() must have none.

@@ -15,7 +15,6 @@ struct Window {
   int64_t sample, channel, begin, length;
   int lines, width, pitch;
   Compute<S>* staged;
-  State<S> state{};
 
   // Where positions are neighbours, a line starts as far past 16 bytes as it does in the input:
   // then vectors are loaded and stored whole.
@@ -36,10 +35,8 @@ struct Window {
            (in.y == nullptr || misalignment(in.y, offset_of_y(line, position)) == 0);
   }
   __device__ Compute<S> value(int line, int64_t position) const {
-    if (0 <= position && position < length) return read(in, sample, channel + line, position);
-    if (position >= 0 || position < -state.length) return Compute<S>(0);
-    return to_compute(state.data[sample * state.batch + (channel + line) * state.channel +
-                                 (position + state.length) * state.position]);
+    const bool inside = 0 <= position && position < length;
+    return inside ? read(in, sample, channel + line, position) : Compute<S>(0);
   }
 };
 
@@ -53,7 +50,7 @@ __host__ __device__ bool along_channels(const Input<S>& in) {
 // along channels are stored element by element: at 9 words (modulo the 32 banks) from line to line,
 // the lanes of a warp meet in no bank, neither then nor when eight of them read each of four lines.
 template <class S>
-int pitch_of(const Input<S>& in, int width) {
+int window_pitch(const Input<S>& in, int width) {
   if (along_channels(in)) return width + (9 - width % 32 + 32) % 32;
   const int vectors = (width + 2 * kVector<S> - 2) / kVector<S>;
   return vectors * kVector<S>;

@@ -2,9 +2,8 @@
 
 namespace convlm::cuda {
 
-#define CONVLM_INSTANTIATE(S, WEIGHT) CONVLM_INSTANTIATE_STEP(S, WEIGHT)
-CONVLM_INSTANTIATE(float, float)
-CONVLM_INSTANTIATE(float, bfloat16)
-CONVLM_INSTANTIATE(double, double)
+CONVLM_INSTANTIATE_STEP(float, float)
+CONVLM_INSTANTIATE_STEP(float, bfloat16)
+CONVLM_INSTANTIATE_STEP(double, double)
 
 }  // namespace convlm::cuda

@@ -2,8 +2,7 @@
 
 namespace convlm::cuda {
 
-#define CONVLM_INSTANTIATE(S) CONVLM_INSTANTIATE_STEP(S, S)
-CONVLM_INSTANTIATE(bfloat16)
-CONVLM_INSTANTIATE(float16)
+CONVLM_INSTANTIATE_STEP(bfloat16, bfloat16)
+CONVLM_INSTANTIATE_STEP(float16, float16)
 
 }  // namespace convlm::cuda

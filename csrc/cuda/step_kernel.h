@@ -14,7 +14,7 @@ __device__ void multiply_depthwise(const StepBlock<S, SAMPLES>& block, const Pla
   using C = Compute<S>;
   const Weight* weight = static_cast<const Weight*>(block.p.a.step.weights) + layer.weight;
   const int channels = layer.channels;
-  const int64_t pitch = pitch_of(channels);
+  const int64_t pitch = StepLayer::filled(channels);
   const C* window = block.windows + block.my_sample() * block.p.memory.windows + layer.window;
   C* sums = block.sums + block.my_sample() * block.p.memory.sums;
   for (int c = block.my_channel(); c < channels; c += block.kSampleThreads) {
@@ -73,14 +73,15 @@ __device__ void step_position(const StepBlock<S, SAMPLES>& block, WeightReader<W
 template <class S, int SAMPLES>
 __device__ void draw_tokens(const StepBlock<S, SAMPLES>& block, int64_t step) {
   const GenerateArguments& a = block.p.a;
-  const int thread = static_cast<int>(threadIdx.x), i = thread / kLanes, lane = thread % kLanes;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int i = thread / kWarpSize, lane = thread % kWarpSize;
   if (i >= SAMPLES || !block.samples[i].running) return;
   StepSample& sample = block.samples[i];
   const int64_t at = sample.number * a.steps;
   const int64_t token = draw(block.outputs + i * block.p.memory.outputs, static_cast<int>(a.vocab),
                              a, a.uniform[at + step], lane);
   const bool runs = token >= 0 && token != a.stop;
-  for (int64_t s = step + lane; s < (runs ? step + 1 : a.steps); s += kLanes)
+  for (int64_t s = step + lane; s < (runs ? step + 1 : a.steps); s += kWarpSize)
     a.generated[at + s] = token;
   synchronize_warp();
   if (lane > 0) return;

@@ -89,8 +89,8 @@ struct StepBlock {
 
   // All inputs but the newest, of all layers; warps take turns at the taps.
   __device__ void gather() const {
-    constexpr int kWarps = kStepThreads / kLanes;
-    int turn = static_cast<int>(threadIdx.x) / kLanes;
+    constexpr int kWarps = kStepThreads / kWarpSize;
+    int turn = static_cast<int>(threadIdx.x) / kWarpSize;
     for (int i = 0; i < SAMPLES; ++i) {
       if (!samples[i].running) continue;
       for (int l = 0; l < layers(); ++l) {
@@ -109,7 +109,7 @@ struct StepBlock {
     if (slot >= layer.slots()) slot -= layer.slots();
     const S* in = ring(layer, samples[i]) + slot * layer.in_channels();
     C* window = windows + i * p.memory.windows;
-    for (int c = static_cast<int>(threadIdx.x) % kLanes; c < layer.in_channels(); c += kLanes)
+    for (int c = static_cast<int>(threadIdx.x) % kWarpSize; c < layer.in_channels(); c += kWarpSize)
       window[layer.place(c, tap)] = to_compute(in[c]);
   }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cuda/fits.h"
 #include "cuda/step_functions.h"
 #include "step.h"
 
@@ -16,11 +17,6 @@ constexpr int kFewSamples = 4;  // of a block that has several
 // Weights of bfloat16 lie in pairs of steps (StepLayer::weight_size).
 constexpr int row_steps(ScalarType weight_dtype) {
   return weight_dtype == ScalarType::bfloat16 ? 2 : 1;
-}
-
-// StepLayer::filled, for the device.
-__host__ __device__ inline int64_t pitch_of(int64_t outputs) {
-  return (outputs + kFill - 1) / kFill * kFill;
 }
 
 // Offsets count elements. A depthwise layer is one group here, whose taps do not mix channels.
@@ -113,8 +109,6 @@ inline int64_t window_size(const StepLayer& layer) {
                            : layer.groups * layer.packed_steps();
 }
 
-inline int64_t bytes_of_sums(ScalarType dtype) { return dtype == ScalarType::float64 ? 8 : 4; }
-
 inline StepMemory memory_of(const StepProblem& p, int64_t windows, int64_t biases, int samples) {
   StepMemory m{};
   for (int64_t l = 0; l < p.a.step.layer_count; ++l) {
@@ -126,7 +120,7 @@ inline StepMemory memory_of(const StepProblem& p, int64_t windows, int64_t biase
   m.outputs = p.draws() ? p.layers[p.a.step.layer_count - 1].results() : 0;
   m.numbers_at = samples * (sizeof(StepSample) + p.a.step.layer_count * sizeof(int64_t));
   const int64_t numbers = m.biases + int64_t{samples} * (m.windows + m.sums + m.outputs);
-  m.bytes = (m.numbers_at + numbers * bytes_of_sums(p.a.step.dtype) + 255) / 256 * 256;
+  m.bytes = (m.numbers_at + numbers * bytes_of_compute(p.a.step.dtype) + 255) / 256 * 256;
   return m;
 }
 

@@ -60,9 +60,9 @@ inline __device__ StepPart part_of(const PlannedLayer& layer, int item, int row_
   const int group = column / layer.group_quads(), quad = column % layer.group_quads();
   const int panel = quad / kPanelQuads * static_cast<int>(kPanel);
   const int width = layer.outputs - panel;
-  const int64_t pitch = pitch_of(width < kPanel ? width : kPanel);
+  const int64_t pitch = StepLayer::filled(width < kPanel ? width : kPanel);
   const int steps = layer.packed_steps();
-  part.weight = (group * pitch_of(layer.outputs) + panel) * steps +
+  part.weight = (group * StepLayer::filled(layer.outputs) + panel) * steps +
                 (slice * pitch + quad % kPanelQuads * kQuad) * row_steps;
   part.weight_stride = layer.slices * pitch * row_steps;
   part.window = group * steps + slice * row_steps;

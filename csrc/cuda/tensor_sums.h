@@ -3,7 +3,7 @@
 // A warp holds 32 rows by 64 columns: of 16 x 8 each, two tiles of rows by eight of columns. So for
 // the 16 products of matrices that a step takes it loads 2 + 4 times four matrices.
 #pragma once
-#include "cuda/chunk.h"
+#include "cuda/tile_vectors.h"
 
 namespace convlm::cuda {
 
@@ -13,7 +13,7 @@ constexpr int kTileColumns = 128;
 // and how far apart the rows are: 16 bytes further than they are long, so that eight rows in
 // succession, which is what an instruction reads, begin in eight different groups of banks.
 constexpr int kRowBytes = 64;
-constexpr int kRowPitch = kRowBytes + kChunkBytes;
+constexpr int kRowPitch = kRowBytes + kVectorBytes;
 
 // Columns are held in octets; each operand of a stage says where one begins in shared memory.
 constexpr int kOctet = 8;
@@ -34,17 +34,17 @@ class TensorSums {
       return value;
   }
 
-  // Bytes from row to row, `chunks` long, where the summed index runs across rows. Transposing
-  // loads take eight rows at once: an odd number of chunks. Of TF32 four rows of eight numbers are
+  // Bytes from row to row, `vectors` long, where the summed index runs across rows. Transposing
+  // loads take eight rows at once: an odd number of vectors. Of TF32 four rows of eight numbers are
   // read, so they are 8 or 24 banks apart.
-  __host__ __device__ static constexpr int pitch(int chunks) {
-    return kChunkBytes * (sizeof(S) == 4 ? (chunks + 1) / 4 * 4 + 2 : chunks | 1);
+  __host__ __device__ static constexpr int pitch(int vectors) {
+    return kVectorBytes * (sizeof(S) == 4 ? (vectors + 1) / 4 * 4 + 2 : vectors | 1);
   }
 
   __device__ __forceinline__ TensorSums()
-      : lane_(static_cast<int>(threadIdx.x) % kLanes),
-        row_(static_cast<int>(threadIdx.x) / kLanes / 2 * 32),
-        column_(static_cast<int>(threadIdx.x) / kLanes % 2 * 64) {}
+      : lane_(static_cast<int>(threadIdx.x) % kWarpSize),
+        row_(static_cast<int>(threadIdx.x) / kWarpSize / 2 * 32),
+        column_(static_cast<int>(threadIdx.x) / kWarpSize % 2 * 64) {}
 
   __device__ __forceinline__ void clear() {
 #pragma unroll

@@ -1,4 +1,4 @@
-// Sixteen bytes at once: the widest load that a thread has.
+// Sixteen bytes at once: the widest access that a thread has.
 #pragma once
 #include "cuda/launch.h"
 #include "cuda/numbers.h"

@@ -1,8 +1,8 @@
 // How the gradient of a weight is cut into tiles, and the sums of those into pieces.
 // weight_gradient_tiles.h says what becomes of them.
 #pragma once
-#include "cuda/chunk.h"
 #include "cuda/tensor_sums.h"
+#include "cuda/tile_vectors.h"
 
 namespace convlm::cuda {
 
@@ -71,8 +71,8 @@ WeightGradientPlan plan(const WeightGradient<typename Sums::Element>& p) {
   const int shared = kPositions + (plan.taps - 1) * static_cast<int>(p.dilation);
   plan.own_rows = Divisor(own);
   plan.shared_rows = Divisor(plan.shares ? shared : own);
-  plan.left_pitch = Sums::pitch(Sums::kRows / kChunk<S>);
-  plan.right_pitch = Sums::pitch(octets * kOctet / kChunk<S>);
+  plan.left_pitch = Sums::pitch(Sums::kRows / kVector<S>);
+  plan.right_pitch = Sums::pitch(octets * kOctet / kVector<S>);
   plan.stage_bytes = kPositions * plan.left_pitch + own * plan.right_pitch;
   return plan;
 }

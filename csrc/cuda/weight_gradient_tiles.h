@@ -1,10 +1,10 @@
 // The gradient of the weight by tiles: a block makes the sums of some rows by 128 columns, each of
 // them a channel at a tap, over a piece of all positions of all samples.
 //
-// The sums run over positions, which are rows of shared memory (see chunk.h) for both factors. A
-// tap reads the same staged x from another row on, as far as neighbouring taps share positions:
-// without a stride, and where all positions of a stage are of one sample. Elsewhere every tap has
-// rows of its own, and zeros where it reads nothing.
+// The sums run over positions, which are rows of shared memory (see tile_vectors.h) for both
+// factors. A tap reads the same staged x from another row on, as far as neighbouring taps share
+// positions: without a stride, and where all positions of a stage are of one sample. Elsewhere
+// every tap has rows of its own, and zeros where it reads nothing.
 //
 // How positions are cut into pieces depends on the geometry alone. Their sums go to the workspace,
 // and a second kernel adds them up in order: no atomics, the same bits every time.
@@ -54,10 +54,10 @@ class WeightGradientBlock {
 
  private:
   static constexpr int kPositions = kStagePositions<S>;
-  static constexpr int kLeftChunks = Sums::kRows / kChunk<S> * kPositions / Sums::kThreads;
-  static constexpr int kRightChunks = kTileColumns / kChunk<S> * kPositions / Sums::kThreads;
+  static constexpr int kLeftVectors = Sums::kRows / kVector<S> * kPositions / Sums::kThreads;
+  static constexpr int kRightVectors = kTileColumns / kVector<S> * kPositions / Sums::kThreads;
   struct Held {
-    Chunk<S> left[kLeftChunks], right[kRightChunks];
+    Vector<S> left[kLeftVectors], right[kRightVectors];
   };
 
   __device__ __forceinline__ bool shares(const Cursor& cursor) const {
@@ -113,17 +113,17 @@ class WeightGradientBlock {
 
   __device__ __forceinline__ void read(Held& held, const Cursor& cursor) const {
 #pragma unroll
-    for (int i = 0; i < kLeftChunks; ++i) {
+    for (int i = 0; i < kLeftVectors; ++i) {
       const int task = thread_ + i * Sums::kThreads;
-      const int64_t row = first_row_ + task / kPositions * kChunk<S>;
+      const int64_t row = first_row_ + task / kPositions * kVector<S>;
       const Cursor c = at(cursor, task % kPositions);
       held.left[i] = c.sample < p_.batch && row < p_.rows
-                         ? read_chunk(p_.grad_output, c.sample, group_ * p_.rows + row,
-                                      p_.rows - row, c.output)
-                         : zero_chunk<S>();
+                         ? read_channels(p_.grad_output, c.sample, group_ * p_.rows + row,
+                                         p_.rows - row, c.output)
+                         : Vector<S>{};
     }
-    for_right(cursor, [&](int i, int row, int chunk) {
-      const int64_t channel = first_channel_ + chunk * kChunk<S>;
+    for_right(cursor, [&](int i, int row, int vector) {
+      const int64_t channel = first_channel_ + vector * kVector<S>;
       Cursor c;
       int64_t tap = first_tap_;
       if (shares(cursor)) {
@@ -135,37 +135,37 @@ class WeightGradientBlock {
       const int64_t position = input_position(c.output, tap, p_.stride, p_.dilation, p_.pad_left);
       const bool inside = c.sample < p_.batch && tap < p_.kernel_size && 0 <= position &&
                           position < p_.length && channel < p_.channels;
-      held.right[i] = inside ? read_chunk(p_.x, c.sample, group_ * p_.channels + channel,
-                                          p_.channels - channel, position)
-                             : zero_chunk<S>();
+      held.right[i] = inside ? read_channels(p_.x, c.sample, group_ * p_.channels + channel,
+                                             p_.channels - channel, position)
+                             : Vector<S>{};
     });
   }
 
   __device__ __forceinline__ void store(const Held& held, unsigned char* buffer,
                                         const Cursor& cursor) const {
 #pragma unroll
-    for (int i = 0; i < kLeftChunks; ++i) {
+    for (int i = 0; i < kLeftVectors; ++i) {
       const int task = thread_ + i * Sums::kThreads;
-      store_chunk<Sums>(
-          buffer + task % kPositions * plan_.left_pitch + task / kPositions * kChunkBytes,
+      store_prepared<Sums>(
+          buffer + task % kPositions * plan_.left_pitch + task / kPositions * kVectorBytes,
           held.left[i]);
     }
     unsigned char* right = buffer + kPositions * plan_.left_pitch;
-    for_right(cursor, [&](int i, int row, int chunk) {
-      store_chunk<Sums>(right + row * plan_.right_pitch + chunk * kChunkBytes, held.right[i]);
+    for_right(cursor, [&](int i, int row, int vector) {
+      store_prepared<Sums>(right + row * plan_.right_pitch + vector * kVectorBytes, held.right[i]);
     });
   }
 
-  // f(i, row, chunk) for the chunks of x that this thread stages.
+  // f(i, row, vector) for the vectors of x that this thread stages.
   template <class F>
   __device__ __forceinline__ void for_right(const Cursor& cursor, const F& f) const {
     const Divisor& rows = shares(cursor) ? plan_.shared_rows : plan_.own_rows;
-    const int chunks = plan_.tap_octets.value() * kOctet / kChunk<S>;
+    const int vectors = plan_.tap_octets.value() * kOctet / kVector<S>;
 #pragma unroll
-    for (int i = 0; i < kRightChunks; ++i) {
+    for (int i = 0; i < kRightVectors; ++i) {
       const int task = thread_ + i * Sums::kThreads;
-      const int chunk = rows.divide(task);
-      if (chunk < chunks) f(i, task - chunk * rows.value(), chunk);
+      const int vector = rows.divide(task);
+      if (vector < vectors) f(i, task - vector * rows.value(), vector);
     }
   }
 

@@ -12,10 +12,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cuda_emulator"))
 
-from build import kernel_names, library, take_launches
+from build import emulated, kernel_names, library, take_launches
+from convlm_kernels import network, step_ops
 
 _tests: Counter[int] = Counter()  # by the kernel's offset in the library
 _launches: Counter[int] = Counter()
+
+
+@pytest.fixture
+def steps_on_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((step_ops, "step"), (network, "_step")):
+        monkeypatch.setattr(module, name, emulated("step"))
+    monkeypatch.setattr(step_ops, "generate", emulated("generate"))
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +35,14 @@ def own_order(request: pytest.FixtureRequest) -> Iterator[None]:
     launched = take_launches()
     _tests.update(launched.keys())
     _launches.update(launched)
+
+
+@pytest.fixture
+def however_small() -> Iterator[None]:
+    """Contexts are shared in a stack of any size."""
+    library().set_least_products_to_share(1)
+    yield
+    library().set_least_products_to_share(2**29)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

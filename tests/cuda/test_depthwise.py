@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DEPTHWISE, DTYPES, LAYOUTS, Case, parametrize, problem
-from checks import check
+from cases import DEPTHWISE, DTYPES, Case, parametrize, problem
+from checks import all_three, check, check_activated, check_batches, check_orders
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import FROM_OUTPUT, TABLE, assert_close, exact_forward, exact_gradients, roundoff
-from torch import Tensor
+from tolerances import FROM_OUTPUT, assert_close, exact_forward
 
-from build import SANITIZE, library, operators, run_sanitized
+from build import SANITIZE, operators, run_sanitized
 from convlm_kernels import _host
 from convlm_kernels.activations import ACTIVATIONS
 
@@ -22,11 +21,10 @@ STRIDED = Case("classes of positions, two outputs a channel", 2, 9, 18, 131, 5, 
 
 
 def kernels(**changes: int) -> set[str]:
-    """Which kernels the three functions get."""
+    """Which kernels the dtypes get."""
     sizes = dict(batch=2, in_channels=24, out_channels=24, length=4000, kernel_size=4, groups=24)
     return {
-        _host.cuda_kernel(function, dtype, **(sizes | changes))
-        for function in ("forward", "grad_input", "grad_weight")
+        _host.cuda_kernel(dtype, **(sizes | changes))
         for dtype in ("float32", "float64", "bfloat16", "float16")
     }
 
@@ -58,23 +56,9 @@ def test_layouts(case: Case, layout: str, dtype: torch.dtype) -> None:
 def test_gradients_of_activated_outputs(
     activation: str, dtype: torch.dtype, layouts: tuple[str, str]
 ) -> None:
-    _, grad_input, grad_weight = operators()
-    case = CAUSAL._replace(length=70)
-    p = problem(case, dtype)
-    y = ACTIVATIONS[activation](p.grad_output)
-    product = FROM_OUTPUT[activation](p.grad_output.double(), y.double())
-    exact = exact_gradients(p.x, p.weight, product, case.window)
-    own = roundoff(dtype) + 4 * roundoff(TABLE[dtype].accumulated)
-    # Both contiguous, both channels-last, or each its own way.
-    for turn, turn_y in [(None, None), (layouts[0], layouts[0]), layouts]:
-        grad_output = LAYOUTS[turn](p.grad_output) if turn else p.grad_output
-        activated = LAYOUTS[turn_y](y) if turn_y else y, activation
-        grads = (
-            grad_input(grad_output, p.weight, case.length, *case.window, *activated),
-            *grad_weight(grad_output, p.x, case.kernel_size, *case.window, True, *activated),
-        )
-        for right, actual in zip(exact, grads, strict=True):
-            assert_close(actual, right.value, right.sum_error(dtype) + own * right.magnitude)
+    """Both contiguous, both channels-last, or each its own way."""
+    for layout, layout_of_y in [(None, None), (layouts[0], layouts[0]), layouts]:
+        check_activated(CAUSAL._replace(length=70), dtype, activation, layout_of_y, layout)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -87,34 +71,14 @@ def test_fused_activation(activation: str) -> None:
     assert_close(y, value, 1.13 * exact.sum_error(torch.float32) + rounding)
 
 
-def all_three(case: Case, part: slice = slice(None)) -> list[Tensor]:
-    forward, grad_input, grad_weight = operators()
-    p = problem(case, torch.float32)
-    return [
-        forward(p.x[part], p.weight, p.bias, *case.window, "tanh"),
-        grad_input(p.grad_output[part], p.weight, case.length, *case.window),
-        *grad_weight(p.grad_output[part], p.x[part], case.kernel_size, *case.window, True),
-    ]
-
-
-@pytest.mark.parametrize("order", [1, 2])
 @parametrize("case", [CAUSAL, STRIDED, DEPTHWISE[2]])
-def test_the_order_of_threads_changes_nothing(case: Case, order: int) -> None:
-    expected = all_three(case)
-    library().set_order(order)
-    try:
-        actual = all_three(case)
-    finally:
-        library().set_order(0)
-    assert all(map(torch.equal, actual, expected))
+def test_the_order_of_threads_changes_nothing(case: Case) -> None:
+    check_orders(case)
 
 
 @parametrize("case", [CAUSAL, STRIDED])
 def test_a_sample_has_the_same_bits_in_any_batch(case: Case) -> None:
-    y, grad_x, *_ = all_three(case)
-    y_part, grad_part, *_ = all_three(case, slice(1, 2))
-    assert torch.equal(y_part, y[1:2])
-    assert torch.equal(grad_part, grad_x[1:2])
+    check_batches(case)
 
 
 def test_pieces_of_several_tiles() -> None:

@@ -56,7 +56,7 @@ def test_a_copy_has_not_happened_before_it_is_waited_for() -> None:
 def test_a_copy_may_come_before_others_have_read_what_it_overwrites() -> None:
     assert torch.equal(run("copy over what others read", X)[0], X.flip(0))  # as late as it may
     out, _ = run("copy over what others read", X, order=1)  # as early
-    assert (out == 0).any()
+    assert (out == X[0]).sum() > 1
 
 
 @pytest.mark.parametrize(

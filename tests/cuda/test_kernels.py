@@ -19,19 +19,16 @@ from cases import (
     parametrize,
     problem,
 )
-from checks import check
+from checks import check, check_activated, check_batches, check_orders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import (
     FROM_OUTPUT,
-    TABLE,
     assert_close,
     exact_forward,
-    exact_gradients,
-    roundoff,
 )
 
-from build import SANITIZE, forced, library, operators, run_sanitized
+from build import SANITIZE, forced, operators, run_sanitized
 from convlm_kernels.activations import ACTIVATIONS
 from convlm_kernels.geometry import output_length
 
@@ -86,47 +83,15 @@ def test_fused_activation(activation: str, dtype: torch.dtype) -> None:
 @parametrize("dtype", DTYPES)
 @parametrize("case", [BY_HAND, SETTINGS[2]])
 def test_gradients_of_activated_outputs(case: Case, dtype: torch.dtype, activation: str) -> None:
-    _, grad_input, grad_weight = operators()
-    p = problem(case, dtype)
-    y = ACTIVATIONS[activation](p.grad_output)
-    activated = LAYOUTS["transposed"](y), activation
-    grad_x = grad_input(p.grad_output, p.weight, case.length, *case.window, *activated)
-    grads_w = grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True, *activated)
-    product = FROM_OUTPUT[activation](p.grad_output.double(), y.double())
-    exact = exact_gradients(p.x, p.weight, product, case.window)
-    own = roundoff(dtype) + 4 * roundoff(TABLE[dtype].accumulated)
-    for right, actual in zip(exact, (grad_x, *grads_w), strict=True):
-        assert_close(actual, right.value, right.sum_error(dtype) + own * right.magnitude)
+    check_activated(case, dtype, activation, "transposed")
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_the_order_of_threads_changes_nothing(order: int) -> None:
-    forward, _, grad_weight = operators()
-    p = problem(BY_HAND, torch.float32)
-
-    def results() -> list[torch.Tensor]:
-        y = forward(p.x, p.weight, p.bias, *BY_HAND.window, "tanh")
-        return [y, *grad_weight(p.grad_output, p.x, 3, *BY_HAND.window, True)]
-
-    expected = results()
-    library().set_order(order)
-    try:
-        actual = results()
-    finally:
-        library().set_order(0)
-    assert all(map(torch.equal, actual, expected))
+def test_the_order_of_threads_changes_nothing() -> None:
+    check_orders(BY_HAND)
 
 
 def test_a_sample_has_the_same_bits_in_any_batch() -> None:
-    forward, grad_input, _ = operators()
-    p = problem(BY_HAND, torch.float32)
-    y = forward(p.x, p.weight, p.bias, *BY_HAND.window, "none")
-    grad_x = grad_input(p.grad_output, p.weight, BY_HAND.length, *BY_HAND.window)
-    part = slice(5, 8)
-    assert torch.equal(forward(p.x[part], p.weight, p.bias, *BY_HAND.window, "none"), y[part])
-    part_of_grad = p.grad_output[part]
-    grad_part = grad_input(part_of_grad, p.weight, BY_HAND.length, *BY_HAND.window)
-    assert torch.equal(grad_part, grad_x[part])
+    check_batches(BY_HAND)
 
 
 @st.composite

@@ -13,7 +13,7 @@ from convlm_kernels import embedding_loss, lookup_ops, stack_ops
 from convlm_kernels.lm import CNN, DilatedCNN
 from convlm_kernels.lm.char_model import CharModel
 
-STACK = ("stack_cross_entropy", "stack_losses", "stack_sgd_")
+STACK = ("stack_cross_entropy", "stack_losses", "stack_sgd_", "stack_rows")
 
 
 @pytest.fixture
@@ -57,5 +57,23 @@ def test_a_model_as_a_stack(kind: type[CharModel]) -> None:
         take_launches()
         loss = model.sgd_step(x, y, 0.5, rows)
         assert sorted(take_launches().values()) == [1, 1]
+        torch.testing.assert_close(loss, twin.sgd_step(x, y, 0.5, rows))
+    torch.testing.assert_close(model.state_dict(), twin.state_dict())
+
+
+@pytest.mark.usefixtures("on_the_emulator", "however_small")
+def test_a_model_that_shares_contexts() -> None:
+    torch.manual_seed(0)
+    model = DilatedCNN(vocab=3, context=4, embedding=3, hidden=5).double()
+    twin = plain(model)
+    x, y = torch.randint(3, (7, 9)), torch.randint(3, (7, 6))
+    rows = torch.tensor([4, 0, 4, 6, 1])
+    for reduction in ("mean", "sum", "none"):
+        torch.testing.assert_close(*(m.loss(x, y, reduction) for m in (model, twin)))
+    for _ in range(3):
+        take_launches()
+        loss = model.sgd_step(x, y, 0.5, rows)
+        # Contexts, who reads them, layers, the loss, sums of readers and layers back, gradients.
+        assert sum(take_launches().values()) == 5 + 5 + 2 + 1 + 2 * 2 + 1
         torch.testing.assert_close(loss, twin.sgd_step(x, y, 0.5, rows))
     torch.testing.assert_close(model.state_dict(), twin.state_dict())

@@ -5,19 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import DTYPES, LAYOUTS, SEED, Case, parametrize, problem
-from checks import check
+from checks import all_three, check, check_activated, check_batches, check_orders
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import FROM_OUTPUT, TABLE, assert_close, exact_gradients, roundoff
-from torch import Tensor
+from tolerances import FROM_OUTPUT
 
-from build import SANITIZE, forced, library, operators, run_sanitized
+from build import SANITIZE, forced, operators, run_sanitized
 from convlm_kernels import _host
-from convlm_kernels.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
-
-FUNCTIONS = ("forward", "grad_input", "grad_weight")
 
 SMALL = [
     Case("two blocks of rows either way, two of columns", 2, 37, 40, 19, 3, 1, 2, 1, (3, 1)),
@@ -27,26 +23,19 @@ SMALL = [
 ]
 
 
-def kernel(function: str, dtype: str, case: Case, batch: int = 32) -> str:
+def kernel(dtype: str, case: Case, batch: int = 32) -> str:
     settings = ("stride", "pad_left", "pad_right", "dilation", "groups", "fp32_precision")
-    return _host.cuda_kernel(
-        function,
-        dtype,
-        batch,
-        *case[2:6],
-        **dict(zip(settings, case.window, strict=True)),
-    )
+    window = dict(zip(settings, case.window, strict=True))
+    return _host.cuda_kernel(dtype, batch, *case[2:6], **window)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
-@pytest.mark.parametrize("function", FUNCTIONS)
 @parametrize("case", [*SEED, *SMALL])
-def test_what_is_small(case: Case, function: str, dtype: str) -> None:
+def test_what_is_small(case: Case, dtype: str) -> None:
     for batch in (1, 32, 100_000):
-        assert kernel(function, dtype, case, batch) == "small"
+        assert kernel(dtype, case, batch) == "small"
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
 @parametrize(
     "case",
     [
@@ -58,8 +47,8 @@ def test_what_is_small(case: Case, function: str, dtype: str) -> None:
         SMALL[1]._replace(stride=17),
     ],
 )
-def test_what_is_left_to_others(case: Case, function: str) -> None:
-    assert kernel(function, "float32", case) != "small"
+def test_what_is_left_to_others(case: Case) -> None:
+    assert kernel("float32", case) != "small"
 
 
 @parametrize("dtype", DTYPES)
@@ -79,50 +68,17 @@ def test_layouts(case: Case, layout: str, dtype: torch.dtype) -> None:
 @parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", FROM_OUTPUT)
 def test_gradients_of_activated_outputs(activation: str, dtype: torch.dtype) -> None:
-    _, grad_input, grad_weight = operators()
-    case = SMALL[1]
-    p = problem(case, dtype)
-    y = ACTIVATIONS[activation](p.grad_output)
-    activated = LAYOUTS["channels_last"](y), activation
-    product = FROM_OUTPUT[activation](p.grad_output.double(), y.double())
-    exact = exact_gradients(p.x, p.weight, product, case.window)
-    own = roundoff(dtype) + 4 * roundoff(TABLE[dtype].accumulated)
-    grads = (
-        grad_input(p.grad_output, p.weight, case.length, *case.window, *activated),
-        *grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True, *activated),
-    )
-    for right, actual in zip(exact, grads, strict=True):
-        assert_close(actual, right.value, right.sum_error(dtype) + own * right.magnitude)
+    check_activated(SMALL[1], dtype, activation, "channels_last")
 
 
-def all_three(case: Case, part: slice = slice(None)) -> list[Tensor]:
-    forward, grad_input, grad_weight = operators()
-    p = problem(case, torch.float32)
-    return [
-        forward(p.x[part], p.weight, p.bias, *case.window, "tanh"),
-        grad_input(p.grad_output[part], p.weight, case.length, *case.window),
-        *grad_weight(p.grad_output[part], p.x[part], case.kernel_size, *case.window, True),
-    ]
-
-
-@pytest.mark.parametrize("order", [1, 2])
 @parametrize("case", SMALL[:2])
-def test_the_order_of_threads_changes_nothing(case: Case, order: int) -> None:
-    expected = all_three(case)
-    library().set_order(order)
-    try:
-        actual = all_three(case)
-    finally:
-        library().set_order(0)
-    assert all(map(torch.equal, actual, expected))
+def test_the_order_of_threads_changes_nothing(case: Case) -> None:
+    check_orders(case)
 
 
 @parametrize("case", SMALL[:2])
 def test_a_sample_has_the_same_bits_in_any_batch(case: Case) -> None:
-    y, grad_x, *_ = all_three(case)
-    y_part, grad_part, *_ = all_three(case, slice(1, 2))
-    assert torch.equal(y_part, y[1:2])
-    assert torch.equal(grad_part, grad_x[1:2])
+    check_batches(case)
 
 
 @pytest.mark.parametrize("batch", [0, 2])

@@ -23,12 +23,12 @@ from cases import (
     parametrize,
     problem,
 )
-from checks import check
+from checks import check, check_activated, check_batches, check_orders
 from hypothesis import given, settings
 from test_kernels import small_cases
 from tolerances import FROM_OUTPUT, TABLE, assert_close, exact_forward, exact_gradients, roundoff
 
-from build import SANITIZE, forced, library, operators, run_sanitized
+from build import SANITIZE, forced, operators, run_sanitized
 from convlm_kernels.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
@@ -136,56 +136,21 @@ def test_fused_activation(activation: str, way: Way) -> None:
 @parametrize("way", [BFLOAT16, FLOAT32])
 @pytest.mark.parametrize("activation", FROM_OUTPUT)
 def test_gradients_of_activated_outputs(activation: str, way: Way) -> None:
-    _, grad_input, grad_weight = operators()
-    case = EDGES[7]
-    p = problem(case, way.dtype)
-    y = ACTIVATIONS[activation](p.grad_output)
-    activated = LAYOUTS["transposed"](y), activation
     with forced(way.kernel):
-        grad_x = grad_input(p.grad_output, p.weight, case.length, *case.window, *activated)
-        grads_w = grad_weight(p.grad_output, p.x, case.kernel_size, *case.window, True, *activated)
-    product = FROM_OUTPUT[activation](p.grad_output.double(), y.double())
-    exact = exact_gradients(p.x, p.weight, product, case.window)
-    own = roundoff(way.dtype) + 4 * roundoff(TABLE[way.dtype].accumulated)
-    for right, actual in zip(exact, (grad_x, *grads_w), strict=True):
-        assert_close(actual, right.value, right.sum_error(way.dtype) + own * right.magnitude)
+        check_activated(EDGES[7], way.dtype, activation, "transposed")
 
 
 @parametrize("way", [BFLOAT16, TF32, FLOAT32])
 def test_the_order_of_threads_changes_nothing(way: Way) -> None:
-    case, window = SETTINGS[2], (*SETTINGS[2].window[:-1], way.precision)
-    forward, grad_input, grad_weight = operators()
-    p = problem(case, way.dtype)
-
-    def results() -> list[torch.Tensor]:
-        y = forward(p.x, p.weight, p.bias, *window, "tanh")
-        grad_x = grad_input(p.grad_output, p.weight, case.length, *window)
-        return [y, grad_x, *grad_weight(p.grad_output, p.x, case.kernel_size, *window, True)]
-
     with forced(way.kernel):
-        expected = results()
-        for order in (1, 2):
-            library().set_order(order)
-            try:
-                assert all(map(torch.equal, results(), expected))
-            finally:
-                library().set_order(0)
+        check_orders(SETTINGS[2], way.dtype, way.precision)
 
 
 @parametrize("way", [BFLOAT16, TF32, FLOAT32])
 @parametrize("case", [EDGES[2], EDGES[3], LENGTHS[7], CHANNELS[6]])
 def test_a_sample_has_the_same_bits_in_any_batch(case: Case, way: Way) -> None:
-    forward, grad_input, _ = operators()
-    window = *case.window[:-1], way.precision
-    p = problem(case, way.dtype)
-    part = slice(1, None)
     with forced(way.kernel):
-        y = forward(p.x, p.weight, p.bias, *window, "none")
-        grad_x = grad_input(p.grad_output, p.weight, case.length, *window)
-        y_part = forward(p.x[part], p.weight, p.bias, *window, "none")
-        grad_part = grad_input(p.grad_output[part], p.weight, case.length, *window)
-    assert torch.equal(y_part, y[part])
-    assert torch.equal(grad_part, grad_x[part])
+        check_batches(case, way.dtype, way.precision)
 
 
 @parametrize("way", [BFLOAT16, TF32, FLOAT32])

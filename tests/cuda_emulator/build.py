@@ -87,14 +87,24 @@ def forced(kernel: str) -> Iterator[None]:
         force(None)
 
 
+@contextlib.contextmanager
+def shared_bytes(count: int) -> Iterator[None]:
+    """On a GPU whose blocks have so much shared memory."""
+    library().set_shared_bytes(ctypes.c_int64(count))
+    try:
+        yield
+    finally:
+        library().set_shared_bytes(ctypes.c_int64(227 * 1024))
+
+
 @functools.cache
 def operators() -> tuple[object, object, object]:
     """forward, grad_input and grad_weight on the emulator, called like those of ``ops``."""
     native = (
-        *(ops.forward, ops.grad_input, ops.grad_weight, ops.forward_with_state),
+        *(ops.forward, ops.grad_input, ops.grad_weight),
         *(step_ops.step, step_ops.generate),
         *(stack_ops.stack_forward, stack_ops.stack_backward, stack_ops.stack_losses),
-        *(stack_ops.stack_cross_entropy, stack_ops.stack_sgd_),
+        *(stack_ops.stack_cross_entropy, stack_ops.stack_sgd_, stack_ops.stack_rows),
         *(lookup_ops.lookup, lookup_ops.grad_table),
     )
     definitions = torch.library.Library("convlm_emulated", "DEF")

@@ -1,13 +1,9 @@
 // What the emulated operators share.
 #pragma once
 #include "cuda/indices.h"
-#include "cuda/select.h"
 #include "guarded.h"
 
 namespace convlm::cuda {
-
-// Of the GPU that is emulated.
-Capability emulated_capability();
 
 inline int bytes_of(ScalarType dtype) {
   return dtype == ScalarType::float64 ? 8 : dtype == ScalarType::float32 ? 4 : 2;

@@ -27,14 +27,8 @@ struct Copy {
   void* shared;
   const void* global;
   int bytes;
-  bool zero;
 
-  void happen() const {
-    if (zero)
-      std::memset(shared, 0, bytes);
-    else
-      std::memcpy(shared, global, bytes);
-  }
+  void happen() const { std::memcpy(shared, global, bytes); }
 };
 
 enum class State { ready, at_warp, at_block, done };
@@ -210,8 +204,8 @@ void check_access(const char* name, const void* address, int bytes, int alignmen
     fail(thread_name(machine.current) + ": " + name + " outside shared memory");
 }
 
-void copy_later(void* shared, const void* global, int bytes, bool zero) {
-  const Copy copy{shared, global, bytes, zero};
+void copy_later(void* shared, const void* global, int bytes) {
+  const Copy copy{shared, global, bytes};
   // A GPU may copy at any time in between: the two extremes are what is tried.
   if (order_seed % 2 == 1) copy.happen();
   thread().uncommitted.push_back(copy);

@@ -60,7 +60,7 @@ void collective(const char* name, void* operands, void (*together)(void* const* 
 void check_access(const char* name, const void* address, int bytes, int alignment, bool shared);
 
 // Of the running thread: copies that happen between this and the wait for them.
-void copy_later(void* shared, const void* global, int bytes, bool zero);
+void copy_later(void* shared, const void* global, int bytes);
 void commit_copies();
 void wait_for_copies(int groups_left);
 
@@ -75,3 +75,20 @@ uint16_t to_bfloat16(float value);
 #define blockDim (emulator::block_dimension())
 #define gridDim (emulator::grid_dimension())
 inline void __syncthreads() { emulator::synchronize_block(); }
+
+// Threads change places at barriers only, so each of these is one step.
+inline int atomicAdd(int* address, int value) {
+  const int before = *address;
+  *address += value;
+  return before;
+}
+inline int atomicMin(int* address, int value) {
+  const int before = *address;
+  if (value < before) *address = value;
+  return before;
+}
+inline int atomicCAS(int* address, int expected, int value) {
+  const int before = *address;
+  if (before == expected) *address = value;
+  return before;
+}

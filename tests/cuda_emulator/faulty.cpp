@@ -1,5 +1,4 @@
 // Kernels with one fault each, and their sound sisters: what the emulator must tell apart.
-#include <cstdio>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -52,7 +51,7 @@ void copy_over_what_others_read(const float* in, float* out) {
   const int i = static_cast<int>(threadIdx.x);
   shared[i] = in[i];
   __syncthreads();
-  emulator::copy_later(shared + i, in, sizeof(float), true);
+  emulator::copy_later(shared + i, in, sizeof(float));
   emulator::commit_copies();
   out[i] = shared[kThreads - 1 - i];
   __syncthreads();
@@ -82,7 +81,7 @@ void body(const std::string& what, const float* in, float* out) {
   } else if (what == "instruction of a warp for some") {
     if (i % 2 == 0) exchange(out + i, 1);
   } else if (what == "copy not waited for") {
-    emulator::copy_later(shared + i, in + i, sizeof(float), false);
+    emulator::copy_later(shared + i, in + i, sizeof(float));
     emulator::commit_copies();
     out[i] = shared[i];
   } else if (what == "copy over what others read") {

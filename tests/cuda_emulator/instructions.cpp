@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "cuda/chunk.h"
+#include "cuda/tile_vectors.h"
 #include "emulator.h"
 
 using namespace convlm;
@@ -22,7 +22,7 @@ uint32_t word_of(const void* operand, int bytes, int row, int number) {
 // sums[16][8] += a[16][32 bytes] * transposed b[8][32 bytes].
 template <class S>
 void multiply(const void* a, const void* b, float* sums) {
-  emulator::run(nullptr, 1, kLanes, 0, [&] {
+  emulator::run(nullptr, 1, kWarpSize, 0, [&] {
     const int g = static_cast<int>(threadIdx.x) / 4, t = static_cast<int>(threadIdx.x) % 4;
     const uint32_t left[4] = {word_of(a, 32, g, t), word_of(a, 32, g + 8, t),
                               word_of(a, 32, g, t + 4), word_of(a, 32, g + 8, t + 4)};
@@ -50,7 +50,7 @@ EXPORT void multiply_tf32(const void* a, const void* b, float* sums) {
 // Copies 512 bytes to shared memory asynchronously, and loads them as four matrices of 8 x 8 16-bit
 // numbers: words[lane][matrix].
 EXPORT void load(const void* bytes, uint32_t* words, bool transposed) {
-  emulator::run(nullptr, 1, kLanes, 512, [&] {
+  emulator::run(nullptr, 1, kWarpSize, 512, [&] {
     const int lane = static_cast<int>(threadIdx.x);
     unsigned char* row = shared_memory() + 16 * lane;
     copy_16_bytes(row, static_cast<const char*>(bytes) + 16 * lane);
@@ -66,7 +66,7 @@ EXPORT void load(const void* bytes, uint32_t* words, bool transposed) {
 }
 
 EXPORT void exchange_lanes(const double* values, int mask, double* results) {
-  emulator::run(nullptr, 1, kLanes, 0,
+  emulator::run(nullptr, 1, kWarpSize, 0,
                 [&] { results[threadIdx.x] = exchange(values[threadIdx.x], mask); });
 }
 

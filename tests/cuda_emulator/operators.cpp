@@ -15,7 +15,6 @@
 namespace convlm::cuda {
 namespace {
 
-Capability capability = 90;
 std::optional<Kernel> forced;
 
 void guard(emulator::GuardedCall& call, ForwardArguments& a) {
@@ -44,16 +43,10 @@ void guard(emulator::GuardedCall& call, GradWeightArguments& a) {
   call.output("grad_bias", a.grad_bias, g.out_channels);
 }
 
-void guard(emulator::GuardedCall& call, ForwardWithStateArguments& a) {
-  const Conv1dGeometry& g = a.forward.geometry;
-  guard(call, a.forward);
-  call.input("state", a.state, g.batch, g.in_channels, g.pad_left);
-  call.output("new_state", a.new_state, g.batch * g.in_channels * g.pad_left);
-}
-
 template <class Arguments>
 void run(cudaError_t (*function)(const Arguments&, const Launch&), Arguments arguments) {
-  const Kernel kernel = forced.value_or(kernel_of(arguments, capability));
+  const Kernel kernel =
+      forced.value_or(kernel_for(arguments.geometry, arguments.dtype, arguments.precision));
   emulator::GuardedCall call(bytes_of(arguments.dtype));
   guard(call, arguments);
   const emulator::Guarded workspace(workspace_bytes(arguments, kernel));
@@ -71,28 +64,6 @@ Tensor emulated_forward(const Tensor& x, const Tensor& weight, const std::option
                                      fp32_precision, activation);
   run(&forward, arguments);
   return y;
-}
-
-std::tuple<Tensor, Tensor> emulated_forward_with_state(const Tensor& x, const Tensor& weight,
-                                                       const std::optional<Tensor>& bias,
-                                                       const Tensor& state, int64_t dilation,
-                                                       int64_t groups,
-                                                       const std::string& fp32_precision,
-                                                       const std::string& activation) {
-  auto [arguments, y, new_state] =
-      forward_with_state_call(x, weight, bias, state, dilation, groups, fp32_precision, activation);
-  if (fits_depthwise(arguments.forward.geometry, arguments.forward.dtype)) {
-    emulator::GuardedCall call(bytes_of(arguments.forward.dtype));
-    guard(call, arguments);
-    if (forward_with_state(arguments, nullptr) != cudaSuccess)
-      throw std::runtime_error("the launch failed");
-    call.finish();
-    return {y, new_state};
-  }
-  const Tensor joined = join_state(state, x, new_state);
-  read_joined(arguments.forward, joined);
-  run(&forward, arguments.forward);
-  return {y, new_state};
 }
 
 Tensor emulated_grad_input(const Tensor& grad_output, const Tensor& weight, int64_t length,
@@ -122,26 +93,19 @@ std::tuple<Tensor, Tensor> emulated_grad_weight(const Tensor& grad_output, const
 
 }  // namespace
 
-Capability emulated_capability() { return capability; }
-
-// Of the GPU that is emulated, for tests that want another.
-extern "C" __attribute__((visibility("default"))) void set_capability(int value) {
-  capability = value;
-}
-
 // The kernel of all further calls, for tests of one where another would be chosen; null: as chosen.
 // False where no kernel has that name.
 extern "C" __attribute__((visibility("default"))) bool force_kernel(const char* name) {
   forced.reset();
   if (name == nullptr) return true;
-  for (const Kernel kernel : kKernels)
+  for (const Kernel kernel : {Kernel::direct, Kernel::depthwise, Kernel::small,
+                              Kernel::implicit_gemm, Kernel::register_tile})
     if (std::strcmp(name, name_of(kernel)) == 0) forced = kernel;
   return forced.has_value();
 }
 
 STABLE_TORCH_LIBRARY_IMPL(convlm_emulated, CPU, m) {
   m.impl("forward", TORCH_BOX(&emulated_forward));
-  m.impl("forward_with_state", TORCH_BOX(&emulated_forward_with_state));
   m.impl("grad_input", TORCH_BOX(&emulated_grad_input));
   m.impl("grad_weight", TORCH_BOX(&emulated_grad_weight));
 }

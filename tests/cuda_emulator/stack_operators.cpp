@@ -10,6 +10,8 @@
 namespace convlm::cuda {
 namespace {
 
+Capability emulated_capability = 90;
+
 int64_t elements(const StackLayer& layer) {
   return layer.columns * layer.in_channels * layer.kernel_size;
 }
@@ -44,8 +46,12 @@ void guard(emulator::GuardedCall& call, int64_t batch, Indices& indices) {
   indices.rows = static_cast<const int64_t*>(tensor.data);
 }
 
+int64_t least_products = kLeastProductsToShare;
+
 struct Emulated {
-  static Capability capability(const Tensor&) { return emulated_capability(); }
+  static Capability capability(const Tensor&) { return emulated_capability; }
+
+  static int64_t least_products_to_share() { return least_products; }
 
   static void run(const char*, StackProblem problem, const Tensor&) {
     const StackArguments a = problem.arguments;
@@ -58,15 +64,30 @@ struct Emulated {
     emulator::GuardedCall rows(sizeof(int64_t));
     guard(rows, a.batch, problem.tokens);
     guard(rows, a.batch, problem.target);
+    emulator::GuardedCall counts(sizeof(int64_t));
+    void* row_counts = problem.row_counts;
+    counts.output("rows", row_counts, a.depth);
+    problem.row_counts = static_cast<int64_t*>(row_counts);
     const emulator::Guarded workspace(stack_workspace_bytes(problem));
     if (run_stack(problem, workspace.data(), nullptr) != cudaSuccess)
       throw std::runtime_error("the launch failed");
     workspace.check("the workspace");
-    for (emulator::GuardedCall* guarded : {&call, &tokens, &target, &rows}) guarded->finish();
+    for (emulator::GuardedCall* guarded : {&call, &tokens, &target, &rows, &counts})
+      guarded->finish();
   }
 };
 
 }  // namespace
+
+// Of the GPU that is emulated, for tests that want another.
+extern "C" __attribute__((visibility("default"))) void set_capability(int value) {
+  emulated_capability = value;
+}
+
+// From how many products on contexts are shared, for tests of few.
+extern "C" __attribute__((visibility("default"))) void set_least_products_to_share(int64_t value) {
+  least_products = value;
+}
 
 STABLE_TORCH_LIBRARY_IMPL(convlm_emulated, CPU, m) {
   m.impl("stack_forward", TORCH_BOX(&stack_forward<Emulated>));
@@ -74,6 +95,7 @@ STABLE_TORCH_LIBRARY_IMPL(convlm_emulated, CPU, m) {
   m.impl("stack_cross_entropy", TORCH_BOX(&stack_cross_entropy<Emulated>));
   m.impl("stack_sgd_", TORCH_BOX(&stack_sgd<Emulated>));
   m.impl("stack_losses", TORCH_BOX(&stack_losses<Emulated>));
+  m.impl("stack_rows", TORCH_BOX(&stack_rows<Emulated>));
 }
 
 }  // namespace convlm::cuda

@@ -76,23 +76,19 @@ def _count(backend: str, case: Case, dtype: torch.dtype) -> None:
     if backend != "cuda" or DEVICE.type != "cuda":
         kernels_run[backend] += 1
         return
-    major, minor = torch.cuda.get_device_capability(DEVICE)
     stride, pad_left, pad_right, dilation, groups, precision = case.window
-    for function in ("forward", "grad_input", "grad_weight"):
-        kernel = _host.cuda_kernel(
-            function,
-            str(dtype).removeprefix("torch."),
-            max(1, case.batch),
-            case.in_channels,
-            case.out_channels,
-            case.length,
-            case.kernel_size,
-            stride,
-            pad_left,
-            pad_right,
-            dilation,
-            groups,
-            precision,
-            10 * major + minor,
-        )
-        kernels_run[f"{backend} {function} {kernel}"] += 1
+    kernel = _host.cuda_kernel(
+        str(dtype).removeprefix("torch."),
+        max(1, case.batch),
+        case.in_channels,
+        case.out_channels,
+        case.length,
+        case.kernel_size,
+        stride,
+        pad_left,
+        pad_right,
+        dilation,
+        groups,
+        precision,
+    )
+    kernels_run[f"{backend} {kernel}"] += 1

@@ -8,7 +8,18 @@ import pytest
 import torch
 from cases import DTYPES, parametrize
 from device import DEVICE, GEOMETRY, needs_gpu, skip_unless
-from stacks import NATIVE, SIGNALS, TOKENS, Stack, bits, check, check_loss, inputs_of, run
+from stacks import (
+    NATIVE,
+    SIGNALS,
+    TOKENS,
+    Stack,
+    bits,
+    check,
+    check_loss,
+    inputs_of,
+    run,
+    run_loss,
+)
 
 from convlm_kernels import CausalConv1d, DilatedStack, EmbeddingConv1d, StackLayer
 from convlm_kernels.backends import can_run_cuda
@@ -46,11 +57,73 @@ def test_losses_of_stacks(stack: Stack, dtype: torch.dtype) -> None:
     check_loss(stack, dtype, operators=ON_GPU)
 
 
-@pytest.mark.parametrize("stack", [SIGNALS[1], TOKENS[0]], ids=str)
-def test_the_same_bits_every_time(stack: Stack) -> None:
+REPEATED = TOKENS[0]._replace(why="a large batch of few contexts", batch=1100, vocab=5)
+
+
+@parametrize("dtype", DTYPES)
+def test_shared_contexts(dtype: torch.dtype) -> None:
+    check(REPEATED, dtype, share=True, operators=ON_GPU)
+
+
+@parametrize("dtype", [torch.float32, torch.float64])
+def test_losses_of_shared_contexts(dtype: torch.dtype) -> None:
+    check_loss(REPEATED, dtype, share=True, operators=ON_GPU)
+
+
+@parametrize("dtype", DTYPES)
+def test_sharing_contexts_changes_no_bit(dtype: torch.dtype) -> None:
+    inputs = inputs_of(REPEATED, dtype).to(str(DEVICE))
+    shared, plain = (
+        ON_GPU.forward(*inputs, REPEATED.settings, share, False)[0] for share in (True, False)
+    )
+    assert torch.equal(shared, plain)
+
+
+def test_sharing_contexts_changes_no_bit_of_a_loss() -> None:
+    inputs = inputs_of(REPEATED, torch.float32)
+    shared, plain = (run_loss(REPEATED, inputs, share, ON_GPU)[:2] for share in (True, False))
+    assert bits(shared) == bits(plain)
+
+
+def test_the_plan_counts_shared_contexts() -> None:
+    layers = EmbeddingConv1d(5, 8, 64, 2, backend=BACKEND), StackLayer(64, 64, 2, backend=BACKEND)
+    stack = DilatedStack(*layers).to(DEVICE)
+    tokens = torch.randint(5, (8192, 10), device=DEVICE)
+    assert stack.plan(tokens).rows[0] == 25
+    assert "layer 0: 25 distinct contexts for 73728 positions" in str(stack.plan(tokens))
+    if DEVICE.type == "cuda":
+        assert stack.plan(tokens).rows[1] == 125
+        assert "contexts are not shared: there are " in str(stack.plan(tokens[:32]))
+
+
+def test_a_graph_shares_the_contexts_of_other_tokens() -> None:
+    """How many there are the host never knows."""
+    needs_gpu()
+    inputs = inputs_of(REPEATED, torch.float32).to(str(DEVICE))
+    tokens = inputs.tokens.clone()
+    tokens[:, 3:] = 0
+    operands = *inputs[2:], REPEATED.settings, True
+    target = torch.zeros(1100, 16, dtype=torch.long, device=DEVICE)
+
+    def gradients() -> list[torch.Tensor]:
+        loss, found = ON_GPU.cross_entropy(inputs.x, tokens, target, *operands)
+        return [loss, *found]
+
+    gradients()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients()
+    tokens.copy_(inputs.tokens)
+    graph.replay()
+    assert all(map(torch.equal, captured, gradients()))
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("stack", [SIGNALS[1], TOKENS[0], REPEATED], ids=str)
+def test_the_same_bits_every_time(stack: Stack, share: bool) -> None:
     inputs = inputs_of(stack, torch.float32)
-    expected = bits(run(stack, inputs, operators=ON_GPU))
-    assert all(bits(run(stack, inputs, operators=ON_GPU)) == expected for _ in range(5))
+    expected = bits(run(stack, inputs, share, ON_GPU))
+    assert all(bits(run(stack, inputs, share, ON_GPU)) == expected for _ in range(5))
 
 
 def test_a_stack_of_layers_runs_fused() -> None:

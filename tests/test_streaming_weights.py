@@ -1,0 +1,168 @@
+"""Weights are packed for steps: as often as they change, in either dtype, and padded."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from cases import Case, parametrize, random
+from streams import ODD_CHAINS, STREAMS, layer_of, run_steps, stream
+from torch import nn
+from torch.nn import functional as F
+
+from convlm_kernels import CausalConv1d, Conv1d
+
+pytestmark = pytest.mark.usefixtures("nan_in_empty")
+
+
+def update_in_place(layer: Conv1d) -> None:
+    with torch.no_grad():
+        layer.weight.mul_(2)
+
+
+def take_an_optimizer_step(layer: Conv1d) -> None:
+    layer.weight.grad = torch.ones_like(layer.weight)
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+
+
+def load_other_weights(layer: Conv1d) -> None:
+    layer.load_state_dict({name: 2 * tensor for name, tensor in layer.state_dict().items()})
+
+
+def give_it_other_storage(layer: Conv1d) -> None:
+    layer.weight.data = layer.weight.data + 1
+
+
+def assign_other_weights(layer: Conv1d) -> None:
+    others = {name: 2 * tensor for name, tensor in layer.state_dict().items()}
+    layer.load_state_dict(others, assign=True)
+
+
+def replace_the_parameter(layer: Conv1d) -> None:
+    """By one of the same memory and version: only that it is another one tells."""
+    memory, version = layer.weight.data, layer.weight._version
+    layer.weight = nn.Parameter(memory)
+    with torch.no_grad():
+        while layer.weight._version < version:
+            layer.weight.mul_(2)
+
+
+def replace_the_bias(layer: Conv1d) -> None:
+    layer.bias = nn.Parameter(layer.bias + 1)
+
+
+CHANGES = [
+    update_in_place,
+    take_an_optimizer_step,
+    load_other_weights,
+    give_it_other_storage,
+    assign_other_weights,
+    replace_the_parameter,
+    replace_the_bias,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("weight_dtype", [None, torch.bfloat16])
+def test_changed_weights_are_seen(change, weight_dtype: torch.dtype | None) -> None:
+    layer = CausalConv1d(3, 5, 2)
+    x = random(2, 3)
+    before = layer.step(x, layer.init_state(2), weight_dtype=weight_dtype)
+    state = layer.init_state(2)
+    assert torch.equal(before, layer.step(x, layer.init_state(2), weight_dtype=weight_dtype))
+    change(layer)
+    after = layer.step(x, state, weight_dtype=weight_dtype)
+    assert not torch.equal(before, after)
+    fresh = copy.deepcopy(layer)
+    assert fresh._network is None
+    assert torch.equal(after, fresh.step(x, fresh.init_state(2), weight_dtype=weight_dtype))
+
+
+def test_a_state_is_of_weights_that_were_changed_unseen() -> None:
+    """Of a change through .data torch keeps no count. And they lie where they lay."""
+    layer, x = CausalConv1d(3, 5, 2), random(2, 3, 7)
+    stream(layer, x)
+    address = layer.stream_network().packed().weights.data_ptr()
+    layer.weight.data.mul_(2)
+    layer.bias.data.copy_(torch.ones(5))
+    assert torch.equal(stream(layer, x), layer(x))
+    assert layer.stream_network().packed().weights.data_ptr() == address
+
+
+def test_weights_are_packed_again_into_the_same_memory() -> None:
+    """Which a captured graph goes on reading; also where the first to pack was inference mode."""
+    layer = CausalConv1d(3, 5, 2)
+    with torch.inference_mode():
+        layer.step(random(2, 3), layer.init_state(2))
+    before = layer.stream_network().packed()
+    kept, addresses = before.weights.clone(), [t.data_ptr() for t in before[1:]]
+    update_in_place(layer)
+    layer.init_state(2)
+    assert torch.equal(before.weights, 2 * kept)
+    update_in_place(layer)
+    layer.step(random(2, 3), layer.init_state(2))
+    assert torch.equal(before.weights, 4 * kept)
+    assert [t.data_ptr() for t in layer.stream_network().packed()[1:]] == addresses
+
+
+def test_changed_settings_and_parameters_are_seen_by_the_next_state() -> None:
+    layer = CausalConv1d(3, 5, 2)
+    x = random(2, 3, 7)
+    stream(layer, x)
+    layer.dilation, layer.activation = (3,), "tanh"
+    layer.weight = nn.Parameter(torch.randn(5, 3, 2))
+    assert torch.equal(stream(layer, x), layer(x))
+    layer.double()
+    torch.testing.assert_close(stream(layer, x.double()), layer(x.double()))
+
+
+def test_parametrized_weights() -> None:
+    layer = nn.utils.parametrizations.weight_norm(CausalConv1d(3, 5, 2))
+    x = random(2, 3, 7)
+    assert torch.equal(stream(layer, x), layer(x))
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.mul_(3)
+    assert torch.equal(stream(layer, x), layer(x))
+
+
+def test_new_weights_may_lie_where_old_ones_did() -> None:
+    layer = Conv1d(3, 5, 2, padding="causal")
+    x = random(1, 3)
+    for seed in range(40):
+        layer.step(x, layer.init_state(1))
+        for n in (1, 2):  # the second may get the memory of what the first replaced
+            layer.weight.data = random(5, 3, 2, seed=2 * seed + n)
+        y = layer.step(x, layer.init_state(1))
+        torch.testing.assert_close(y, layer(x[:, :, None])[:, :, 0])
+
+
+def test_weights_made_in_inference_mode_have_no_version_and_are_read_each_time() -> None:
+    with torch.inference_mode():
+        layer = CausalConv1d(3, 5, 2)
+        x = random(2, 3, 7)
+        assert torch.equal(stream(layer, x), layer(x))
+        layer.weight.mul_(2)
+        assert torch.equal(stream(layer, x), layer(x))
+
+
+@parametrize("case", [*STREAMS, *ODD_CHAINS])
+def test_weights_of_bfloat16_are_the_rounded_ones(case: Case) -> None:
+    layer = layer_of(case, torch.float32)
+    x = random(*case.x_shape, seed=1)
+    y = run_steps(layer, x, layer.init_state(2), weight_dtype=torch.bfloat16)
+    exact = run_steps(layer, x, layer.init_state(2))
+    assert not torch.equal(y.nan_to_num(), exact.nan_to_num())
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.bfloat16())
+    rounded = run_steps(layer, x, layer.init_state(2))
+    assert torch.equal(y.nan_to_num(), rounded.nan_to_num())
+
+
+def test_padding_of_packed_weights_is_never_read_as_an_output() -> None:
+    """One channel less than a panel, a panel, and one more."""
+    for channels in (63, 64, 65):
+        layer = CausalConv1d(2, channels, 2)
+        x = random(1, 2, 5)
+        y = F.conv1d(F.pad(x, (1, 0)), layer.weight, layer.bias)
+        torch.testing.assert_close(stream(layer, x), y)
