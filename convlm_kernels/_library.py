@@ -39,7 +39,11 @@ def _remedy(directory: Path) -> str:
             f"This is the source tree: build it in place with 'pip install --editable {source}', "
             "or, where convlm_kernels is installed already, start Python in another directory."
         )
-    return "Reinstall it: pip install --force-reinstall --no-deps --no-cache-dir convlm-kernels"
+    # No index has it: whoever took its name there would be installed.
+    return (
+        "Install it again, from the checkout or the wheel that it came from: pip install "
+        "--force-reinstall --no-deps --no-cache-dir PATH"
+    )
 
 
 def _missing(directory: Path, name: str) -> ImportError:

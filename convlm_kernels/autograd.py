@@ -16,39 +16,20 @@ is no tensor is one tuple, ``settings``: a function takes longer to call for eac
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn import functional as F
 
-from .ops import OPERATORS, gradients
+from .activations import FROM_OUTPUT, activate
+from .ops import OPERATORS, composite, gradients
+from .transforms import apply_transformed, direct, transformed
 
 Window = tuple[int, int, int, int, int, str]
 
-_aten = torch.ops.aten
-_functorch_active = torch._C._are_functorch_transforms_active
 _grad_enabled = torch.is_grad_enabled
+_exporting = torch.compiler.is_exporting
 _is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "sigmoid": torch.sigmoid,
-}
-
-# Derivatives that need only the output, which is kept anyway. The other activations are fused
-# only where no gradient is wanted: theirs need the convolution's own result, so that must be
-# written out in any case. Elementwise, so one formula serves both directions.
-_FROM_OUTPUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "tanh": _aten.tanh_backward.default,
-    "sigmoid": _aten.sigmoid_backward.default,
-    "relu": lambda gradient, y: _aten.threshold_backward.default(gradient, y, 0),
-}
 
 
 class _Forward(torch.autograd.Function):
@@ -77,11 +58,11 @@ class _Forward(torch.autograd.Function):
         grad_x = grad_w = grad_b = None
         if activation != "none":
             in_kernels = _kernels_take_derivatives(grad_output, kernels)
-            if in_kernels and not (_grad_enabled() or _transformed()):
+            if in_kernels and not (_grad_enabled() or transformed()):
                 return _activated_backward(ctx, grad_output, x, weight, y)
-            grad_output = _FROM_OUTPUT[activation](grad_output, y)
+            grad_output = FROM_OUTPUT[activation](grad_output, y)
         both = x_needed and weight_needed and kernels == "native" and grad_output.is_cpu
-        if both and not (_grad_enabled() or _transformed()):
+        if both and not (_grad_enabled() or transformed()):
             # What reads the same memory can do so in one pass.
             grad_x, grad_w, grad_b = gradients(grad_output, x, weight, *window, bias_needed)
             return grad_x, grad_w, grad_b if bias_needed else None, None
@@ -102,7 +83,7 @@ class _Forward(torch.autograd.Function):
         tangent = forward(x, weight_tangent, bias_tangent, window, kernels=kernels)
         if x_tangent is not None:
             tangent = tangent + forward(x_tangent, weight, None, window, kernels=kernels)
-        return tangent if activation == "none" else _FROM_OUTPUT[activation](tangent, y)
+        return tangent if activation == "none" else FROM_OUTPUT[activation](tangent, y)
 
 
 def is_grads_batched(grad_output: Tensor) -> bool:
@@ -145,7 +126,7 @@ def _activated_backward(
             grad_output, x, kernel_size, *window, bias_needed, y, activation
         )
     elif bias_needed:
-        grad_b = _FROM_OUTPUT[activation](grad_output, y).sum((0, 2))
+        grad_b = FROM_OUTPUT[activation](grad_output, y).sum((0, 2))
     return grad_x, grad_w, grad_b if bias_needed else None, None
 
 
@@ -237,55 +218,9 @@ def _forward_and_save(
     return y
 
 
-def called_directly(function: Any) -> Any:
-    """``function``, never called while a transform is active, without the half of ``apply`` that
-    is about transforms.
-    """
-    function.apply = super(torch.autograd.Function, function).apply
-    return function
-
-
-def _direct(function: type[torch.autograd.Function], forward: Callable | None = None) -> Any:
-    """``function`` without its ``setup_context``, which costs more than the rest of the call.
-
-    Transforms like torch.func.grad need it; while none is active, this does the same. ``forward``
-    does the work of both where it need not save all that a transform wants.
-    """
-
-    def forward_and_save(ctx: Any, *inputs: Any) -> Any:
-        output = function.forward(*inputs)
-        function.setup_context(ctx, inputs, output)
-        return output
-
-    members = {
-        "forward": staticmethod(forward or forward_and_save),
-        "backward": staticmethod(function.backward),
-    }
-    return called_directly(type(f"{function.__name__}Direct", (torch.autograd.Function,), members))
-
-
-_ForwardDirect = _direct(_Forward, _forward_and_save)
-_GradInputDirect = _direct(_GradInput)
-_GradWeightDirect = _direct(_GradWeight)
-
-
-def _transformed() -> bool:
-    """Whether a torch.func transform or forward-mode differentiation is active."""
-    return _functorch_active() or forward_ad._current_level >= 0
-
-
-class _Opaque(tuple):
-    """Settings that torch.vmap takes for one thing, instead of looking for tensors in them."""
-
-
-def _apply_transformed(
-    function: type[torch.autograd.Function], *tensors: Tensor | None, settings: tuple[Any, ...]
-) -> Any:
-    if torch.compiler.is_dynamo_compiling():
-        # Compiled, the transform would take this function for a constant and lose its gradient in
-        # silence. This way it runs uncompiled, or, with fullgraph=True, says why it cannot.
-        torch._dynamo.graph_break("an autograd.Function inside a torch.func transform")
-    return function.apply(*tensors, _Opaque(settings))
+_ForwardDirect = direct(_Forward, _forward_and_save)
+_GradInputDirect = direct(_GradInput)
+_GradWeightDirect = direct(_GradWeight)
 
 
 def forward(
@@ -295,8 +230,12 @@ def forward(
     window: Window,
     activation: str = "none",
     kernels: str = "native",
+    exported: bool = False,
 ) -> Tensor:
     """activation(conv(x, weight) + bias), differentiable to any order.
+
+    While torch.export looks on it is one operator that calls it with ``exported``: so that what was
+    exported can be trained, where the kernels' own operators alone would lose their gradients.
 
     Shapes: x (batch, in_channels, length), weight (out_channels, in_channels / groups,
     kernel_size), bias (out_channels), result (batch, out_channels, out_length); one dtype.
@@ -304,17 +243,32 @@ def forward(
     Raises:
         RuntimeError: an impossible geometry; names the argument and its value.
     """
-    fused = activation == "none" or activation in _FROM_OUTPUT
+    if _exporting() and not exported:
+        return exported_forward(x, weight, bias, *window, activation, kernels)
+    fused = activation == "none" or activation in FROM_OUTPUT
     settings = window, activation if fused else "none", kernels
-    if _transformed():
-        y = _apply_transformed(_Forward, x, weight, bias, settings=settings)
+    if transformed():
+        y = apply_transformed(_Forward, x, weight, bias, settings=settings)
     elif _grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
         y = _ForwardDirect.apply(x, weight, bias, settings)
     else:
         return OPERATORS[kernels].forward(x, weight, bias, *window, activation)
-    return y if fused else ACTIVATIONS[activation](y)
+    return y if fused else activate(y, activation)
+
+
+def _run_exported(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    *window, activation, kernels = settings
+    return forward(x, weight, bias, (*window,), activation, kernels, exported=True)
+
+
+exported_forward = composite(
+    "exported_forward(Tensor x, Tensor weight, Tensor? bias, SymInt stride, SymInt pad_left, "
+    "SymInt pad_right, SymInt dilation, SymInt groups, str fp32_precision, str activation, "
+    "str kernels) -> Tensor",
+    _run_exported,
+)
 
 
 def grad_input(
@@ -322,8 +276,8 @@ def grad_input(
 ) -> Tensor:
     """Gradient of x, (batch, in_channels, length), differentiable to any order."""
     settings = length, window, kernels
-    if _transformed():
-        return _apply_transformed(_GradInput, grad_output, weight, settings=settings)
+    if transformed():
+        return apply_transformed(_GradInput, grad_output, weight, settings=settings)
     if _grad_enabled() and (grad_output.requires_grad or weight.requires_grad):
         return _GradInputDirect.apply(grad_output, weight, settings)
     return OPERATORS[kernels].grad_input(grad_output, weight, length, *window)
@@ -339,8 +293,8 @@ def grad_weight(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weight and of bias (empty unless ``with_bias``), differentiable to any order."""
     settings = kernel_size, window, with_bias, kernels
-    if _transformed():
-        return _apply_transformed(_GradWeight, grad_output, x, settings=settings)
+    if transformed():
+        return apply_transformed(_GradWeight, grad_output, x, settings=settings)
     if _grad_enabled() and (grad_output.requires_grad or x.requires_grad):
         return _GradWeightDirect.apply(grad_output, x, settings)
     return OPERATORS[kernels].grad_weight(grad_output, x, kernel_size, *window, with_bias)

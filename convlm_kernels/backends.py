@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 
@@ -87,7 +86,7 @@ def _triton() -> tuple[str | None, bool]:
     except ImportError as error:
         if error.name != "triton":
             raise
-        return "Triton is not installed: pip install 'convlm-kernels[triton]'", False
+        return "Triton is not installed: pip install 'triton>=3.6'", False
     return None, triton_ops.INTERPRETED
 
 
@@ -129,18 +128,11 @@ PREDICATES: dict[str, Predicate] = {
 }
 
 
-class Rule(NamedTuple):
-    """``auto`` takes the first rule whose backend can run the problem."""
-
-    name: str
-    backend: str
-    reason: str
-
-
-AUTO_RULES = (
-    Rule("own kernel on the CPU", "cpp", "float32 and float64 measured faster; fused activation"),
+# "auto" takes the first that can run the problem.
+AUTO_ORDER = (
+    "cpp",  # float32 and float64 measured faster; fused activation
     # cuda and triton, once they are measured; until then they run only where they are asked for.
-    Rule("no own kernel measured", "torch", "correct everywhere; says so once for each device"),
+    "torch",  # correct everywhere; says so once for each device
 )
 
 
@@ -174,9 +166,7 @@ def _select_auto(geometry: Conv1dGeometry, dtype: torch.dtype, device: torch.dev
     if is_traced():
         return "torch"
     chosen = next(
-        rule.backend
-        for rule in AUTO_RULES
-        if PREDICATES[rule.backend](geometry, dtype, device) is None
+        backend for backend in AUTO_ORDER if PREDICATES[backend](geometry, dtype, device) is None
     )
     if chosen == "torch":
         _say_once_that_there_is_no_kernel(device.type)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import autograd, backends
-from .autograd import ACTIVATIONS, Window
+from .activations import ACTIVATIONS
+from .autograd import Window
 from .backends import is_traced
 from .geometry import Conv1dGeometry, Padding, as_int, resolve_padding
 

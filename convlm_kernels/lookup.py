@@ -19,23 +19,17 @@ import torch
 from torch import Tensor
 
 from . import autograd, indices, lookup_ops
-from .autograd import (
-    _FROM_OUTPUT,
-    ACTIVATIONS,
-    _apply_transformed,
-    _direct,
-    _transformed,
-    called_directly,
-    refuse_batched_graph,
-)
+from .activations import FROM_OUTPUT, activate
+from .autograd import refuse_batched_graph
+from .ops import composite
+from .transforms import apply_transformed, called_directly, direct, transformed
 
 Window = tuple[int, int, int, int]
 
 _grad_enabled = torch.is_grad_enabled
+_exporting = torch.compiler.is_exporting
 
 _POINTWISE = (1, 0, 0, 1, 1, "ieee")
-
-# For the window, one more setting and the kernels; both functions have them last.
 
 
 class _Lookup(torch.autograd.Function):
@@ -62,7 +56,7 @@ class _Lookup(torch.autograd.Function):
         _, table_needed, bias_needed, _ = ctx.needs_input_grad
         grad_t = grad_b = None
         if activation != "none":
-            grad_output = _FROM_OUTPUT[activation](grad_output, y)
+            grad_output = FROM_OUTPUT[activation](grad_output, y)
         if table_needed:
             grad_t, grad_b = grad_table(
                 grad_output, tokens, kernel_size, vocab, window, bias_needed, kernels
@@ -78,7 +72,7 @@ class _Lookup(torch.autograd.Function):
         if table_tangent is None:
             table_tangent = torch.zeros_like(table)
         tangent = lookup(tokens, table_tangent, bias_tangent, window, kernels=kernels)
-        return tangent if activation == "none" else _FROM_OUTPUT[activation](tangent, y)
+        return tangent if activation == "none" else FROM_OUTPUT[activation](tangent, y)
 
 
 class _GradTable(torch.autograd.Function):
@@ -119,8 +113,8 @@ def _lookup_and_save(
     return y
 
 
-_LookupDirect = _direct(_Lookup, _lookup_and_save)
-_GradTableDirect = _direct(_GradTable)
+_LookupDirect = direct(_Lookup, _lookup_and_save)
+_GradTableDirect = direct(_GradTable)
 
 
 def by_tap(weight: Tensor, embedding_dim: int) -> Tensor:
@@ -156,25 +150,41 @@ def lookup(
     window: Any,
     activation: str = "none",
     kernels: str = "native",
+    exported: bool = False,
 ) -> Tensor:
     """activation(sums of rows of ``table`` + bias), differentiable to any order.
 
     Shapes: tokens (batch, length), int64 or int32; table (kernel_size, vocab, out_channels), bias
-    (out_channels), result (batch, out_channels, out_length), of one dtype.
+    (out_channels), result (batch, out_channels, out_length), of one dtype. ``exported`` is that of
+    ``autograd.forward``.
 
     Raises:
         RuntimeError: a token outside [0, vocab) on the CPU, where a GPU gives NaN; an impossible
             geometry; names argument and value.
     """
-    fused = activation == "none" or activation in _FROM_OUTPUT
+    if _exporting() and not exported:
+        return exported_lookup(tokens, table, bias, *window, activation, kernels)
+    fused = activation == "none" or activation in FROM_OUTPUT
     settings = window, activation if fused else "none", kernels
-    if _transformed():
-        y = _apply_transformed(_Lookup, tokens, table, bias, settings=settings)
+    if transformed():
+        y = apply_transformed(_Lookup, tokens, table, bias, settings=settings)
     elif wants_gradients(table, bias):
         y = _LookupDirect.apply(tokens, table, bias, settings)
     else:
         return lookup_ops.OPERATORS[kernels].lookup(tokens, table, bias, *window, activation)
-    return y if fused else ACTIVATIONS[activation](y)
+    return y if fused else activate(y, activation)
+
+
+def _run_exported(tokens: Tensor, table: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    *window, activation, kernels = settings
+    return lookup(tokens, table, bias, window, activation, kernels, exported=True)
+
+
+exported_lookup = composite(
+    "exported_lookup(Tensor tokens, Tensor table, Tensor? bias, SymInt stride, SymInt pad_left, "
+    "SymInt pad_right, SymInt dilation, str activation, str kernels) -> Tensor",
+    _run_exported,
+)
 
 
 def embed(tokens: Tensor, embedding: Tensor, kernels: str) -> Tensor:
@@ -193,8 +203,8 @@ def grad_table(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of table and of bias (empty unless ``with_bias``), differentiable to any order."""
     settings = kernel_size, vocab, window, with_bias, kernels
-    if _transformed():
-        return _apply_transformed(_GradTable, grad_output, tokens, settings=settings)
+    if transformed():
+        return apply_transformed(_GradTable, grad_output, tokens, settings=settings)
     if _grad_enabled() and grad_output.requires_grad:
         return _GradTableDirect.apply(grad_output, tokens, settings)
     return _GradTable.forward(grad_output, tokens, settings)
@@ -261,7 +271,7 @@ def cross_entropy(
         RuntimeError: a token outside [0, vocab) or a target outside [0, out_channels).
     """
     operands = tokens, target, embedding, weight, bias
-    if _transformed() or torch.compiler.is_compiling():
+    if transformed() or torch.compiler.is_compiling():
         return composed_cross_entropy(*operands, window)
     if wants_gradients(embedding, weight, bias):
         return _CrossEntropy.apply(*operands, *window)
@@ -282,6 +292,6 @@ def losses(
 
 def wants_gradients(*operands: Tensor | None) -> bool:
     """Whether anything must be kept for a derivative of an operation with these."""
-    return _transformed() or (
+    return transformed() or (
         _grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .autograd import ACTIVATIONS
+from .activations import ACTIVATIONS
 from .backends import KERNEL_DTYPES
 from .geometry import as_int, resolve_padding
 from .lookup import by_tap

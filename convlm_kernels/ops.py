@@ -38,6 +38,23 @@ class Operators(NamedTuple):
 OPERATORS = {"native": Operators(forward, grad_input, grad_weight)}
 
 
+_fragment = torch.library.Library("convlm", "FRAGMENT")
+
+
+def define(schema: str, function: Callable, dispatch_key: str) -> OpOverload:
+    """A further operator, of what Python does with those of the binaries."""
+    name = schema[: schema.index("(")]
+    _fragment.define(schema)
+    _fragment.impl(name, function, dispatch_key)
+    operator: OpOverload = getattr(torch.ops.convlm, name).default
+    return operator
+
+
+def composite(schema: str, function: Callable) -> OpOverload:
+    """An operator that is ``function``, gradients included, and stays whole where torch exports."""
+    return define(schema, function, "CompositeImplicitAutograd")
+
+
 def _with_defaults(
     settings: tuple[Any, ...], count: int, y: Tensor | None = None, activation: str = "none"
 ) -> tuple[Any, Tensor | None, str]:
@@ -240,4 +257,24 @@ def register(namespace: str, operators: Operators) -> None:
 
 
 register("convlm", OPERATORS["native"])
+
+
+def _activate(x: Tensor, activation: str) -> Tensor:
+    # By a convolution that leaves x as it is: a weight of one 1 for each channel.
+    channels = x.shape[1]
+    weight = x.new_ones(channels, 1, 1)
+    return forward(x, weight, None, 1, 0, 0, 1, channels, "ieee", activation)
+
+
+# An activation of each element alone, on the CPU. As an operator it counts no products.
+activate = define("activate(Tensor x, str activation) -> Tensor", _activate, "CPU")
+torch.library.register_fake("convlm::activate", lambda x, _: x.new_empty(x.shape))
+
+
+@torch.library.register_vmap("convlm::activate")
+def _activate_vmap(info: Any, in_dims: Any, x: Tensor, activation: str) -> tuple[Tensor, int]:
+    y = activate(_into_batch(x, in_dims[0], info.batch_size), activation)
+    return y.unflatten(0, (info.batch_size, -1)), 0
+
+
 flops.count("convlm")

@@ -12,14 +12,19 @@ import torch
 from torch import Tensor
 
 from . import autograd, indices, lookup, stack_ops
-from .autograd import called_directly
+from .activations import activate
+from .ops import composite
 from .stack_ops import Settings
+from .transforms import called_directly, transformed
+
+_exporting = torch.compiler.is_exporting
 
 
+@torch.fx.wrap  # whose proxies are on no device
 def gate(z: Tensor) -> Tensor:
     """tanh(a) * sigmoid(b) of the two halves of the channels."""
     a, b = z.chunk(2, dim=-2)
-    return torch.tanh(a) * torch.sigmoid(b)
+    return torch.tanh(a) * activate(b, "sigmoid")
 
 
 def compose(
@@ -129,7 +134,7 @@ def _is_batched(grad_output: Tensor) -> bool:
     """Whether it stands for many, of ``is_grads_batched`` or of ``vmap``: no operator takes it."""
     if torch.compiler.is_compiling():
         return False
-    return autograd._transformed() or autograd.is_grads_batched(grad_output)
+    return transformed() or autograd.is_grads_batched(grad_output)
 
 
 def _halves(parameters: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -169,6 +174,7 @@ def stack(
     settings: Settings,
     share: bool = True,
     kernels: str = "native",
+    exported: bool = False,
 ) -> Tensor:
     """A chain of convolutions of stride 1 in one operator, differentiable to any order.
 
@@ -181,6 +187,7 @@ def stack(
         share: over tokens, compute a layer once for each distinct receptive field where most of
             them repeat. The result has the same bits.
         kernels: an entry of ``stack_ops.OPERATORS``.
+        exported: that of ``autograd.forward``.
 
     Returns:
         (batch, out_channels, out_length) of the last layer.
@@ -189,10 +196,12 @@ def stack(
         RuntimeError: sizes that do not fit, or on the CPU a token outside [0, vocab); names
             argument and value.
     """
-    if autograd._transformed():
+    if _exporting() and not exported:
+        return exported_stack(x, tokens, weights, biases, settings, share, kernels)
+    if transformed():
         return compose(x, tokens, weights, biases, settings, kernels)
-    # Compiled, it is one graph for any number of positions.
-    native = kernels == "native" and not torch.compiler.is_compiling()
+    # Compiled or exported, it is one graph for any number of positions.
+    native = kernels == "native" and not (exported or torch.compiler.is_compiling())
     if native and tokens is not None and x.shape[0] > tokens.shape[0] * tokens.shape[1]:
         # Rows of the embedding that no position reads would be multiplied too.
         x, tokens = lookup.embed(tokens, x, kernels), None
@@ -201,6 +210,25 @@ def stack(
     operands = x, tokens, weights, biases, settings
     y, _ = stack_ops.OPERATORS[kernels].stack_forward(*operands, share, False)
     return y
+
+
+def _run_exported(
+    x: Tensor,
+    tokens: Tensor | None,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    settings: Settings,
+    share: bool,
+    kernels: str,
+) -> Tensor:
+    return stack(x, tokens, weights, biases, settings, share, kernels, exported=True)
+
+
+exported_stack = composite(
+    "exported_stack(Tensor x, Tensor? tokens, Tensor[] weights, Tensor[] biases, int[] settings, "
+    "bool share, str kernels) -> Tensor",
+    _run_exported,
+)
 
 
 def cross_entropy(
@@ -229,7 +257,7 @@ def cross_entropy(
     Raises:
         RuntimeError: a target outside [0, out_channels), and as :func:`stack`.
     """
-    composed = autograd._transformed() or torch.compiler.is_compiling()
+    composed = transformed() or torch.compiler.is_compiling()
     wants_gradients = _wants_gradients(x, *weights, *biases)
     if composed or (wants_gradients and reduction != "mean"):
         logits = stack(x, tokens, weights, biases, settings, share)

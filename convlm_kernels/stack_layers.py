@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import autograd, backends, stack_autograd, stack_ops
+from . import backends, stack_autograd, stack_ops
 from .functional import autocast_enabled
 from .geometry import Padding, as_int, resolve_padding
 from .layers import CausalConv1d, Conv1d, parameters_of
 from .plain import has_global_hooks, has_hooks
 from .stack_ops import LayerSettings, Settings
+from .transforms import transformed
 
 
 class StackLayer(Conv1d):
@@ -203,7 +204,7 @@ def reason_not_fusable(x: Tensor, kernels: str = "native") -> str | None:
         return reason
     if autocast_enabled(x):
         return "autocast is on"
-    if autograd._transformed():
+    if transformed():
         return "a torch.func transform or forward-mode differentiation is active"
     if has_global_hooks():
         return "there are hooks on all modules"

@@ -90,7 +90,10 @@ torch.serialization.add_safe_globals([StreamState])  # torch.load reads what tor
 
 
 class Streamed(nn.Module):
-    """A module with a chain of layers that can run one position at a time."""
+    """Finds the layers of a module, and keeps what steps and states need of them.
+
+    All that a language model needs, whose steps draw tokens: :class:`Streaming` takes steps itself.
+    """
 
     _network: Network | None = None
 

@@ -212,6 +212,9 @@ on torch's kernels, loads without this package and can be trained. With another 
 what was traced without gradients can be saved, and loading it takes this package.
 `torch.jit.script` compiles no layer of this package.
 
+What `torch.export` makes keeps each call of ours whole and can be trained. What
+`run_decompositions` makes of that, as AOTInductor and ONNX do, holds bare kernels: for inference.
+
 `torch.fx` takes stacks apart into their layers. A `torch.fx.Tracer` whose `is_leaf_module` is
 true of `DilatedStack` leaves them fused; to trace around a language model, make that a leaf.
 

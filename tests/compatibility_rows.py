@@ -38,6 +38,9 @@ ROWS: dict[str, dict[str, list[str]]] = {
             "test_compile.py::test_export",
             "test_stack.py::test_exported_over_tokens_it_takes_any_number_of_them",
         ],
+        "training what `torch.export` made": [
+            "test_compile.py::test_an_exported_model_has_gradients"
+        ],
         "AOTInductor package of a swapped model": ["test_machinery.py::test_aot_inductor"],
         "`torch.jit.trace`, as torch's own operators": ["test_tracing.py::test_jit_trace"],
         "`torch.fx`": ["test_tracing.py::test_fx", "test_tracing.py::test_fx_with_leaves"],

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convlm_kernels import stack_ops
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 from convlm_kernels.stack_ops import LayerSettings
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, func
 from torch.autograd import forward_ad
 
 from convlm_kernels import autograd, ops
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 
@@ -63,6 +63,43 @@ def test_kernels_that_take_the_derivative_of_an_activation(
 ) -> None:
     monkeypatch.setattr(autograd, "_kernels_take_derivatives", lambda *_: True)
     test_derivatives_through_an_activation(activation)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(9, 130, 100), (5, 31, 17)], ids=str)
+@parametrize("dtype", DTYPES)
+def test_same_bits_in_any_batch_and_for_any_number_of_threads(
+    dtype: torch.dtype, shape: tuple[int, int, int], activation: str
+) -> None:
+    batch, channels, length = shape
+    x = random(batch, 3, length, dtype=dtype)
+    grad_output = random(*shape, dtype=dtype, seed=1)
+    weight = random(channels, 3, 3, dtype=dtype, seed=2).requires_grad_()
+    window = (1, 1, 1, 1, 1, "ieee")
+
+    def run(samples: slice) -> tuple[Tensor, ...]:
+        leaf = x[samples].clone().requires_grad_()
+        y = autograd.forward(leaf, weight, None, window, activation)
+        return y.detach(), *torch.autograd.grad(y, (leaf, weight), grad_output[samples])
+
+    expected = run(slice(None))
+    for n in range(batch):
+        alone = run(slice(n, n + 1))
+        assert all(torch.equal(a, e[n : n + 1]) for a, e in zip(alone[:2], expected, strict=False))
+    torch.set_num_threads(2)
+    assert all(map(torch.equal, run(slice(None)), expected))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_batched_gradients_through_an_activation(activation: str) -> None:
+    leaves = leaves_of(TINY[0])
+    y = run(TINY[0], activation)(*leaves)
+    seeds = torch.stack([y.detach(), y.detach().cos()])
+    batched = torch.autograd.grad(y, leaves, seeds, is_grads_batched=True, retain_graph=True)
+    for n, seed in enumerate(seeds):
+        alone = torch.autograd.grad(y, leaves, seed, retain_graph=True)
+        torch.testing.assert_close([g[n] for g in batched], list(alone))
 
 
 @parametrize("case", TINY)
@@ -229,7 +266,8 @@ def test_func_transforms(case: Case, activation: str) -> None:
     ],
     ids=str,
 )
-def test_vmap(case: Case, in_dims: tuple[int | None, ...]) -> None:
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+def test_vmap(case: Case, in_dims: tuple[int | None, ...], activation: str) -> None:
     p = [
         t if dim is None else torch.stack([t, t.sin(), 2 * t], dim)
         for t, dim in zip(problem(case, torch.float64)[:3], in_dims, strict=True)
@@ -238,7 +276,7 @@ def test_vmap(case: Case, in_dims: tuple[int | None, ...]) -> None:
     def loss(function):
         return lambda *arguments: function(*arguments).square().sum()
 
-    ours, theirs = run(case, "tanh"), by_torch(case, "tanh")
+    ours, theirs = run(case, activation), by_torch(case, activation)
     for transform in (
         lambda f: f,
         lambda f: func.grad(loss(f), (0, 1, 2)),

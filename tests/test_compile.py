@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -15,8 +15,15 @@ from cases import random
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convlm_kernels import CausalConv1d, Conv1d, conv1d
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels import (
+    CausalConv1d,
+    Conv1d,
+    DilatedStack,
+    EmbeddingConv1d,
+    StackLayer,
+    conv1d,
+)
+from convlm_kernels.activations import ACTIVATIONS
 
 
 @pytest.fixture(autouse=True)
@@ -128,11 +135,51 @@ def test_export() -> None:
     exported = torch.export.export(
         model, (random(2, 4, 9),), dynamic_shapes=({0: batch, 2: length},)
     )
-    targets = [node.target for node in exported.graph.nodes]
+    lowered = exported.run_decompositions()
+    targets = [node.target for node in lowered.graph.nodes]
     assert targets.count(torch.ops.convlm.forward.default) == 3
     for shape in ((2, 4, 9), (3, 4, 21)):
         x = random(*shape)
-        torch.testing.assert_close(exported.module()(x), model(x))
+        for module in (exported.module(), lowered.module()):
+            torch.testing.assert_close(module(x), model(x))
+
+
+def words() -> nn.Module:
+    return EmbeddingConv1d(7, 4, 6, 3, padding="causal", activation="gelu")
+
+
+def stack() -> nn.Module:
+    layers = (StackLayer(4, 6, 2, gated=True), StackLayer(6, 6, 2, dilation=2, residual=True))
+    return DilatedStack(*layers)
+
+
+def stack_of_words() -> nn.Module:
+    return DilatedStack(words(), StackLayer(6, 5, 2, dilation=2, activation="tanh"))
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
+@pytest.mark.parametrize("recorded", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize("kind", [Model, words, stack, stack_of_words])
+def test_an_exported_model_has_gradients(
+    kind: Callable[[], nn.Module], recorded: bool, strict: bool
+) -> None:
+    torch.manual_seed(0)
+    model = kind()
+    tokens = kind in (words, stack_of_words)
+    x = torch.arange(18).reshape(2, 9) % 7 if tokens else random(2, 4, 9).requires_grad_()
+    with torch.set_grad_enabled(recorded):
+        exported = torch.export.export(model, (x.detach(),), strict=strict).module()
+    leaves = [] if tokens else [x]
+    own, right = (
+        torch.autograd.grad(m(x).square().sum(), [*m.parameters(), *leaves], create_graph=True)
+        for m in (exported, model)
+    )
+    assert all(map(torch.equal, own, right))
+    second, expected = (
+        torch.autograd.grad(sum(g.square().sum() for g in gradients), [*m.parameters(), *leaves])
+        for m, gradients in ((exported, own), (model, right))
+    )
+    torch.testing.assert_close(second, expected)
 
 
 def test_importing_does_not_import_the_compiler() -> None:

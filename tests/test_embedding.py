@@ -10,7 +10,7 @@ from torch import Tensor, func
 from torch.nn import functional as F
 
 from convlm_kernels import embedding, embedding_conv1d
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 from convlm_kernels.embedding import prefers_table
 
 # in_channels of a case is the embedding's dimension. Each has 7 words.

@@ -15,7 +15,7 @@ from test_embedding import CASES, VOCAB, bits, composed, operands, settings
 from torch import Tensor
 from torch.nn import functional as F
 
-from convlm_kernels import _host, embedding_conv1d_cross_entropy, lookup_ops
+from convlm_kernels import _host, embedding_conv1d_cross_entropy, lookup, lookup_ops
 
 DOUBLE = torch.float64
 
@@ -50,6 +50,16 @@ def test_opcheck() -> None:
     ]
     for operator, arguments in samples:
         torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "sigmoid"])
+def test_same_bits_in_any_batch_with_gradients_on(activation: str) -> None:
+    tokens = tokens_of(5, 19)
+    table = random(3, VOCAB, 31).requires_grad_()
+    whole = lookup.lookup(tokens, table, None, (1, 0, 0, 1), activation)
+    for alone, y in zip(tokens, whole, strict=True):
+        alone_y = lookup.lookup(alone[None], table, None, (1, 0, 0, 1), activation)
+        assert torch.equal(alone_y[0], y)
 
 
 # --- The loss that comes with its gradients ---

@@ -36,7 +36,7 @@ from tolerances import (
 from torch import Tensor
 
 from convlm_kernels import _host, ops
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 
@@ -365,6 +365,7 @@ def test_opcheck(case: Case) -> None:
         (ops.gradients, (p.grad_output, p.x, p.weight, *case.window, False)),
         (ops.grad_input, (p.grad_output, p.weight, case.length, *case.window, *activated)),
         (ops.grad_weight, (p.grad_output, p.x, case.kernel_size, *case.window, True, *activated)),
+        (ops.activate, (p.x, "gelu")),
     ]
     for operator, arguments in samples:
         torch.library.opcheck(operator, arguments)

@@ -125,6 +125,17 @@ def test_transforms_fall_apart_into_layers() -> None:
     torch.testing.assert_close((pull(seed)[0] * x[1]).sum(), (seed * tangent).sum())
 
 
+def test_a_gated_layer_has_the_same_bits_in_any_batch() -> None:
+    torch.manual_seed(0)
+    layer, x = StackLayer(5, 31, 3, gated=True), random(5, 5, 17)
+    whole, seed = layer(x.requires_grad_()), random(5, 31, 17, seed=1)
+    (grad_x,) = torch.autograd.grad(whole, x, seed)
+    for n in range(len(x)):
+        alone = layer(x[n])  # unbatched
+        assert torch.equal(alone, whole[n])
+        assert torch.equal(torch.autograd.grad(alone, x, seed[n])[0][n], grad_x[n])
+
+
 @pytest.mark.parametrize("over_tokens", [False, True], ids=["signal", "tokens"])
 def test_batched_gradients(over_tokens: bool) -> None:
     stack = words() if over_tokens else wavenet()

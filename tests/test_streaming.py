@@ -11,7 +11,7 @@ from streams import LENGTH, STACKS, STREAMS, forward, layer_of, run_steps, stack
 from tolerances import exact_forward
 
 from convlm_kernels import CausalConv1d, _host, step_ops
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 from convlm_kernels.streaming import StreamState
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")

@@ -13,11 +13,12 @@ from .batch import Sampling
 from .bench_command import run_benchmarks
 from .checkpoint import load_checkpoint, load_model
 from .data import make_data
+from .errors import out_of_memory
 from .generation import GenerationError, Piece, sample_pieces
 from .info import print_info
 from .models import MODELS
-from .options import DTYPES, device, number, probability, rate, step_or_fraction, whole
-from .output import write_to_nothing
+from .options import DTYPES, device, number, probability, rate, step_or_fraction, threads, whole
+from .output import print_what_can_be_printed, write_to_nothing
 from .pretrained import is_pretrained
 from .processes import STRATEGIES
 from .runs import (
@@ -43,6 +44,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 2 for bad usage or input, 130 when interrupted."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    print_what_can_be_printed()
     try:
         if arguments[:1] == ["bench"]:  # whose options are its own
             run_benchmarks(arguments[1:])
@@ -56,6 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_to_nothing(sys.stdout)
             return 0
         print(f"convlm: error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        reason = out_of_memory(error, arguments[0])
+        if reason is None:
+            raise
+        print(f"convlm: error: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -108,7 +116,8 @@ def add_train(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder to write; an earlier training there is replaced (default runs/MODEL)",
+        help="folder to write; one that holds a training takes --resume or --overwrite "
+        "(default runs/MODEL)",
     )
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument(
@@ -118,7 +127,11 @@ def add_train(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="begin anew where the folder holds a training"
     )
     parser.add_argument(
-        "--save-every", type=whole(1), default=1_000, metavar="STEPS", help="(default 1000)"
+        "--save-every",
+        type=whole(1),
+        default=1_000,
+        metavar="STEPS",
+        help="write the checkpoint that often, and at the end (default 1000)",
     )
     parser.add_argument(
         "--eval-every",
@@ -200,10 +213,21 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", type=device, default=device("cpu"), help="(default cpu)")
-    parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
     parser.add_argument(
-        "--threads", type=whole(1), help="CPU threads (default 1; torch's choice for large models)"
+        "--device",
+        type=device,
+        default=device("cpu"),
+        help="cpu, cuda or cuda:N (default cpu)",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("auto", *BACKENDS),
+        default="auto",
+        help="whose kernels run the convolutions, of those that `convlm info` lists (default auto: "
+        "the quickest that is measured)",
+    )
+    parser.add_argument(
+        "--threads", type=threads, help="CPU threads (default 1; torch's choice for large models)"
     )
 
 

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,12 +21,10 @@ from ..optim import sgd_step
 from .char_model import CharModel
 from .checkpoint import FILE, Checkpoint
 from .models import build_model
-from .processes import STRATEGIES
+from .processes import STRATEGIES, Result
 from .sharded import write_sharded
 from .together import leave, together
 from .training import TrainingError
-
-Result = TypeVar("Result")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Command-line values, each checked where it is read."""
 
 import math
+import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
@@ -27,6 +28,17 @@ def whole(minimum: int) -> Callable[[str], int]:
         return value
 
     return read
+
+
+MOST_THREADS = max(256, os.cpu_count() or 1)
+
+
+def threads(text: str) -> int:
+    """Reads a number of threads that a machine can be expected to start."""
+    value = whole(1)(text)
+    if value > MOST_THREADS:
+        raise ArgumentTypeError(f"{text!r} is above {MOST_THREADS}, the most threads here")
+    return value
 
 
 def number(text: str) -> float:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from io import TextIOWrapper
 from typing import Any, TextIO
 
 
@@ -45,6 +46,12 @@ class _WithoutAReader:
         except BrokenPipeError:  # `2>&1 | head`
             with suppress(OSError):
                 write_to_nothing(sys.stderr)
+
+
+def print_what_can_be_printed() -> None:
+    """Characters that standard output's encoding lacks become question marks, not errors."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 @contextmanager

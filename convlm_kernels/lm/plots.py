@@ -4,14 +4,19 @@ from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 
+from .errors import importing
 from .files import write_whole
 from .training import Progress
 
 
 def plot_losses(progress: Progress, path: Path, title: str) -> None:
-    """Writes a PNG: the loss of each step, its moving average, and the val losses if any."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Writes a PNG: the loss of each step, its moving average, and the val losses if any.
+
+    Raises ValueError where matplotlib cannot be imported.
+    """
+    with importing("matplotlib"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display, whatever the user's backend is

@@ -7,7 +7,7 @@ import shutil
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ import torch
 from .char_model import CharModel
 from .checkpoint import FILE, INDEX, Checkpoint, load_checkpoint
 from .data import Alphabet, Data, Split, contexts, make_data
-from .files import make_writable, write_whole
+from .errors import is_out_of_memory
+from .files import make_writable, only_one_trains, write_whole
 from .generation import sample
 from .models import MLP, build_model
 from .options import DTYPES
@@ -63,18 +64,24 @@ SMALL_MODEL = 1_000_000
 
 def run_training(args: Namespace) -> int:
     """`convlm train`: trains or resumes, writes the folder, returns the exit code."""
-    with going_on_without_a_reader(), join(args.distributed, args.device) as processes:
+    folder = Path(args.out or f"runs/{args.model or DEFAULTS['model']}")
+    with (
+        going_on_without_a_reader(),
+        join(args.distributed, args.device) as processes,
+        ExitStack() as until_the_end,
+    ):
         args.device = processes.device
-        opened = processes.together(lambda: open_training(args))
-        return train_and_report(args, processes, *opened)
+        own = only_one_trains(folder) if processes.first else nullcontext()
+        processes.together(lambda: until_the_end.enter_context(own))
+        opened = processes.together(lambda: open_training(args, folder))
+        return train_and_report(args, processes, *opened, folder)
 
 
-def open_training(args: Namespace) -> tuple[Checkpoint, list[str], Data, Path]:
-    """A training with its words, its data on the device, and its folder, which can be written but
-    is as it was.
+def open_training(args: Namespace, folder: Path) -> tuple[Checkpoint, list[str], Data]:
+    """A training with its words and its data on the device; `folder` can be written but is as it
+    was.
     """
     given = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
-    folder = Path(args.out or f"runs/{given.get('model', DEFAULTS['model'])}")
     if not (args.resume or args.overwrite) and any((folder / f).exists() for f in (FILE, INDEX)):
         raise ValueError(
             f"{folder} holds a training: --resume goes on with it, --overwrite begins another in "
@@ -84,7 +91,7 @@ def open_training(args: Namespace) -> tuple[Checkpoint, list[str], Data, Path]:
     data = to_device(make_data(words, run.model.context, alphabet=run.alphabet), args.device)
     prepare(run.model, args)
     make_writable(folder)
-    return run, words, data, folder
+    return run, words, data
 
 
 def train_and_report(
@@ -188,7 +195,9 @@ def resume(folder: Path, given: dict[str, Any], backend: str) -> tuple[Checkpoin
     if fingerprint(words) != run.settings["words_sha256"]:
         raise ValueError(f"the words are not those that {folder} was begun with")
     if run.progress.step > run.settings["steps"]:
-        raise ValueError(f"{folder} is at step {run.progress.step} already")
+        raise ValueError(
+            f"{folder} is at step {run.progress.step} already, past --steps {run.settings['steps']}"
+        )
     return run, words
 
 
@@ -209,18 +218,17 @@ def remove_report(folder: Path) -> None:
 
 
 def report(run: Checkpoint, data: Data, words: Sequence[str], folder: Path, samples: int) -> None:
-    """Prints and writes losses, invented words and the loss curve."""
+    """Writes and prints losses and invented words, writes the model and the loss curve.
+
+    What can be had no other way comes first: printing and plotting may fail.
+    """
+    run.model.save_pretrained(folder / MODEL, run.alphabet)
     losses = evaluate_all(run.model, data)
-    print_losses(losses)
     invented = []
     if samples:
         generator = torch.Generator().manual_seed(run.settings["seed"])
         invented = sample(run.model, run.alphabet, samples, generator=generator)
-        known = set(words)
-        print("\nnew words (* is in the list):")
-        print("\n".join(f"  {word}{' *' * (word in known)}" for word in invented))
     plot, figures = (folder / name for name in REPORT)
-    plot_losses(run.progress, plot, f"{run.kind} model")
     metrics = {
         "model": run.kind,
         "sizes": run.model.sizes(),
@@ -231,7 +239,12 @@ def report(run: Checkpoint, data: Data, words: Sequence[str], folder: Path, samp
         "samples": invented,
     }
     write_whole(figures, json.dumps(metrics, indent=2).encode())
-    run.model.save_pretrained(folder / MODEL, run.alphabet)
+    print_losses(losses)
+    if invented:
+        known = set(words)
+        print("\nnew words (* is in the list):")
+        print("\n".join(f"  {word}{' *' * (word in known)}" for word in invented))
+    plot_losses(run.progress, plot, f"{run.kind} model")
     print(f"\nwrote the checkpoint, loss.png, metrics.json and model/ in {folder}")
 
 
@@ -258,6 +271,8 @@ def prepare(model: CharModel, args: Namespace) -> CharModel:
     try:
         model.to(args.device)(torch.zeros(1, model.context, dtype=torch.int64, device=args.device))
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"the model cannot run on {args.device}: {error}") from error
     return model
 

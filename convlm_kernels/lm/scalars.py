@@ -5,6 +5,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from .errors import importing
 from .training import Progress, Schedule, mean
 
 EVERY = 10  # steps; one point is the mean loss of as many
@@ -20,13 +21,8 @@ class Scalars:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        try:
+        with importing("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                "--tensorboard needs another package: pip install tensorboard "
-                f"(it comes with convlm-kernels[tensorboard]); {error}"
-            ) from None
         self.make_writer = lambda: SummaryWriter(folder, purge_step=step + 1)
         self.begin = perf_counter()
 

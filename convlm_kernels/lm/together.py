@@ -2,11 +2,10 @@
 
 import gc
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch.distributed as dist
 
-Result = TypeVar("Result")
+from .processes import Result
 
 
 def leave() -> None:

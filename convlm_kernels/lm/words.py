@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from .errors import importing
+
 MAX_CHARACTERS = 50_000_000  # a list of words, not a corpus; and what is read may have no end
 PACKAGED = Path(__file__).with_name("words.txt")
 
@@ -56,9 +58,11 @@ def download_names(
     """Path of the public names list: downloaded on the first call, from the cache afterwards.
 
     `url` defaults to $CONVLM_NAMES_URL or the public address, `cache` to $CONVLM_CACHE or the
-    user's cache folder. Raises ValueError where it cannot be had or is not the expected file.
+    user's cache folder. Raises ValueError where it cannot be had or is not the expected file, or
+    pooch is not installed.
     """
-    import pooch
+    with importing("pooch"):
+        import pooch
 
     url = url or os.environ.get("CONVLM_NAMES_URL") or NAMES_URL
     cache = cache or os.environ.get("CONVLM_CACHE") or pooch.os_cache("convlm")

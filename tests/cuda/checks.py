@@ -8,7 +8,7 @@ from tolerances import FROM_OUTPUT, TABLE, assert_close, exact_forward, exact_gr
 from torch import Tensor
 
 from build import library, operators
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 
 
 def check(

@@ -12,7 +12,7 @@ from tolerances import FROM_OUTPUT, assert_close, exact_forward
 
 from build import SANITIZE, operators, run_sanitized
 from convlm_kernels import _host
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 

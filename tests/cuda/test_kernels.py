@@ -29,7 +29,7 @@ from tolerances import (
 )
 
 from build import SANITIZE, forced, operators, run_sanitized
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 from convlm_kernels.geometry import output_length
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")

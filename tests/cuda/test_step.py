@@ -22,7 +22,7 @@ from torch import Tensor
 
 from build import run_sanitized, shared_bytes
 from convlm_kernels import CausalConv1d, DilatedStack, StackLayer, step_ops
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 from convlm_kernels.lm import DilatedCNN
 from convlm_kernels.streaming import StreamState
 

@@ -29,7 +29,7 @@ from test_kernels import small_cases
 from tolerances import FROM_OUTPUT, TABLE, assert_close, exact_forward, exact_gradients, roundoff
 
 from build import SANITIZE, forced, operators, run_sanitized
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 

@@ -22,7 +22,7 @@ from tolerances import (
 from torch import Tensor
 
 from convlm_kernels import conv1d
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 

@@ -5,32 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from commands import SMALL
 
 import convlm_kernels
 from convlm_kernels.lm import load_checkpoint
-from convlm_kernels.lm.cli import main
-
-SMALL = ["--context=4", "--hidden=6", "--batch-size=4"]
-
-
-@pytest.fixture
-def convlm(words_file, tmp_path, monkeypatch, capsys):
-    """Runs a command in an empty folder and returns its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as exit:
-            code = exit.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_train_then_eval_and_sample(convlm, words_file, tmp_path):
@@ -124,7 +106,10 @@ def test_resume_refuses_contradictions(convlm, words_file, tmp_path):
     code, _, error = convlm("train", "--out=run", "--resume", "--lr=0.5")
     assert code == 2
     assert error == "convlm: error: --lr 0.5 contradicts run, which was begun with 0.1\n"
-    assert "is at step 5 already" in convlm("train", "--out=run", "--resume", "--steps=4")[2]
+    assert (
+        "is at step 5 already, past --steps 4\n"
+        in convlm("train", "--out=run", "--resume", "--steps=4")[2]
+    )
     words_file.write_text(words_file.read_text() + "bad\n")
     assert "not those that run was begun with" in convlm("train", "--out=run", "--resume")[2]
 
@@ -142,6 +127,10 @@ def test_resume_refuses_contradictions(convlm, words_file, tmp_path):
         ("--lr-drop=-1", "'-1' is neither"),
         ("--seed=x", "'x' is not a whole number"),
         ("--threads=0", "'0' is not a whole number"),
+        ("--threads=1_000_000", "'1_000_000' is above "),
+        ("--batch-size=1_000_000_000_000_000", "not enough memory; a smaller --batch-size, "),
+        ("--hidden=1_000_000_000", "not enough memory; a smaller --batch-size, "),
+        ("--embedding=1_000_000_000_000_000", "not enough memory; a smaller --batch-size, "),
         ("--context=6", "context must be a power of two from 2 on, got 6"),
         ("--dtype=int8", "invalid choice: 'int8'"),
         ("--model=rnn", "invalid choice: 'rnn'"),
@@ -294,31 +283,8 @@ def test_tensorboard(convlm, words_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     code, _, error = convlm(*train, "--steps=1", "--overwrite", "--words", words_file)
     assert code == 2
-    assert "--tensorboard needs another package: pip install tensorboard" in error
+    assert "this needs the package tensorboard: pip install tensorboard" in error
     assert contents("run") == before
-
-
-@pytest.fixture
-def endless(words_file, tmp_path):
-    """A training in another process, in mid-course, and its folder."""
-    folder = tmp_path / "run"
-    options = ["--steps=1000000", "--lr-drop=750000", "--save-every=10", "--threads=1", *SMALL]
-    command = [sys.executable, "-m", "convlm_kernels", "train"]
-    process = subprocess.Popen(
-        [*command, f"--words={words_file}", f"--out={folder}", *options],
-        cwd=Path(convlm_kernels.__file__).parents[1],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    checkpoint, saved = folder / "checkpoint.safetensors", set()
-    while process.poll() is None and len(saved) < 3:
-        time.sleep(0.01)
-        if checkpoint.exists():
-            saved.add(checkpoint.stat().st_mtime_ns)
-    yield process, folder
-    process.kill()
-    process.communicate()
 
 
 def test_killed_training_resumes(endless, convlm, words_file):

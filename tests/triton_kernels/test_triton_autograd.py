@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convlm_kernels import Conv1d, conv1d, ops, triton_ops
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 
 DEVICE = "cpu" if triton_ops.INTERPRETED else "cuda"
 KERNELS = ops.OPERATORS["triton"]

@@ -37,7 +37,7 @@ from tolerances import (
 from torch import Tensor
 
 from convlm_kernels import ops, triton_ops
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 from convlm_kernels.geometry import output_length
 from convlm_kernels.triton_kernels import launch
 

@@ -22,7 +22,7 @@ from torch import Tensor, func
 from torch.nn import functional as F
 
 from convlm_kernels import EmbeddingConv1d, embedding, embedding_conv1d, lookup_ops, ops, triton_ops
-from convlm_kernels.autograd import ACTIVATIONS
+from convlm_kernels.activations import ACTIVATIONS
 from convlm_kernels.triton_kernels import launch, lookup
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
