@@ -111,6 +111,16 @@ def test_empty_batch(stack: Stack) -> None:
     check_empty_batch(stack)
 
 
+@pytest.mark.parametrize("share", [False, True], ids=["dense", "shared"])
+def test_empty_batch_of_many_positions(share: bool) -> None:
+    inputs = inputs_of(TOKENS[3], torch.float32)._replace(tokens=torch.zeros(0, 10**6).long())
+    y, _ = stack_forward(*inputs, TOKENS[3].settings, share, False)
+    target = torch.zeros(0, y.shape[2]).long()
+    operands = *inputs[:2], target, *inputs[2:], TOKENS[3].settings, share
+    assert stack_losses(*operands).shape == target.shape
+    assert y.shape == (0, TOKENS[3].channels[-1], 10**6 - 3)
+
+
 def test_rows_are_the_distinct_contexts_that_are_few() -> None:
     tokens = torch.tensor([[0, 0, 0, 1, 2], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1]])
     stack = Stack("", 4, 5, (3, 4, 4, 4), 2, (1, 1, 1), SEED, vocab=4)
