@@ -121,6 +121,19 @@ def test_empty_batch_of_many_positions(share: bool) -> None:
     assert y.shape == (0, TOKENS[3].channels[-1], 10**6 - 3)
 
 
+@pytest.mark.parametrize("share", [False, True], ids=["dense", "shared"])
+@pytest.mark.parametrize("stack", TOKENS, ids=str)
+def test_words_that_nobody_reads(stack: Stack, share: bool) -> None:
+    """They may be infinite."""
+    inputs = inputs_of(stack, torch.float32)
+    x = torch.cat([inputs.x, torch.zeros(2, stack.channels[0])])
+    unread = x.clone()
+    unread[-2:] = torch.tensor([torch.inf, torch.nan])[:, None]
+    for results in (run, run_loss):
+        expected = bits(results(stack, inputs.with_x(x), share))
+        assert bits(results(stack, inputs.with_x(unread), share)) == expected
+
+
 def test_rows_are_the_distinct_contexts_that_are_few() -> None:
     tokens = torch.tensor([[0, 0, 0, 1, 2], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1]])
     stack = Stack("", 4, 5, (3, 4, 4, 4), 2, (1, 1, 1), SEED, vocab=4)

@@ -66,8 +66,9 @@ CONVLM_INLINE void add_gradient_block(RowGradient<T> p, const WeightSums<T>& sum
 }
 
 // sums += the gradient from `count` rows of the result. in.at(tap, row) was multiplied by the tap,
-// grad.at(tap, row) is the gradient of that product. Cut by taps and channels: a sum is made by one
-// thread, in the order of the rows.
+// grad.at(tap, row) is the gradient of that product. Where either is padding there is nothing to
+// add, not even if the other is infinite. Cut by taps and channels: a sum is made by one thread, in
+// the order of the rows.
 template <class T>
 void add_weight_gradient(const LinkedRows<T>& in, const LinkedRows<T>& grad, int64_t count,
                          const WeightSums<T>& sums) {
@@ -81,10 +82,10 @@ void add_weight_gradient(const LinkedRows<T>& in, const LinkedRows<T>& grad, int
                     for (int64_t row = 0; row < count;) {
                       RowGradient<T> p{rows, rows + kGradientRows, 0, 0, 0, nullptr, 0};
                       for (; row < count && p.rows < kGradientRows; ++row) {
-                        const T* from = in.at(tap, row);
-                        if (from == in.zeros) continue;
+                        const T *from = in.at(tap, row), *to = grad.at(tap, row);
+                        if (from == in.zeros || to == grad.zeros) continue;
                         rows[p.rows] = from;
-                        rows[kGradientRows + p.rows++] = grad.at(tap, row);
+                        rows[kGradientRows + p.rows++] = to;
                       }
                       add_gradient_block(p, sums, tap, first_channel,
                                          smaller(first_channel + kTileRows, sums.channels),

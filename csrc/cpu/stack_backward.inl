@@ -46,6 +46,20 @@ void add_to_links(const T* rows, int64_t pitch, int64_t count, const int32_t* li
   });
 }
 
+// present[tap][row] = row where a tap reads this row for any of the result, else none.
+inline void find_present(const StackLayer& layer, int32_t* present) {
+  parallel_jobs(layer.kernel_size, layer.in_rows + layer.out_rows, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      int32_t* at = present + k * layer.in_rows;
+      for (int64_t i = 0; i < layer.in_rows; ++i) at[i] = StackLayer::kNone;
+      for (int64_t r = 0; r < layer.out_rows; ++r) {
+        const int32_t link = layer.links[k * layer.link_pitch + r];
+        if (link >= 0) at[link] = link;
+      }
+    }
+  });
+}
+
 // From a tile of the input's gradient to the gradients of the layer below.
 template <class T>
 struct FinishGradients {
@@ -82,11 +96,13 @@ struct StackGradients {
   const WeightSums<T>* sums;    // one for each layer
   T *whole[2], *of_sums[2];     // of every other layer
   T *linked, *linked_residual;  // for layers that multiply first
+  int32_t* present;
   T* input;
 
   void take(Arena& arena) {
     const StackArguments& a = group.a;
     int64_t largest_whole = 0, largest = 0, largest_linked = 0, largest_residual = 0;
+    int64_t most_present = 0;
     for (int64_t i = 0; i < a.depth; ++i) {
       const StackLayer layer = group.layer(i);
       const int64_t pitch = row_pitch<T>(layer.columns);
@@ -94,6 +110,7 @@ struct StackGradients {
       largest_whole = larger(largest_whole, layer.out_rows * row_pitch<T>(layer.out_channels()));
       if (!layer.multiply_first()) continue;
       largest_linked = larger(largest_linked, layer.kernel_size * layer.in_rows * pitch);
+      most_present = larger(most_present, layer.kernel_size * layer.in_rows);
       if (layer.residual)
         largest_residual =
             larger(largest_residual, layer.in_rows * row_pitch<T>(layer.in_channels));
@@ -102,6 +119,7 @@ struct StackGradients {
     for (T*& rows : of_sums) rows = arena.take<T>(largest + kRowSlack);
     linked = arena.take<T>(largest_linked + kRowSlack);
     linked_residual = arena.take<T>(largest_residual + kRowSlack);
+    present = arena.take<int32_t>(most_present);
     const StackLayer layer = group.layer(0);
     input = arena.take<T>(layer.in_rows * row_pitch<T>(layer.in_channels) + kRowSlack);
   }
@@ -182,9 +200,11 @@ struct StackGradients {
     clear(linked, layer.kernel_size * tap_pitch);
     add_to_links(of_sums[i % 2], pitch, layer.out_rows, layer.links, layer.link_pitch,
                  layer.kernel_size, linked, tap_pitch);
+    find_present(layer, present);
     LinkedRows<T> rows = group.input_of(i);
     rows.links = nullptr;
-    const LinkedRows<T> gradient{linked, pitch, tap_pitch, group.plan.zeros, nullptr, 0};
+    const LinkedRows<T> gradient{linked,           pitch,   tap_pitch,
+                                 group.plan.zeros, present, layer.in_rows};
     add_weight_gradient(rows, gradient, layer.in_rows, sums[i]);
     if (i == 0 && !with_input) return;
     FinishGradients<T> f = finish(layer, i);
@@ -222,7 +242,7 @@ struct StackBackward {
   static void run_group(const StackArguments& a, const StackPlan<T>& plan, int64_t index,
                         const WeightSums<T>* sums) {
     StackGroup<S> group(a, plan, index);
-    StackGradients<S> gradients{group, sums, {}, {}, nullptr, nullptr, nullptr};
+    StackGradients<S> gradients{group, sums, {}, {}, nullptr, nullptr, nullptr, nullptr};
     lay_out(Slot::stack_group, [&](Arena& arena) {
       group.take(arena);
       gradients.take(arena);
