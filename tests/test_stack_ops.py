@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, parametrize
+from cases import DTYPES, LAYOUTS, parametrize, random
 from stacks import (
     IMPOSSIBLE,
     SEED,
@@ -17,12 +17,15 @@ from stacks import (
     TOKENS,
     Inputs,
     Stack,
+    assert_as_near_as_torch,
     bits,
     check,
     check_empty_batch,
     check_loss,
+    double,
     impossible,
     inputs_of,
+    reference_gradients,
     run,
     run_loss,
     strange,
@@ -132,6 +135,20 @@ def test_words_that_nobody_reads(stack: Stack, share: bool) -> None:
     for results in (run, run_loss):
         expected = bits(results(stack, inputs.with_x(x), share))
         assert bits(results(stack, inputs.with_x(unread), share)) == expected
+
+
+@pytest.mark.parametrize("vocab", [1, 28])
+def test_sums_over_many_positions(vocab: int) -> None:
+    """Of numbers of one sign, which errs most."""
+    stack = Stack("", 256, 1024, (8, 16, 28), 1, (1, 1), ("tanh", "none"), vocab=vocab)
+    inputs = inputs_of(stack, torch.float32)
+    y, saved = stack_forward(*inputs, stack.settings, False, True)
+    seed = random(*y.shape).abs() + 0.1
+    own = stack_backward(seed, saved, *inputs, stack.settings, False, True)
+    exact = reference_gradients(stack, double(inputs), seed.double())
+    torchs = reference_gradients(stack, inputs, seed)
+    for actual, value, other in zip(own, exact, torchs, strict=True):
+        assert_as_near_as_torch(actual, value, other)
 
 
 def test_rows_are_the_distinct_contexts_that_are_few() -> None:
