@@ -8,9 +8,12 @@ CONVLM_INLINE void apply_slope(const StackLayer& layer, const LayerRows<T>& kept
   const int64_t channels = layer.out_channels();
   if (kept.slopes != nullptr) {
     const T* slopes = kept.slopes + row * kept.slope_pitch;
+    // An infinite gradient ends at a closed unit, which the slope tells apart as the result does.
+    const bool is_relu = layer.activation == Activation::relu;
     for (int64_t c = 0; c < channels; c += W) {
-      const Vector<T> g = load(gradient + c);
-      store_lanes(out + c, g * load(slopes + c), channels - c);
+      const Vector<T> g = load(gradient + c), slope = load(slopes + c);
+      store_lanes(out + c, is_relu ? times_derivative<T>(g, slope, Activation::relu) : g * slope,
+                  channels - c);
       if (layer.gated)
         store_lanes(out + channels + c, g * load(slopes + channels + c), channels - c);
     }
