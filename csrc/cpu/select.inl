@@ -131,6 +131,9 @@ bool taps_first_pays(const Correlation<S>* parts, int64_t part_count) {
   const Correlation<S>& p = parts[0];
   if (p.length == 0 || p.in_step != 1) return false;
   if (part_count == 1 && p.taps == 1 && p.rows > 2) return false;
+  int64_t with_taps = 0;  // all classes have one weight, but some no tap of it
+  while (with_taps < part_count && parts[with_taps].taps == 0) ++with_taps;
+  if (with_taps == part_count) return false;
   const TapReach reach = tap_reach(parts, part_count);
   const int64_t columns = p.rows * reach.count(), weights = p.channels * columns;
   // Few columns wait for each other's sums.
@@ -139,7 +142,7 @@ bool taps_first_pays(const Correlation<S>* parts, int64_t part_count) {
                        p.channels * (p.length + kJoiningRow);
   if (!weight_may_stay<Operand<S>>(p, reach)) taps_first += kPacking * weights;
 
-  int64_t sums = (is_turned(p, reach.count()) ? kTurning : kPacking) * weights;
+  int64_t sums = (is_turned(parts[with_taps], reach.count()) ? kTurning : kPacking) * weights;
   for (int64_t i = 0; i < part_count; ++i) {
     const Correlation<S>& q = parts[i];
     if (part_count > 1) sums += kStoredApart * q.rows * q.outputs;
