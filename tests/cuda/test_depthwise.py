@@ -157,9 +157,7 @@ layouts = st.sampled_from([None, "channels_last", "unaligned", "transposed"])
 
 @given(depthwise_cases(), st.sampled_from(DTYPES), layouts, layouts)
 @settings(max_examples=10 if SANITIZE else 30, deadline=None, derandomize=True)
-def test_fuzz(
-    case: Case, dtype: torch.dtype, layout: str | None, grad_layout: str | None
-) -> None:
+def test_fuzz(case: Case, dtype: torch.dtype, layout: str | None, grad_layout: str | None) -> None:
     check(case, dtype, layout, grad_layout=grad_layout)
 
 
