@@ -101,6 +101,8 @@ SETTINGS = [
     Case("causal", 3, 8, 8, 31, 4, 1, 8, 1, (24, 0)),
     Case("classes of the stride with unlike outputs and taps", 2, 40, 33, 301, 5, 3, 2, 1, (2, 1)),
     Case("classes of the stride, one of them without taps", 2, 34, 48, 300, 3, 4, 1, 1, (1, 0)),
+    Case("the first class of the stride without taps", 2, 9, 12, 90, 20, 6, 4, 1, (15, 13)),
+    Case("few taps for many classes of the stride", 2, 3, 4, 700, 5, 200, 30, 1, (410, 0)),
 ]
 
 # Fast filtering in some of the functions: in the others too many taps read padding.

@@ -313,6 +313,31 @@ def test_a_sample_that_is_not_finite_leaves_its_neighbours_their_bits() -> None:
     assert not torch.equal(y[2], expected[2])
 
 
+@parametrize(
+    "case",
+    [
+        Case("four taps far apart, padded as far", 9, 256, 128, 366, 4, 1, 48, 1, (144, 144)),
+        Case("few rows for many channels: the gradient", 9, 24, 100, 107, 2, 1, 2, 1, (2, 2)),
+    ],
+)
+def test_several_samples_that_are_not_finite(case: Case) -> None:
+    """Each is summed again by a kernel that multiplies by taps first."""
+    p = problem(case, torch.float32)
+    x, grad_output = p.x.clone(), p.grad_output.clone()
+    x[::2, 0, 50] = grad_output[::2, 0, 50] = torch.inf
+
+    def forward(x: Tensor) -> Tensor:
+        return ops.forward(x, p.weight, p.bias, *case.window, "none")
+
+    def grad_input(grad_output: Tensor) -> Tensor:
+        return ops.grad_input(grad_output, p.weight, case.length, *case.window)
+
+    for function, values in ((forward, x), (grad_input, grad_output)):
+        together = function(values)
+        for n in range(case.batch):
+            assert torch.equal(together[n : n + 1], function(values[n : n + 1]))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @parametrize("case", [FAST[0], PARTLY_FAST[0]])
 def test_no_output_knows_of_inputs_that_it_does_not_read(case: Case, dtype: torch.dtype) -> None:

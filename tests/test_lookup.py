@@ -178,6 +178,21 @@ def test_same_loss_for_any_number_of_threads(case: Case) -> None:
 
 
 @pytest.mark.usefixtures("by_table")
+@parametrize("case", CASES)
+def test_words_that_nobody_reads(case: Case) -> None:
+    """They may be infinite."""
+    tokens, target, embedding, *others = loss_operands(case, torch.float32)
+    tokens = tokens.clamp(max=VOCAB - 2)
+    window = case.stride, *case.pads, case.dilation
+    embedding[-1] = 0
+    expected = bits(lookup_ops.cross_entropy(tokens, target, None, embedding, *others, *window))
+    embedding[-1] = torch.inf
+    assert expected == bits(
+        lookup_ops.cross_entropy(tokens, target, None, embedding, *others, *window)
+    )
+
+
+@pytest.mark.usefixtures("by_table")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_loss_of_any_strides(layout: str) -> None:
     case = CASES[2]

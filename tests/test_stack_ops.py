@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, parametrize
+from cases import DTYPES, LAYOUTS, parametrize, random
 from stacks import (
     IMPOSSIBLE,
     SEED,
@@ -17,12 +17,15 @@ from stacks import (
     TOKENS,
     Inputs,
     Stack,
+    assert_as_near_as_torch,
     bits,
     check,
     check_empty_batch,
     check_loss,
+    double,
     impossible,
     inputs_of,
+    reference_gradients,
     run,
     run_loss,
     strange,
@@ -109,6 +112,58 @@ def test_any_strides(layout: str) -> None:
 @pytest.mark.parametrize("stack", [SIGNALS[0], TOKENS[0]], ids=str)
 def test_empty_batch(stack: Stack) -> None:
     check_empty_batch(stack)
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["dense", "shared"])
+def test_empty_batch_of_many_positions(share: bool) -> None:
+    inputs = inputs_of(TOKENS[3], torch.float32)._replace(tokens=torch.zeros(0, 10**6).long())
+    y, _ = stack_forward(*inputs, TOKENS[3].settings, share, False)
+    target = torch.zeros(0, y.shape[2]).long()
+    operands = *inputs[:2], target, *inputs[2:], TOKENS[3].settings, share
+    assert stack_losses(*operands).shape == target.shape
+    assert y.shape == (0, TOKENS[3].channels[-1], 10**6 - 3)
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["dense", "shared"])
+@pytest.mark.parametrize("stack", TOKENS, ids=str)
+def test_words_that_nobody_reads(stack: Stack, share: bool) -> None:
+    """They may be infinite."""
+    inputs = inputs_of(stack, torch.float32)
+    x = torch.cat([inputs.x, torch.zeros(2, stack.channels[0])])
+    unread = x.clone()
+    unread[-2:] = torch.tensor([torch.inf, torch.nan])[:, None]
+    for results in (run, run_loss):
+        expected = bits(results(stack, inputs.with_x(x), share))
+        assert bits(results(stack, inputs.with_x(unread), share)) == expected
+
+
+def test_an_infinite_gradient_ends_at_a_closed_unit() -> None:
+    stack = Stack("", 3, 20, (6, 6), 2, (1,), ("relu",), True, (1,))
+    inputs = inputs_of(stack, torch.float32)
+    y, saved = stack_forward(*inputs, stack.settings, False, True)
+    closed = y == inputs.x
+    gradients = [
+        stack_backward(
+            torch.ones_like(y).masked_fill(closed, value), saved, *inputs, stack.settings, 0, True
+        )
+        for value in (0.0, torch.inf)
+    ]
+    assert bits(gradients[0][1:]) == bits(gradients[1][1:])
+    assert torch.equal(gradients[1][0].isinf(), closed)  # past the unit
+
+
+@pytest.mark.parametrize("vocab", [1, 28])
+def test_sums_over_many_positions(vocab: int) -> None:
+    """Of numbers of one sign, which errs most."""
+    stack = Stack("", 256, 1024, (8, 16, 28), 1, (1, 1), ("tanh", "none"), vocab=vocab)
+    inputs = inputs_of(stack, torch.float32)
+    y, saved = stack_forward(*inputs, stack.settings, False, True)
+    seed = random(*y.shape).abs() + 0.1
+    own = stack_backward(seed, saved, *inputs, stack.settings, False, True)
+    exact = reference_gradients(stack, double(inputs), seed.double())
+    torchs = reference_gradients(stack, inputs, seed)
+    for actual, value, other in zip(own, exact, torchs, strict=True):
+        assert_as_near_as_torch(actual, value, other)
 
 
 def test_rows_are_the_distinct_contexts_that_are_few() -> None:

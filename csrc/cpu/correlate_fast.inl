@@ -257,7 +257,7 @@ void correlate_fast(const Correlation<S>& p) {
     }
   });
 
-  bool* finite = static_cast<bool*>(scratch(Slot::partial, p.batch));
+  bool* finite = static_cast<bool*>(scratch(Slot::finite, p.batch));
   for (int64_t n = 0; n < p.batch; ++n) finite[n] = true;
 
   const int64_t tile_jobs = divide_up(p.batch, samples) * p.groups * stretches.count;

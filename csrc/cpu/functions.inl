@@ -72,34 +72,6 @@ struct ForwardKernel {
   }
 };
 
-// Position p of the input was read by output t through tap k where p + pad_left = t * stride + k *
-// dilation. Positions that are a multiple of the stride apart share their taps, and neighbours
-// among them read neighbouring outputs: each such class is a correlation of stride 1 of its own.
-// Where a tap's output does not exist a staged zero may stand for it, so an infinite weight may
-// give NaN there.
-struct PositionClass {
-  int64_t start;    // t for the first position, before the taps' shift
-  int64_t outputs;  // how many positions there are
-  int64_t taps;
-
-  bool like(const PositionClass& other) const {
-    return start == other.start && outputs == other.outputs && taps == other.taps;
-  }
-};
-
-inline PositionClass class_of(const Conv1dGeometry& g, int64_t position, int64_t* tap_index,
-                              int64_t* tap_offset) {
-  const int64_t residue = (position + g.pad_left) % g.stride;
-  PositionClass c{(position + g.pad_left) / g.stride, divide_up(g.length - position, g.stride), 0};
-  for (int64_t k = 0; k < g.kernel_size; ++k)
-    if (k * g.dilation % g.stride == residue) {
-      tap_index[c.taps] = k;
-      tap_offset[c.taps] = c.start - k * g.dilation / g.stride;
-      ++c.taps;
-    }
-  return c;
-}
-
 template <class S>
 struct GradInput {
   static void run(const GradInputArguments& a) {
@@ -145,8 +117,9 @@ struct GradInput {
   template <class Body>
   static void for_each_class(const GradInputArguments& a, bool with_patches, const Body& body) {
     const Conv1dGeometry& g = a.geometry;
-    int64_t* taps = static_cast<int64_t*>(scratch(Slot::taps, sizeof(int64_t) * 4 * g.kernel_size));
-    int64_t* other_taps = taps + 2 * g.kernel_size;
+    int64_t* taps = static_cast<int64_t*>(
+        scratch(Slot::taps, sizeof(int64_t) * (2 * g.kernel_size + smaller(g.stride, g.length))));
+    const PositionClasses classes(g, taps + 2 * g.kernel_size);
     Correlation<S> p{};
     p.batch = g.batch;
     p.precision = a.precision;
@@ -169,11 +142,11 @@ struct GradInput {
     // With one channel per group and no dilation, classes that are alike differ only by which tap
     // they start with: they are rows of one product, as if the input had been cut into patches.
     const bool patches = with_patches && g.in_channels_per_group() == 1 && g.dilation == 1;
-    const int64_t classes = smaller(g.stride, g.length);
-    for (int64_t first = 0, alike; first < classes; first += alike) {
-      const PositionClass c = class_of(g, first, tap_index, tap_offset);
-      for (alike = 1; patches && first + alike < classes; ++alike)
-        if (!c.like(class_of(g, first + alike, other_taps, other_taps + g.kernel_size))) break;
+    for (int64_t first = 0, alike; first < classes.count; first += alike) {
+      const PositionClass c = classes.at(first);
+      classes.list_taps(c, tap_index, tap_offset);
+      for (alike = 1; patches && first + alike < classes.count; ++alike)
+        if (!c.like(classes.at(first + alike))) break;
       p.rows = patches ? alike : g.in_channels_per_group();
       p.weight_row = patches ? a.weight.stride[2] : a.weight.stride[1];
       p.out_row = patches ? 1 : g.length;

@@ -21,6 +21,16 @@ void row_gradient(const RowGradient<T>& p) {
   put_sums<T>(p.sums, p.sums_pitch, sums, true);
 }
 
+// Rows of the result that are added up in registers, and stay in the first cache.
+constexpr int64_t kGradientRows = 64;
+// Rows whose sum goes to a total then: sums of 64 sums of 64 rows err little.
+constexpr int64_t kRowsOfSum = 64 * kGradientRows;
+
+// Whether the rows [first, last) end with a sum that goes to the total.
+inline bool fills_sum(int64_t first, int64_t last) {
+  return last / kRowsOfSum > first / kRowsOfSum;
+}
+
 // The gradient of a weight as it is summed: [channel][tap][pitch], then the bias. A tile of
 // channels may reach past the last one, into rows that nobody reads.
 template <class T>
@@ -28,15 +38,21 @@ struct WeightSums {
   int64_t channels, taps, columns;
   Panels<T> panels;
   T* data;
+  int64_t total;  // how far behind a sum its total is; 0 where there are too few rows for one
 
   int64_t pitch() const { return panels.columns(); }
   int64_t size() const { return ((channels + kTileRows) * taps + 1) * pitch(); }
   T* row(int64_t channel, int64_t tap) const { return data + (channel * taps + tap) * pitch(); }
   T* bias() const { return row(channels + kTileRows, 0); }
+
+  void add_to_total(T* sums, int64_t count) const {
+    for (int64_t i = 0; total > 0 && i < count; ++i) {
+      sums[total + i] += sums[i];
+      sums[i] = 0;
+    }
+  }
 };
 
-// Rows of the result that are added up in registers, and stay in the first cache.
-constexpr int64_t kGradientRows = 64;
 // Channels at a time where there are fewer than fill the registers.
 constexpr int kFewChannels = 4;
 
@@ -65,12 +81,13 @@ CONVLM_INLINE void add_gradient_block(RowGradient<T> p, const WeightSums<T>& sum
   }
 }
 
-// sums += the gradient from `count` rows of the result. in.at(tap, row) was multiplied by the tap,
-// grad.at(tap, row) is the gradient of that product. Cut by taps and channels: a sum is made by one
-// thread, in the order of the rows.
+// sums += the gradient from `count` rows of the result, after `before` others. in.at(tap, row) was
+// multiplied by the tap, grad.at(tap, row) is the gradient of that product. Where either is padding
+// there is nothing to add, not even if the other is infinite. Cut by taps and channels: a sum is
+// made by one thread, in the order of the rows.
 template <class T>
-void add_weight_gradient(const LinkedRows<T>& in, const LinkedRows<T>& grad, int64_t count,
-                         const WeightSums<T>& sums) {
+void add_weight_gradient(const LinkedRows<T>& in, const LinkedRows<T>& grad, int64_t before,
+                         int64_t count, const WeightSums<T>& sums) {
   const int64_t blocks = divide_up(sums.channels, kTileRows);
   parallel_jobs(sums.taps * blocks, count * kTileRows * sums.columns,
                 [&](int64_t begin, int64_t end) {
@@ -78,17 +95,21 @@ void add_weight_gradient(const LinkedRows<T>& in, const LinkedRows<T>& grad, int
                       static_cast<const T**>(scratch(Slot::plan, sizeof(T*) * 2 * kGradientRows));
                   for (int64_t job = begin; job < end; ++job) {
                     const int64_t tap = job / blocks, first_channel = job % blocks * kTileRows;
+                    const int64_t last_channel = smaller(first_channel + kTileRows, sums.channels);
                     for (int64_t row = 0; row < count;) {
+                      const int64_t first_row = row;
                       RowGradient<T> p{rows, rows + kGradientRows, 0, 0, 0, nullptr, 0};
                       for (; row < count && p.rows < kGradientRows; ++row) {
-                        const T* from = in.at(tap, row);
-                        if (from == in.zeros) continue;
+                        const T *from = in.at(tap, row), *to = grad.at(tap, row);
+                        if (from == in.zeros || to == grad.zeros) continue;
                         rows[p.rows] = from;
-                        rows[kGradientRows + p.rows++] = grad.at(tap, row);
+                        rows[kGradientRows + p.rows++] = to;
                       }
-                      add_gradient_block(p, sums, tap, first_channel,
-                                         smaller(first_channel + kTileRows, sums.channels),
+                      add_gradient_block(p, sums, tap, first_channel, last_channel,
                                          std::make_integer_sequence<int, kMaxVectors>{});
+                      if (!fills_sum(before + first_row, before + row)) continue;
+                      for (int64_t c = first_channel; c < last_channel; ++c)
+                        sums.add_to_total(sums.row(c, tap), sums.pitch());
                     }
                   }
                 });

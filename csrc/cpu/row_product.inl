@@ -151,9 +151,8 @@ struct LinkedRows {
   int64_t link_pitch;
 
   const T* at(int64_t tap, int64_t row) const {
-    if (links == nullptr) return data + tap * tap_pitch + row * pitch;
-    const int32_t link = links[tap * link_pitch + row];
-    return link < 0 ? zeros : data + link * pitch;
+    const int64_t link = links == nullptr ? row : links[tap * link_pitch + row];
+    return link < 0 ? zeros : data + tap * tap_pitch + link * pitch;
   }
 };
 

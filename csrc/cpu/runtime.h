@@ -27,6 +27,7 @@ enum class Slot {
   panel,
   tile,
   partial,
+  finite,
   inside,
   lanes,
   last,

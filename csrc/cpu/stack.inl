@@ -69,7 +69,8 @@ void multiply_then_gather(const StackLayer& layer, const LinkedRows<T>& in,
   for (int64_t k = 0; k < layer.kernel_size; ++k)
     multiply_rows_into(every, layer.in_rows, packed.weight, k,
                        products.data + k * products.tap_pitch, products.pitch);
-  const LinkedRows<T> linked{products.data, products.pitch, 0, in.zeros, in.links, in.link_pitch};
+  const LinkedRows<T> linked{products.data, products.pitch, products.tap_pitch,
+                             in.zeros,      in.links,       in.link_pitch};
   parallel_jobs(
       divide_up(layer.out_rows, kTileRows), kTileRows * columns * layer.kernel_size,
       [&](int64_t begin, int64_t end) {
@@ -81,7 +82,6 @@ void multiply_then_gather(const StackLayer& layer, const LinkedRows<T>& in,
           for (int64_t i = 0; i < count; ++i)
             for (int64_t k = 0; k < layer.kernel_size; ++k) {
               const T* product = linked.at(k, first + i);
-              if (product != in.zeros) product += k * products.tap_pitch;
               for (int64_t c = 0; c < columns; c += W)
                 store(tile + i * pitch + c,
                       k == 0 ? load(product + c) : load(tile + i * pitch + c) + load(product + c));

@@ -8,9 +8,12 @@ CONVLM_INLINE void apply_slope(const StackLayer& layer, const LayerRows<T>& kept
   const int64_t channels = layer.out_channels();
   if (kept.slopes != nullptr) {
     const T* slopes = kept.slopes + row * kept.slope_pitch;
+    // An infinite gradient ends at a closed unit, which the slope tells apart as the result does.
+    const bool is_relu = layer.activation == Activation::relu;
     for (int64_t c = 0; c < channels; c += W) {
-      const Vector<T> g = load(gradient + c);
-      store_lanes(out + c, g * load(slopes + c), channels - c);
+      const Vector<T> g = load(gradient + c), slope = load(slopes + c);
+      store_lanes(out + c, is_relu ? times_derivative<T>(g, slope, Activation::relu) : g * slope,
+                  channels - c);
       if (layer.gated)
         store_lanes(out + channels + c, g * load(slopes + channels + c), channels - c);
     }
@@ -25,22 +28,48 @@ CONVLM_INLINE void apply_slope(const StackLayer& layer, const LayerRows<T>& kept
     store(out + c, times_derivative<T>(load(gradient + c), load(y + c), layer.activation));
 }
 
-// sums[link] += rows[r] for every row r that has a link, in their order; cut by taps and columns.
+// How many rows of a result are added to those that they link to before these sums are added to
+// others: where there are more, sums would grow long.
+constexpr int64_t rows_between_totals(int64_t linked) { return larger(kRowsOfSum, 16 * linked); }
+
+// sums[tap][link] = the sum of the rows that have this link, zero where there are none; cut by taps
+// and columns. `parts` has room for as much where there are more rows than between totals.
 template <class T>
 void add_to_links(const T* rows, int64_t pitch, int64_t count, const int32_t* links,
-                  int64_t link_pitch, int64_t taps, T* sums, int64_t tap_pitch) {
+                  int64_t link_pitch, int64_t taps, int64_t linked, T* sums, T* parts) {
   constexpr int64_t kColumns = 64;
-  const int64_t strips = divide_up(pitch, kColumns);
-  parallel_jobs(taps * strips, count * kColumns, [&](int64_t begin, int64_t end) {
+  const int64_t strips = divide_up(pitch, kColumns), together = rows_between_totals(linked);
+  parallel_jobs(taps * strips, (count + linked) * kColumns, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
       const int64_t tap = job / strips, first = job % strips * kColumns;
       const int64_t last = smaller(first + kColumns, pitch);
-      for (int64_t r = 0; r < count; ++r) {
-        const int32_t link = links[tap * link_pitch + r];
-        if (link < 0) continue;
-        T* sum = sums + tap * tap_pitch + link * pitch;
+      const auto add = [&](const T* row, T* sum) {
         for (int64_t c = first; c < last; c += kLanes<T>)
-          store(sum + c, load(sum + c) + load(rows + r * pitch + c));
+          store(sum + c, load(sum + c) + load(row + c));
+      };
+      for (int64_t r0 = 0; r0 < larger(1, count); r0 += together) {
+        T* to = (r0 == 0 ? sums : parts) + tap * linked * pitch;
+        for (int64_t i = 0; i < linked; ++i) clear(to + i * pitch + first, last - first);
+        for (int64_t r = r0; r < smaller(count, r0 + together); ++r) {
+          const int32_t link = links[tap * link_pitch + r];
+          if (link >= 0) add(rows + r * pitch, to + link * pitch);
+        }
+        for (int64_t i = 0; r0 > 0 && i < linked; ++i)
+          add(to + i * pitch, sums + (tap * linked + i) * pitch);
+      }
+    }
+  });
+}
+
+// present[tap][row] = row where a tap reads this row for any of the result, else none.
+inline void find_present(const StackLayer& layer, int32_t* present) {
+  parallel_jobs(layer.kernel_size, layer.in_rows + layer.out_rows, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      int32_t* at = present + k * layer.in_rows;
+      for (int64_t i = 0; i < layer.in_rows; ++i) at[i] = StackLayer::kNone;
+      for (int64_t r = 0; r < layer.out_rows; ++r) {
+        const int32_t link = layer.links[k * layer.link_pitch + r];
+        if (link >= 0) at[link] = link;
       }
     }
   });
@@ -79,14 +108,20 @@ template <class S>
 struct StackGradients {
   using T = Compute<S>;
   StackGroup<S>& group;
-  const WeightSums<T>* sums;    // one for each layer
-  T *whole[2], *of_sums[2];     // of every other layer
-  T *linked, *linked_residual;  // for layers that multiply first
+  const WeightSums<T>* sums;                   // one for each layer
+  int64_t samples_before;                      // that are in these sums already
+  T *whole[2], *of_sums[2];                    // of every other layer
+  T *linked, *linked_residual, *linked_parts;  // for layers that multiply first
+  int32_t* present;
   T* input;
+
+  StackGradients(StackGroup<S>& rows, const WeightSums<T>* to, int64_t before)
+      : group(rows), sums(to), samples_before(before) {}
 
   void take(Arena& arena) {
     const StackArguments& a = group.a;
     int64_t largest_whole = 0, largest = 0, largest_linked = 0, largest_residual = 0;
+    int64_t largest_parts = 0, most_present = 0;
     for (int64_t i = 0; i < a.depth; ++i) {
       const StackLayer layer = group.layer(i);
       const int64_t pitch = row_pitch<T>(layer.columns);
@@ -94,14 +129,19 @@ struct StackGradients {
       largest_whole = larger(largest_whole, layer.out_rows * row_pitch<T>(layer.out_channels()));
       if (!layer.multiply_first()) continue;
       largest_linked = larger(largest_linked, layer.kernel_size * layer.in_rows * pitch);
+      most_present = larger(most_present, layer.kernel_size * layer.in_rows);
       if (layer.residual)
         largest_residual =
             larger(largest_residual, layer.in_rows * row_pitch<T>(layer.in_channels));
+      if (layer.out_rows > rows_between_totals(layer.in_rows))
+        largest_parts = larger(largest_linked, largest_residual);
     }
     for (T*& rows : whole) rows = arena.take<T>(largest_whole + kRowSlack);
     for (T*& rows : of_sums) rows = arena.take<T>(largest + kRowSlack);
     linked = arena.take<T>(largest_linked + kRowSlack);
     linked_residual = arena.take<T>(largest_residual + kRowSlack);
+    linked_parts = arena.take<T>(largest_parts);
+    present = arena.take<int32_t>(most_present);
     const StackLayer layer = group.layer(0);
     input = arena.take<T>(layer.in_rows * row_pitch<T>(layer.in_channels) + kRowSlack);
   }
@@ -138,7 +178,8 @@ struct StackGradients {
   void add_bias_gradient(const StackLayer& layer, int64_t i) const {
     constexpr int W = kLanes<T>;
     const int64_t pitch = row_pitch<T>(layer.columns);
-    T* bias = sums[i].bias();
+    const WeightSums<T>& s = sums[i];
+    T* bias = s.bias();
     for (int64_t first = 0; first < layer.out_rows; first += kGradientRows) {
       const int64_t last = smaller(first + kGradientRows, layer.out_rows);
       for (int64_t c = 0; c < layer.columns; c += W) {
@@ -146,7 +187,12 @@ struct StackGradients {
         for (int64_t r = first; r < last; ++r) total += load(of_sums[i % 2] + r * pitch + c);
         store(bias + c, load(bias + c) + total);
       }
+      if (fills_sum(rows_before(i) + first, rows_before(i) + last)) s.add_to_total(bias, s.pitch());
     }
+  }
+
+  int64_t rows_before(int64_t i) const {
+    return samples_before == 0 ? 0 : samples_before * (group.a.layers[i].out_rows / group.a.batch);
   }
 
   FinishGradients<T> finish(const StackLayer& layer, int64_t i) const {
@@ -167,7 +213,7 @@ struct StackGradients {
   void through_readers(const StackLayer& layer, int64_t i, bool with_input) const {
     const int64_t pitch = row_pitch<T>(layer.columns);
     LinkedRows<T> gradient{of_sums[i % 2], pitch, 0, group.plan.zeros, nullptr, 0};
-    add_weight_gradient(group.input_of(i), gradient, layer.out_rows, sums[i]);
+    add_weight_gradient(group.input_of(i), gradient, rows_before(i), layer.out_rows, sums[i]);
     if (i == 0 && !with_input) return;
     gradient.links = layer.readers;
     gradient.link_pitch = layer.reader_pitch;
@@ -179,21 +225,20 @@ struct StackGradients {
   // Else they are added up for each input row and tap first.
   void through_links(const StackLayer& layer, int64_t i, bool with_input) const {
     const int64_t pitch = row_pitch<T>(layer.columns), tap_pitch = layer.in_rows * pitch;
-    clear(linked, layer.kernel_size * tap_pitch);
     add_to_links(of_sums[i % 2], pitch, layer.out_rows, layer.links, layer.link_pitch,
-                 layer.kernel_size, linked, tap_pitch);
+                 layer.kernel_size, layer.in_rows, linked, linked_parts);
+    find_present(layer, present);
     LinkedRows<T> rows = group.input_of(i);
     rows.links = nullptr;
-    const LinkedRows<T> gradient{linked, pitch, tap_pitch, group.plan.zeros, nullptr, 0};
-    add_weight_gradient(rows, gradient, layer.in_rows, sums[i]);
+    const LinkedRows<T> gradient{linked,           pitch,   tap_pitch,
+                                 group.plan.zeros, present, layer.in_rows};
+    add_weight_gradient(rows, gradient, 0, layer.in_rows, sums[i]);
     if (i == 0 && !with_input) return;
     FinishGradients<T> f = finish(layer, i);
     if (layer.residual) {
-      const int64_t whole_pitch = row_pitch<T>(layer.in_channels);
-      clear(linked_residual, layer.in_rows * whole_pitch);
-      add_to_links(whole[i % 2], whole_pitch, layer.out_rows,
+      add_to_links(whole[i % 2], row_pitch<T>(layer.in_channels), layer.out_rows,
                    layer.links + (layer.kernel_size - 1) * layer.link_pitch, layer.link_pitch, 1,
-                   linked_residual, 0);
+                   layer.in_rows, linked_residual, linked_parts);
       f.residual = linked_residual;
     }
     multiply_rows(gradient, layer.in_rows, group.plan.packed[i].turned, f);
@@ -212,17 +257,19 @@ struct StackBackward {
     sums.start(a);
     constexpr int64_t kWork = 1 << 20;  // always worth a thread
     parallel_jobs(sums.pieces, kWork, [&](int64_t begin, int64_t end) {
-      for (int64_t piece = begin; piece < end; ++piece)
-        for (int64_t g = groups * piece / sums.pieces; g < groups * (piece + 1) / sums.pieces; ++g)
-          run_group(a, plan, g, sums.layers + piece * a.depth);
+      for (int64_t piece = begin; piece < end; ++piece) {
+        const int64_t first = groups * piece / sums.pieces;
+        for (int64_t g = first; g < groups * (piece + 1) / sums.pieces; ++g)
+          run_group(a, plan, g, sums.layers + piece * a.depth, (g - first) * a.group);
+      }
     });
     finish_sums<S>(a, sums);
   }
 
   static void run_group(const StackArguments& a, const StackPlan<T>& plan, int64_t index,
-                        const WeightSums<T>* sums) {
+                        const WeightSums<T>* sums, int64_t samples_before) {
     StackGroup<S> group(a, plan, index);
-    StackGradients<S> gradients{group, sums, {}, {}, nullptr, nullptr, nullptr};
+    StackGradients<S> gradients(group, sums, samples_before);
     lay_out(Slot::stack_group, [&](Arena& arena) {
       group.take(arena);
       gradients.take(arena);

@@ -61,7 +61,7 @@ struct StackLoss {
     lay_out(Slot::stack_sums, [&](Arena& arena) { sums.take(arena, a, 1); });
     sums.start(a);
     StackGroup<T> group(a, plan, 0);
-    StackGradients<T> gradients{group, sums.layers, {}, {}, nullptr, nullptr, nullptr};
+    StackGradients<T> gradients(group, sums.layers, 0);
     lay_out(Slot::stack_group, [&](Arena& arena) {
       group.take(arena);
       gradients.take(arena);

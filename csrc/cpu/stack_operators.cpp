@@ -56,7 +56,7 @@ class LinkedCall : public StackCall {
     int64_t bytes = 0;
     for (size_t i = 0; i < layers().size(); ++i)
       bytes += taps()[i].out_length * row_bytes(layers()[i].columns, x);
-    return std::max<int64_t>(1, std::min(arguments_.batch, kGroupBytes / bytes));
+    return std::min(arguments_.batch, std::max<int64_t>(1, kGroupBytes / bytes));
   }
 
   void take_links(const char* function, int64_t samples) {

@@ -49,7 +49,7 @@ CONVLM_INLINE ValueAndSlope<T> activate_with_slope(Vector<T> z, Activation activ
     case Activation::none:
       break;
     case Activation::relu:
-      return {activate(z, activation), choose<T>(z > T(0), one, Vector<T>{})};
+      return {activate(z, activation), choose<T>(z <= T(0), Vector<T>{}, one)};
     case Activation::tanh: {
       const Vector<T> y = tanh_of<T>(z);
       return {y, one - y * y};

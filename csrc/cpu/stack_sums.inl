@@ -17,7 +17,7 @@ struct StackSums {
     pieces = larger(1, smaller(groups, kMaxPieces));
     depth = a.depth;
     piece_size = 0;
-    for (int64_t i = 0; i < depth; ++i) piece_size += empty(a.layers[i]).size();
+    for (int64_t i = 0; i < depth; ++i) piece_size += size_with_total(empty(a.layers[i]));
     layers = arena.take<WeightSums<T>>(pieces * depth);
     data = arena.take<T>(pieces * piece_size);
   }
@@ -28,13 +28,18 @@ struct StackSums {
     for (int64_t j = 0; j < pieces * depth; ++j) {
       layers[j] = empty(a.layers[j % depth]);
       layers[j].data = at;
-      at += layers[j].size();
+      at += size_with_total(layers[j]);
     }
   }
 
-  static WeightSums<T> empty(const StackLayer& layer) {
-    return {layer.in_channels, layer.kernel_size, layer.columns, Panels<T>(layer.columns), nullptr};
+  // Without data.
+  WeightSums<T> empty(const StackLayer& layer) const {
+    WeightSums<T> sums{layer.in_channels,        layer.kernel_size, layer.columns,
+                       Panels<T>(layer.columns), nullptr,           0};
+    if (larger(layer.in_rows, layer.out_rows) > pieces * kRowsOfSum) sums.total = sums.size();
+    return sums;
   }
+  static int64_t size_with_total(const WeightSums<T>& sums) { return sums.size() + sums.total; }
 };
 
 template <class S>
@@ -60,12 +65,15 @@ void finish_sums(const StackArguments& a, const StackSums<Compute<S>>& sums) {
   constexpr int64_t kWork = 1 << 20;  // always worth a thread
   parallel_jobs(a.depth, kWork, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const WeightSums<Compute<S>>& total = sums.layers[i];
-      for (int64_t piece = 1; piece < sums.pieces; ++piece) {
-        const Compute<S>* more = sums.layers[piece * a.depth + i].data;
-        for (int64_t j = 0; j < total.size(); ++j) total.data[j] += more[j];
+      WeightSums<Compute<S>> all{sums.layers[i]};
+      for (int64_t piece = 0; piece < sums.pieces; ++piece) {
+        const WeightSums<Compute<S>>& more = sums.layers[piece * a.depth + i];
+        more.add_to_total(more.data, more.size());
+        for (int64_t j = 0; piece > 0 && j < all.size(); ++j)
+          all.data[all.total + j] += more.data[more.total + j];
       }
-      write_weight_gradient<S>(a.layers[i], total);
+      all.data += all.total;
+      write_weight_gradient<S>(a.layers[i], all);
     }
   });
 }

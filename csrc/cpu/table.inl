@@ -55,11 +55,14 @@ struct Table {
     T* out = static_cast<T*>(a.grad_weight);
     const int64_t* stride = a.grad_weight_stride;
     parallel_jobs(taps, vocab * embedding_dim * padded, [&](int64_t begin, int64_t end) {
+      int64_t* words = static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * vocab));
       for (int64_t k = begin; k < end; ++k) {
         T* sum = sums + k * embedding_dim * padded;
-        multiply_tiles<T>(product(grad_table + k * vocab * padded, padded, vocab,
-                                  a.embedding.stride[0], sum, padded),
-                          embedding(), a.embedding.stride[1], embedding_dim, padded / W);
+        Product<T> p = product(grad_table + k * vocab * padded, 0, 1, 0, sum, padded);
+        p.outer = list_words(p.vectors, words, words + vocab);
+        p.row_start = words;
+        p.vector_start = words + vocab;
+        multiply_tiles<T>(p, embedding(), a.embedding.stride[1], embedding_dim, padded / W);
         for (int64_t e = 0; e < embedding_dim; ++e)
           for (int64_t o = 0; o < channels; ++o)
             out[o * stride[0] + e * stride[1] + k * stride[2]] = sum[e * padded + o];
@@ -92,6 +95,21 @@ struct Table {
 
  private:
   const T* embedding() const { return static_cast<const T*>(a.embedding.data); }
+
+  // Where the embeddings and the gradients of the words with a gradient begin; returns how many
+  // there are. The embedding of a word that is not read may be infinite.
+  int64_t list_words(const T* gradients, int64_t* embeddings, int64_t* rows) const {
+    int64_t count = 0;
+    for (int64_t v = 0; v < vocab; ++v) {
+      const T* row = gradients + v * padded;
+      int64_t c = 0;
+      while (c < channels && row[c] == 0) ++c;
+      if (c == channels) continue;
+      embeddings[count] = v * a.embedding.stride[0];
+      rows[count++] = v * padded;
+    }
+    return count;
+  }
 
   // The weight as [tap][row][column], rows padded with zeros to whole vectors.
   const T* packed(Slot slot, int64_t rows, int64_t row_stride, int64_t columns,

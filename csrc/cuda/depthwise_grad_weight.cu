@@ -22,6 +22,7 @@ struct DepthwiseGradient {
   WeightGradient<S> p;
   int rows, outputs;  // of a tile
   int x_lines, x_width, x_pitch, grad_pitch;
+  int x_size;  // of its window, whole vectors
   int64_t row_tiles, tap_blocks, position_tiles;
   int64_t pieces, tiles_of_piece;
   int64_t elements;  // of a piece: the weight's and, after each row's taps, the bias's
@@ -75,7 +76,7 @@ __device__ void make_piece(const DepthwiseGradient<S>& d, int64_t piece, int64_t
   const int64_t channel = first_row / p.rows;
   const int x_lines = static_cast<int>((first_row + rows - 1) / p.rows - channel) + 1;
   C* staged = reinterpret_cast<C*>(shared_memory());
-  C* staged_grad = staged + d.x_lines * d.x_pitch;
+  C* staged_grad = staged + d.x_size;
 
   C sums[kTaps] = {}, bias = C(0);
   const int64_t end = (piece + 1) * d.tiles_of_piece;
@@ -138,7 +139,8 @@ void size_tile(DepthwiseGradient<S>& d) {
   d.grad_pitch = window_pitch(p.grad_output, d.outputs);
   // A tile of several rows may start in the middle of a channel's.
   d.x_lines = d.rows == 1 ? 1 : static_cast<int>((d.rows - 2) / p.rows + 2);
-  const int staged = d.x_lines * d.x_pitch + d.rows * d.grad_pitch;
+  d.x_size = static_cast<int>(divide_up(d.x_lines * d.x_pitch, kVector<S>)) * kVector<S>;
+  const int staged = d.x_size + d.rows * d.grad_pitch;
   const int sums = (kTaps + 1) * kThreads;
   d.shared_bytes = (staged > sums ? staged : sums) * static_cast<int>(sizeof(Compute<S>));
 }

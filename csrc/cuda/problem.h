@@ -105,9 +105,10 @@ __host__ __device__ PositionClass position_class(const Correlation<S>& p, int64_
   const int64_t divisor = greatest_common_divisor(p.stride, p.dilation);
   const int64_t period = p.stride / divisor;
   const int64_t residue = (start + p.pad_left) % p.stride;
+  const int64_t most = period < p.kernel_size ? period : p.kernel_size;
   int64_t first = 0;
-  while (first < period && first * p.dilation % p.stride != residue) ++first;
-  const bool any = first < period && first < p.kernel_size;
+  while (first < most && first * p.dilation % p.stride != residue) ++first;
+  const bool any = first < most;
   PositionClass c;
   c.start = start;
   c.outputs = divide_up(p.outputs - start, p.stride);

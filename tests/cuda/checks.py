@@ -12,13 +12,21 @@ from convlm_kernels.activations import ACTIVATIONS
 
 
 def check(
-    case: Case, dtype: torch.dtype, layout: str | None = None, precision: str = "ieee"
+    case: Case,
+    dtype: torch.dtype,
+    layout: str | None = None,
+    precision: str = "ieee",
+    grad_layout: str | None = None,
 ) -> None:
-    """All three functions, with every input laid out like ``layout``."""
+    """All three functions, with every input laid out like ``layout``, but grad_output like
+    ``grad_layout`` where that is given."""
     forward, grad_input, grad_weight = operators()
     p = problem(case, dtype)
+    grad_output = p.grad_output
     if layout:
         p = type(p)(*map(LAYOUTS[layout], p))
+    if grad_layout:
+        p = p._replace(grad_output=LAYOUTS[grad_layout](grad_output))
     window = *case.window[:-1], precision
     y = forward(p.x, p.weight, p.bias, *window, "none")
     exact_forward(p.x, p.weight, p.bias, window).allows(y, bool(layout), precision)
@@ -26,7 +34,7 @@ def check(
     grad_w, grad_b = grad_weight(p.grad_output, p.x, case.kernel_size, *window, True)
     exact = exact_gradients(p.x, p.weight, p.grad_output, window)
     for expected, actual in zip(exact, (grad_x, grad_w, grad_b), strict=True):
-        expected.allows(actual, bool(layout), precision)
+        expected.allows(actual, bool(layout or grad_layout), precision)
 
 
 def check_activated(

@@ -50,6 +50,13 @@ def test_layouts(case: Case, layout: str, dtype: torch.dtype) -> None:
     check(case, dtype, layout)
 
 
+@parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layouts", [("channels_last", "sliced"), ("sliced", "channels_last")])
+@parametrize("case", [CAUSAL, STRIDED, CAUSAL._replace(in_channels=2, out_channels=2, groups=2)])
+def test_unlike_layouts(case: Case, layouts: tuple[str, str], dtype: torch.dtype) -> None:
+    check(case, dtype, layouts[0], grad_layout=layouts[1])
+
+
 @pytest.mark.parametrize("layouts", [("channels_last", "sliced"), ("sliced", "channels_last")])
 @parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", FROM_OUTPUT)
@@ -109,14 +116,13 @@ def depthwise_cases(draw: st.DrawFn) -> Case:
     return Case("", number(2), *sizes, stride, dilation, channels, pads)
 
 
-@given(
-    depthwise_cases(),
-    st.sampled_from(DTYPES),
-    st.sampled_from([None, "channels_last", "unaligned", "transposed"]),
-)
+layouts = st.sampled_from([None, "channels_last", "unaligned", "transposed"])
+
+
+@given(depthwise_cases(), st.sampled_from(DTYPES), layouts, layouts)
 @settings(max_examples=10 if SANITIZE else 30, deadline=None, derandomize=True)
-def test_fuzz(case: Case, dtype: torch.dtype, layout: str | None) -> None:
-    check(case, dtype, layout)
+def test_fuzz(case: Case, dtype: torch.dtype, layout: str | None, grad_layout: str | None) -> None:
+    check(case, dtype, layout, grad_layout=grad_layout)
 
 
 @pytest.mark.skipif(bool(SANITIZE), reason="this is the run under the sanitizers")
