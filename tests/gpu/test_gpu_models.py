@@ -10,6 +10,7 @@ from cases import DTYPES, parametrize
 from device import DEVICE, GEOMETRY, needs_gpu, skip_unless
 from stacks import (
     NATIVE,
+    REPEATED,
     SIGNALS,
     TOKENS,
     Stack,
@@ -57,9 +58,6 @@ def test_losses_of_stacks(stack: Stack, dtype: torch.dtype) -> None:
     check_loss(stack, dtype, operators=ON_GPU)
 
 
-REPEATED = TOKENS[0]._replace(why="a large batch of few contexts", batch=1100, vocab=5)
-
-
 @parametrize("dtype", DTYPES)
 def test_shared_contexts(dtype: torch.dtype) -> None:
     check(REPEATED, dtype, share=True, operators=ON_GPU)
@@ -97,11 +95,12 @@ def test_the_plan_counts_shared_contexts() -> None:
 
 
 def test_a_graph_shares_the_contexts_of_other_tokens() -> None:
-    """How many there are the host never knows."""
+    """How many there are the host never knows, and nothing is left over from a replay before."""
     needs_gpu()
     inputs = inputs_of(REPEATED, torch.float32).to(str(DEVICE))
-    tokens = inputs.tokens.clone()
-    tokens[:, 3:] = 0
+    few = inputs.tokens.clone()
+    few[:, 3:] = 0
+    tokens = few.clone()
     operands = *inputs[2:], REPEATED.settings, True
     target = torch.zeros(1100, 16, dtype=torch.long, device=DEVICE)
 
@@ -113,9 +112,10 @@ def test_a_graph_shares_the_contexts_of_other_tokens() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = gradients()
-    tokens.copy_(inputs.tokens)
-    graph.replay()
-    assert all(map(torch.equal, captured, gradients()))
+    for others in (inputs.tokens, few, inputs.tokens):
+        tokens.copy_(others)
+        graph.replay()
+        assert all(map(torch.equal, captured, gradients()))
 
 
 @pytest.mark.parametrize("share", [False, True])
