@@ -68,11 +68,16 @@ def test_losses_of_shared_contexts(dtype: torch.dtype) -> None:
     check_loss(REPEATED, dtype, share=True, operators=ON_GPU)
 
 
+# What a compiler might join in one kernel and not in the other: a product and what is added to it.
+REPEATED_GATES = TOKENS[2]._replace(why="gates and residuals for a GPU to share", batch=28_000)
+
+
 @parametrize("dtype", DTYPES)
-def test_sharing_contexts_changes_no_bit(dtype: torch.dtype) -> None:
-    inputs = inputs_of(REPEATED, dtype).to(str(DEVICE))
+@pytest.mark.parametrize("stack", [REPEATED, REPEATED_GATES], ids=str)
+def test_sharing_contexts_changes_no_bit(stack: Stack, dtype: torch.dtype) -> None:
+    inputs = inputs_of(stack, dtype).to(str(DEVICE))
     shared, plain = (
-        ON_GPU.forward(*inputs, REPEATED.settings, share, False)[0] for share in (True, False)
+        ON_GPU.forward(*inputs, stack.settings, share, False)[0] for share in (True, False)
     )
     assert torch.equal(shared, plain)
 
