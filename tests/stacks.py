@@ -89,6 +89,7 @@ TOKENS = [
     Stack("one tap, many tokens to a word", 20, 6, (4, 5, 3), 1, (1, 1), ("relu", "none"), vocab=2),
 ]  # fmt: skip
 STACKS = SIGNALS + TOKENS
+REPEATED = TOKENS[0]._replace(why="few contexts, often enough for a GPU", batch=1100, vocab=5)
 
 
 class Inputs(NamedTuple):
@@ -162,7 +163,8 @@ def assert_as_near_as_torch(
     actual: Tensor, exact: Tensor, torchs: Tensor, roundings: int = 1
 ) -> None:
     """In float32 no further from ``exact`` than twice torch's own layers. The others are compared
-    with roundoff: torch rounds 16-bit types after each layer, and float64 is the oracle's own."""
+    with roundoff: torch rounds 16-bit types after each layer, and float64 is the oracle's own. Its
+    sums of some ten thousand products are themselves off by 64 eps."""
     assert actual.shape == exact.shape
     if not exact.numel():
         return
@@ -172,7 +174,7 @@ def assert_as_near_as_torch(
     if actual.dtype == torch.float32:
         allowed = 2 * (torchs.double() - exact).abs().max() + 8 * allowed
     if actual.dtype == torch.float64:
-        allowed = 64 * allowed
+        allowed = 256 * allowed
     assert (actual.double() - exact).abs().max() <= allowed
 
 

@@ -178,7 +178,7 @@ def test_the_calls_under_the_sanitizer_are_right(
     monkeypatch.setattr(small_calls, "CASES", small_calls.CASES[:2])
     monkeypatch.setattr(small_calls, "backends_of", lambda device: ["cpp"])
     small_calls.main()
-    assert capsys.readouterr().out == "16 calls, all of them right\n"
+    assert capsys.readouterr().out == "26 calls, all of them right\n"
     monkeypatch.setattr(small_calls, "backends_of", lambda device: [])
     with pytest.raises(SystemExit, match="no backend of ours runs on cpu"):
         small_calls.main()

@@ -1,4 +1,4 @@
-"""Every backend's functions on small problems: what compute-sanitizer watches.
+"""Every backend's functions on small problems, and fused stacks: what compute-sanitizer watches.
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python tools/small_calls.py
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import stacks  # noqa: E402
 from cases import BY_HAND, DTYPES, FAST, FEW, GROUPS, LENGTHS, SETTINGS, Case, problem  # noqa: E402
 from tolerances import exact_forward, exact_gradients  # noqa: E402
 
@@ -26,6 +28,7 @@ from convlm_kernels.backends import BACKENDS, PREDICATES  # noqa: E402
 from convlm_kernels.geometry import Conv1dGeometry  # noqa: E402
 
 CASES = [*FEW, *GROUPS, *LENGTHS[:4], SETTINGS[0], SETTINGS[7], FAST[4]]
+STACKS = [stacks.SIGNALS[1], stacks.TOKENS[2]]
 GEOMETRY = Conv1dGeometry(2, 3, 5, 1, 10, 3, 1, 1, 0, 0)
 
 
@@ -58,6 +61,16 @@ def check(case: Case, dtype: torch.dtype, backend: str, device: torch.device, od
         right.allows(own.cpu())
 
 
+def check_stacks(device: torch.device) -> int:
+    """Of the native kernels; returns how many."""
+    operators = stacks.NATIVE._replace(device=str(device), roundings=4)
+    for stack, dtype in product(STACKS, DTYPES):
+        stacks.check(stack, dtype, operators=operators)
+    for check_shared in (stacks.check, stacks.check_loss):
+        check_shared(stacks.REPEATED, torch.float32, True, operators)
+    return len(STACKS) * len(DTYPES) + 2
+
+
 def problems() -> Iterator[tuple[Case, torch.dtype, bool]]:
     for case in CASES:
         for dtype in DTYPES:
@@ -72,7 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     # torch allows TF32 by default, which is not what the oracle's bounds are for.
     torch.backends.cudnn.allow_tf32 = False
     calls = 0
-    for backend in backends_of(device):
+    backends = backends_of(device)
+    if {"cpp", "cuda"} & set(backends):
+        calls += check_stacks(device)
+    for backend in backends:
         for case, dtype, odd in problems():
             check(case, dtype, backend, device, odd)
             calls += 1

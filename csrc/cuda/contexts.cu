@@ -1,41 +1,25 @@
 // Numbers the distinct fields of each layer. Integers only: atomics on them give the same result in
 // any order.
 #include "cuda/contexts.h"
-#include "cuda/problem.h"
 
 namespace convlm::cuda {
 namespace {
 
 constexpr int kEach = kContextChunk / kContextBlock;  // positions of a thread
-constexpr int64_t kMostBlocksHere = 2048;  // of kernels whose threads take steps of the grid
-
-int64_t blocks_for(int64_t threads) {
-  const int64_t blocks = divide_up(threads, kContextBlock);
-  return blocks < kMostBlocksHere ? blocks : kMostBlocksHere;
-}
-
-__device__ inline int64_t thread_of_grid() {
-  return static_cast<int64_t>(blockIdx.x) * kContextBlock + threadIdx.x;
-}
-__device__ inline int64_t threads_of_grid() {
-  return static_cast<int64_t>(gridDim.x) * kContextBlock;
-}
 
 // Empties the tables, and gives what is no word a number too.
 __global__ void __launch_bounds__(kContextBlock)
     number_words_kernel(const __grid_constant__ Contexts c) {
-  const int64_t begin = thread_of_grid(), step = threads_of_grid();
   for (int i = 0; i < c.count; ++i) {
     const LayerContexts& l = c.levels[i];
-    if (l.fields == nullptr && begin == 0) *l.row_count = l.positions();
-    for (int64_t slot = begin; l.fields != nullptr && slot < l.slots; slot += step)
-      l.first[slot] = kNoField;
+    if (l.fields == nullptr) for_each(1, [&](int64_t) { *l.row_count = l.positions(); });
+    for_each(l.slots, [&](int64_t slot) { l.first[slot] = kNoField; });
   }
   const int length = c.levels[0].in_length;
-  for (int64_t i = begin; i < static_cast<int64_t>(c.levels[0].batch) * length; i += step) {
+  for_each(c.levels[0].batch * length, [&](int64_t i) {
     const int64_t word = c.tokens.at(i / length, i % length);
     c.words[i] = static_cast<int32_t>(0 <= word && word < c.vocab ? word : c.vocab);
-  }
+  });
 }
 
 __device__ inline uint64_t hash_of(const LayerContexts& l, int position) {
@@ -70,8 +54,9 @@ __device__ inline int64_t take_slot(const LayerContexts& l, int position) {
 
 __global__ void __launch_bounds__(kContextBlock)
     find_fields_kernel(const __grid_constant__ LayerContexts l) {
-  for (int64_t i = thread_of_grid(); i < l.positions(); i += threads_of_grid())
-    l.fields[i] = static_cast<int32_t>(take_slot(l, static_cast<int>(i)));
+  for_each(l.positions(), [&](int64_t position) {
+    l.fields[position] = static_cast<int32_t>(take_slot(l, static_cast<int>(position)));
+  });
 }
 
 // The level and the chunk of its positions that a block has.
@@ -160,15 +145,16 @@ __global__ void __launch_bounds__(kContextBlock)
 cudaError_t number_contexts(const Contexts& c, cudaStream_t stream) {
   constexpr int kShared = kContextBlock * static_cast<int>(sizeof(int));
   const LayerContexts& first = c.levels[0];
-  int64_t threads = static_cast<int64_t>(first.batch) * first.in_length;
+  int64_t threads = first.batch * first.in_length + 1;  // without a word it counts, too
   for (int i = 0; i < c.count; ++i)
     if (c.levels[i].fields != nullptr && c.levels[i].slots > threads) threads = c.levels[i].slots;
   cudaError_t error =
-      launch(&number_words_kernel, blocks_for(threads), kContextBlock, 0, stream, c);
+      launch(&number_words_kernel, context_blocks(threads), kContextBlock, 0, stream, c);
   for (int i = 0; i < c.count && error == cudaSuccess; ++i) {
     const LayerContexts& l = c.levels[i];
     if (l.fields != nullptr)
-      error = launch(&find_fields_kernel, blocks_for(l.positions()), kContextBlock, 0, stream, l);
+      error =
+          launch(&find_fields_kernel, context_blocks(l.positions()), kContextBlock, 0, stream, l);
   }
   const int64_t chunks = chunks_of(c);
   if (error == cudaSuccess)

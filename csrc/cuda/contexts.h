@@ -5,21 +5,37 @@
 
 #include "cuda/indices.h"
 #include "cuda/launch.h"
+#include "cuda/problem.h"
 #include "cuda/stack_fits.h"
 
 namespace convlm::cuda {
 
 constexpr int kContextBlock = 256;                // threads
 constexpr int kContextChunk = 4 * kContextBlock;  // positions whose rows are counted together
+constexpr int64_t kMostContextBlocks = 2048;
 constexpr int kMostLevels = kMostLayers + 1;
 constexpr int kNoField = -1;  // padding, and a slot that is free
+
+inline int64_t context_blocks(int64_t threads) {
+  const int64_t blocks = divide_up(threads, kContextBlock);
+  return blocks < kMostContextBlocks ? blocks : kMostContextBlocks;
+}
+
+// Calls body(i) for i from 0 to count - 1, by all threads of a grid of such blocks.
+template <class Body>
+__device__ void for_each(int64_t count, const Body& body) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kContextBlock + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * kContextBlock)
+    body(i);
+}
 
 // A field is what the taps of a position read: a word each in the first layer, a field of the layer
 // before in the others. It is known by its slot in a hash table. Which one that is depends on who
 // comes first; but not who shares it, and rows are numbered by the first positions of fields.
 // The positions of the result are a level of their own above the layers: each reads one row.
 struct LayerContexts {
-  int batch, taps, dilation, pad, in_length, out_length;
+  int64_t batch;
+  int taps, dilation, pad, in_length, out_length;
   const int32_t* in_fields;  // [batch][in_length]
   const int32_t* in_rows;    // [field]; null: a word is its own row
   int64_t* row_count;
@@ -33,7 +49,7 @@ struct LayerContexts {
   int32_t* chunk_rows;   // [chunk of positions]: rows that begin there
   int64_t slots;         // a power of two
 
-  CONVLM_HOST_DEVICE int64_t positions() const { return static_cast<int64_t>(batch) * out_length; }
+  CONVLM_HOST_DEVICE int64_t positions() const { return batch * out_length; }
 
   // What `tap` reads at a position.
   __device__ int32_t field_read(int position, int tap) const {

@@ -1,20 +1,9 @@
 // Lists who reads each row. Where a list lies, and in what order its entries come, is up to atomics
 // on integers; then each entry counts those below it, and has its place.
 #include "cuda/contexts.h"
-#include "cuda/problem.h"
 
 namespace convlm::cuda {
 namespace {
-
-constexpr int64_t kReaderBlocks = 1024;
-
-// Calls body(i) for i from 0 to count - 1, by all threads of the grid.
-template <class Body>
-__device__ void for_each(int64_t count, const Body& body) {
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kContextBlock + threadIdx.x; i < count;
-       i += static_cast<int64_t>(gridDim.x) * kContextBlock)
-    body(static_cast<int>(i));
-}
 
 // Calls body(readers of a layer, reader, row) for all that are listed.
 template <class Body>
@@ -32,8 +21,8 @@ __global__ void __launch_bounds__(kContextBlock)
     clear_counts_kernel(const __grid_constant__ Contexts c,
                         const __grid_constant__ StackReaders r) {
   for (int i = 0; i + 1 < c.count; ++i) {
-    for_each(1, [&](int) { *r.layers[i].used = 0; });
-    for_each(*c.levels[i].row_count, [&](int row) { r.layers[i].count[row] = 0; });
+    for_each(1, [&](int64_t) { *r.layers[i].used = 0; });
+    for_each(*c.levels[i].row_count, [&](int64_t row) { r.layers[i].count[row] = 0; });
   }
 }
 
@@ -47,7 +36,7 @@ __global__ void __launch_bounds__(kContextBlock)
 __global__ void __launch_bounds__(kContextBlock)
     place_lists_kernel(const __grid_constant__ Contexts c, const __grid_constant__ StackReaders r) {
   for (int i = 0; i + 1 < c.count; ++i)
-    for_each(*c.levels[i].row_count, [&](int row) {
+    for_each(*c.levels[i].row_count, [&](int64_t row) {
       const Readers& l = r.layers[i];
       l.begin[row] = atomicAdd(l.used, l.count[row]) + l.count[row];
     });
@@ -73,17 +62,16 @@ __global__ void __launch_bounds__(kContextBlock)
 }  // namespace
 
 cudaError_t list_readers(const Contexts& c, const StackReaders& r, cudaStream_t stream) {
-  int64_t most = 1;
+  int64_t most = 0;
   for (int i = 0; i < c.count; ++i) {
     const int64_t readers = c.levels[i].most_rows * c.levels[i].taps;
     if (readers > most) most = readers;
   }
-  const int64_t needed = divide_up(most, kContextBlock);
-  const int64_t blocks = needed < kReaderBlocks ? needed : kReaderBlocks;
   cudaError_t error = cudaSuccess;
   for (const auto kernel : {&clear_counts_kernel, &count_readers_kernel, &place_lists_kernel,
                             &fill_lists_kernel, &order_lists_kernel})
-    if (error == cudaSuccess) error = launch(kernel, blocks, kContextBlock, 0, stream, c, r);
+    if (error == cudaSuccess)
+      error = launch(kernel, context_blocks(most), kContextBlock, 0, stream, c, r);
   return error;
 }
 

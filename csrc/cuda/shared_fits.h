@@ -21,12 +21,14 @@ inline std::vector<LayerTaps> taps_of_tiles(const std::vector<LayerTaps>& taps, 
   return result;
 }
 
+constexpr int64_t kLeastTile = 7;
+
 // The rows of a tile, or 0 where not even the smallest fits. An odd number, so that neighbouring
 // channels are in different banks.
 inline int64_t tile_of_rows(const std::vector<StackLayer>& layers,
                             const std::vector<LayerTaps>& taps, int64_t vocab, ScalarType dtype,
                             int capability) {
-  for (const int64_t tile : {31, 15, 7}) {
+  for (const int64_t tile : {int64_t{31}, int64_t{15}, kLeastTile}) {
     const std::vector<LayerTaps> tiled = taps_of_tiles(taps, tile);
     bool fits = reason_stack_does_not_fit(layers, tiled, vocab, dtype, capability).empty();
     for (const LayerTaps& layer : tiled) fits = fits && layer.in_length <= kStackThreads;
@@ -83,7 +85,7 @@ inline std::string reason_contexts_not_shared(const std::vector<StackLayer>& lay
     return "the first layer has " + text(positions) + " positions, of which " + text(rows) +
            " may be distinct";
   if (tile_of_rows(layers, taps, vocab, dtype, capability) == 0)
-    return "not even " + text(7) + " contexts fit the shared memory of a block";
+    return "not even " + text(kLeastTile) + " contexts fit the shared memory of a block";
   return "";
 }
 

@@ -14,13 +14,12 @@ struct SharedStack {
   Contexts contexts{};
   StackReaders readers{};
   std::vector<LayerOfRows<S>> layers;
-  std::vector<Compute<S>*> grad_out;  // of each layer
   ResultOfRows<S> result{};
 };
 
 LayerContexts contexts_of(const LayerTaps& taps, int64_t batch, int64_t* row_count) {
   LayerContexts l{};
-  l.batch = static_cast<int>(batch);
+  l.batch = batch;
   l.taps = static_cast<int>(taps.kernel_size);
   l.dilation = static_cast<int>(taps.dilation);
   l.pad = static_cast<int>(taps.pad_left);
@@ -160,8 +159,7 @@ SharedStack<S> shared_stack(const StackProblem& p, Pieces& workspace) {
       l.layer.slope = kept.take<S>(divide_up(rows, p.tile) * p.tile * l.layer.columns);
     if (p.backward) {
       take_gradients(l, i == 0, p.arguments.grad_input.data != nullptr, workspace);
-      s.grad_out.push_back(workspace.take<C>(outputs));
-      l.grad_out = s.grad_out.back();
+      l.grad_out = workspace.take<C>(outputs);
     }
     s.layers.push_back(l);
   }
@@ -195,7 +193,6 @@ template <class S>
 cudaError_t run_layer(const StackProblem& p, const SharedStack<S>& s, int i, bool backward,
                       cudaStream_t stream) {
   LayerOfRows<S> l = s.layers[i];
-  l.forward = !backward;
   l.backward = backward;
   const std::vector<LayerTaps> tiled = taps_of_tiles({p.taps[i]}, p.tile);
   const int64_t elements = stack_room({p.layers[i]}, tiled, sizeof(Compute<S>)).elements();
@@ -217,7 +214,7 @@ cudaError_t run(const StackProblem& p, void* workspace, cudaStream_t stream) {
     const LayerContexts& contexts = s.contexts.levels[i];
     const Compute<S>* grad_read = i + 1 < depth ? s.layers[i + 1].grad_read : s.result.grad_read;
     error = add_up_readers<S>({s.readers.layers[i], contexts.row_count, contexts.most_rows,
-                               s.layers[i].layer.out_channels, grad_read, s.grad_out[i]},
+                               s.layers[i].layer.out_channels, grad_read, s.layers[i].grad_out},
                               stream);
     if (error == cudaSuccess) error = run_layer(p, s, i, true, stream);
   }

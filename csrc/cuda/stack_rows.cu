@@ -61,12 +61,11 @@ __global__ void __launch_bounds__(kStackBlock, kBlocksOfRows<S>)
     int32_t* rows = reinterpret_cast<int32_t*>(b.weights);
     find_rows(l.read, tile, rows);
     gather(l.read, rows, b.x);
-    if (l.forward) {
+    if (!l.backward) {
       layer_forward(l.layer, tile.index, static_cast<S*>(nullptr), b);
       __syncthreads();
       write_rows(l, tile, b.y);
-    }
-    if (l.backward) {
+    } else {
       keep_input(l, tile, rows, b.x);
       stage_gradient(l, tile, b.y);
       layer_backward(l.layer, l.grad_words != nullptr || l.grad_read != nullptr, tile.index, b);

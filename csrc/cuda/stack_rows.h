@@ -20,15 +20,15 @@ template <class S>
 struct LayerOfRows {
   FusedLayer<S> layer;  // of tiles: what it keeps is [tile][channel][row of the tile]
   RowsRead<S> read;
-  bool forward, backward;
+  bool backward;              // or forward
   int activations, products;  // elements of the buffers in shared memory
   Compute<S>* out;            // [row][out_channels]
   // Backward:
-  const Compute<S>* grad_out;  // as `out`
-  S* input;                    // [tile][channel][tap, row of the tile], for the weight's gradient
-  int32_t* words_read;         // of the first layer: [tile][tap, row of the tile]
-  Compute<S>* grad_words;      // of the first layer, as `input`; null where it is not wanted
-  Compute<S>* grad_read;       // of others: [reader][in_channels]
+  Compute<S>* grad_out;    // as `out`
+  S* input;                // [tile][channel][tap, row of the tile], for the weight's gradient
+  int32_t* words_read;     // of the first layer: [tile][tap, row of the tile]
+  Compute<S>* grad_words;  // of the first layer, as `input`; null where it is not wanted
+  Compute<S>* grad_read;   // of others: [reader][in_channels]
 };
 
 template <class S>

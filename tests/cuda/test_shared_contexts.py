@@ -75,6 +75,12 @@ def test_rows_are_the_distinct_contexts(stack: Stack) -> None:
     assert rows(stack, inputs, share=False) == positions
 
 
+@pytest.mark.parametrize("share", [False, True])
+def test_an_empty_batch_has_no_rows(share: bool) -> None:
+    inputs = inputs_of(WORDS._replace(batch=0), torch.float32)
+    assert rows(WORDS, inputs, share) == [0] * WORDS.depth
+
+
 @parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("stack", STACKS, ids=str)
 def test_result_and_gradients(stack: Stack, dtype: torch.dtype) -> None:

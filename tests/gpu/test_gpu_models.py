@@ -10,6 +10,7 @@ from cases import DTYPES, parametrize
 from device import DEVICE, GEOMETRY, needs_gpu, skip_unless
 from stacks import (
     NATIVE,
+    REPEATED,
     SIGNALS,
     TOKENS,
     Stack,
@@ -57,9 +58,6 @@ def test_losses_of_stacks(stack: Stack, dtype: torch.dtype) -> None:
     check_loss(stack, dtype, operators=ON_GPU)
 
 
-REPEATED = TOKENS[0]._replace(why="a large batch of few contexts", batch=1100, vocab=5)
-
-
 @parametrize("dtype", DTYPES)
 def test_shared_contexts(dtype: torch.dtype) -> None:
     check(REPEATED, dtype, share=True, operators=ON_GPU)
@@ -70,11 +68,16 @@ def test_losses_of_shared_contexts(dtype: torch.dtype) -> None:
     check_loss(REPEATED, dtype, share=True, operators=ON_GPU)
 
 
+# What a compiler might join in one kernel and not in the other: a product and what is added to it.
+REPEATED_GATES = TOKENS[2]._replace(why="gates and residuals for a GPU to share", batch=28_000)
+
+
 @parametrize("dtype", DTYPES)
-def test_sharing_contexts_changes_no_bit(dtype: torch.dtype) -> None:
-    inputs = inputs_of(REPEATED, dtype).to(str(DEVICE))
+@pytest.mark.parametrize("stack", [REPEATED, REPEATED_GATES], ids=str)
+def test_sharing_contexts_changes_no_bit(stack: Stack, dtype: torch.dtype) -> None:
+    inputs = inputs_of(stack, dtype).to(str(DEVICE))
     shared, plain = (
-        ON_GPU.forward(*inputs, REPEATED.settings, share, False)[0] for share in (True, False)
+        ON_GPU.forward(*inputs, stack.settings, share, False)[0] for share in (True, False)
     )
     assert torch.equal(shared, plain)
 
@@ -97,11 +100,12 @@ def test_the_plan_counts_shared_contexts() -> None:
 
 
 def test_a_graph_shares_the_contexts_of_other_tokens() -> None:
-    """How many there are the host never knows."""
+    """How many there are the host never knows, and nothing is left over from a replay before."""
     needs_gpu()
     inputs = inputs_of(REPEATED, torch.float32).to(str(DEVICE))
-    tokens = inputs.tokens.clone()
-    tokens[:, 3:] = 0
+    few = inputs.tokens.clone()
+    few[:, 3:] = 0
+    tokens = few.clone()
     operands = *inputs[2:], REPEATED.settings, True
     target = torch.zeros(1100, 16, dtype=torch.long, device=DEVICE)
 
@@ -113,9 +117,10 @@ def test_a_graph_shares_the_contexts_of_other_tokens() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = gradients()
-    tokens.copy_(inputs.tokens)
-    graph.replay()
-    assert all(map(torch.equal, captured, gradients()))
+    for others in (inputs.tokens, few, inputs.tokens):
+        tokens.copy_(others)
+        graph.replay()
+        assert all(map(torch.equal, captured, gradients()))
 
 
 @pytest.mark.parametrize("share", [False, True])
