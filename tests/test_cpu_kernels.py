@@ -142,8 +142,9 @@ def test_the_batch_has_no_say() -> None:
 
 @parametrize("case", SEED[2:])
 def test_short_samples_are_joined(case: Case) -> None:
-    kernels = [kernel(function, case._replace(batch=32)) for function in FUNCTIONS]
-    assert kernels == ["joined", "taps", "joined"]
+    forward, grad_input, grad_weight = (kernel(f, case._replace(batch=32)) for f in FUNCTIONS)
+    assert (forward, grad_input) == ("joined", "taps")
+    assert grad_weight == ("rows" if case.stride > 1 else "joined")  # a phase costs a gathering
 
 
 def test_the_batch_decides_only_between_kernels_of_the_same_bits() -> None:
@@ -156,9 +157,8 @@ def test_the_batch_decides_only_between_kernels_of_the_same_bits() -> None:
 @parametrize(
     "case",
     [
-        Case("fewer outputs than half a vector", 32, 100, 100, 5, 2, 1, 2),
+        Case("one of few outputs", 1, 100, 100, 5, 2, 1, 2),
         Case("whole vectors of rows", 4, 8, 32, 130, 3, 1, 1),
-        Case("fewer rows than a block", 32, 6, 6, 20, 1),
     ],
 )
 def test_what_is_not_joined(function: str, case: Case) -> None:

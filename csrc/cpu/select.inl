@@ -179,7 +179,7 @@ int64_t packing_cost(const Correlation<S>& p) {
 template <class S>
 int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kProduct = 5, kSample = 2, kCopy = 3, kPacked = 4, kBlock = 3;
+  constexpr int64_t kProduct = 5, kSample = 2, kCopy = 3, kBlock = 3;
   constexpr int64_t kRow = 15, kAddend = 15, kOutput = 6;
   const Correlation<S>& p = parts[0];
   const TapReach reach = tap_reach(parts, part_count);
@@ -191,7 +191,8 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   int64_t of_all =
       vectors * (divide_up(p.channels, kDepth<Operand<S>>) * (columns / 2 + kBlock * blocks) +
                  kCopy * p.channels + kProduct * columns);
-  if (!weight_may_stay<Operand<S>>(p, reach)) of_all += kPacked * p.channels * columns;
+  const int64_t packing = reach.count() >= kFewestTapsInPlace ? 1 : 4;
+  if (!weight_may_stay<Operand<S>>(p, reach)) of_all += packing * p.channels * columns;
   int64_t cost = of_all / kUsualBatch + kRow * p.rows + (is_long ? 0 : kSample * p.channels);
   for (int64_t i = 0; i < part_count; ++i)
     cost += divide_up(parts[i].outputs, W) *
@@ -229,7 +230,8 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
       cost_of_taps_first(&p, 1) < smaller(positions, others) + packing_cost(p))
     return Kernel::taps;
   if (positions <= others) return Kernel::positions;
-  const bool joined = may_be_joined(p) && cost_of_joined(p, p.batch) <= p.batch * cost_by_rows(p);
+  const bool joined =
+      may_be_joined(p) && 8 * cost_of_joined(p, p.batch) <= 9 * p.batch * cost_by_rows(p);
   return joined ? Kernel::joined : Kernel::rows;
 }
 

@@ -72,7 +72,7 @@ Kernel direct_grad_weight_kernel(const WeightGradient<S>& p) {
   if (is_by_groups(p)) return Kernel::depthwise;
   const int64_t positions = cost_by_positions(p), rows = cost_by_rows(p);
   if (p.outputs <= kMostJoinedVectors * kLanes<Compute<S>> &&
-      cost_of_joined(p) < smaller(positions, rows))
+      8 * cost_of_joined(p) <= 9 * smaller(positions, rows))
     return Kernel::joined;
   return positions < rows ? Kernel::positions : Kernel::rows;
 }
