@@ -163,12 +163,11 @@ struct GradInput {
 
   // No output has read these positions.
   static void clear(const Correlation<S>& p) {
-    const int64_t rows = p.groups * p.rows;
-    parallel_jobs(p.batch * rows, p.outputs, [&](int64_t begin, int64_t end) {
+    parallel_jobs(p.batch * p.groups, p.rows * p.outputs, [&](int64_t begin, int64_t end) {
       for (int64_t job = begin; job < end; ++job) {
-        S* out = p.out + job / rows * p.out_batch + job % rows / p.rows * p.out_group +
-                 job % p.rows * p.out_row;
-        for (int64_t q = 0; q < p.outputs; ++q) from_compute(Compute<S>(0), out[q * p.out_step]);
+        S* out = p.out + job / p.groups * p.out_batch + job % p.groups * p.out_group;
+        for (int64_t row = 0; row < p.rows; ++row, out += p.out_row)
+          for (int64_t q = 0; q < p.outputs; ++q) from_compute(Compute<S>(0), out[q * p.out_step]);
       }
     });
   }

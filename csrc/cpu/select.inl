@@ -69,9 +69,12 @@ inline bool is_interleaved(const Conv1dGeometry& g) {
 // In multiply-adds of vectors, for one group and, if not said otherwise, one sample. The prices of
 // copies, tiles and sums were fitted to the times of 14,000 random problems.
 
-// Of one channel: a stream to begin, and its vectors to copy.
-inline int64_t staging_cost(const Staging& plan, int64_t lanes, int64_t start, int64_t vector) {
-  return plan.streams * (start + vector * divide_up(plan.width, lanes));
+// Of one channel: a stream to begin, and its vectors to copy. Streams of nothing but padding are
+// left out.
+template <class S>
+int64_t staging_cost(const Correlation<S>& p, const Staging& plan, int64_t start, int64_t vector) {
+  return smaller(plan.streams, taps_inside(p, 0, p.outputs).count()) *
+         (start + vector * divide_up(plan.width, kLanes<Compute<S>>));
 }
 
 // The arrays of a plan that is only looked at.
@@ -101,13 +104,13 @@ int64_t cost_by_positions(const Correlation<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
   constexpr int64_t kStream = 31, kCopy = 4, kGather = 11, kOutput = 4, kTile = 100;
   const int64_t vectors = divide_up(p.outputs, W);
-  const int64_t products =
-      larger(p.taps, divide_up(products_in_strips(p, kMaxVectors * W / 2), W)) *
-      (p.rows == 1 ? 2 : 1);  // a lone row waits for its sums
+  const int64_t products = larger(taps_inside(p, 0, p.outputs).count(),
+                                  divide_up(products_in_strips(p, kMaxVectors * W / 2), W)) *
+                           (p.rows == 1 ? 2 : 1);  // a lone row waits for its sums
   Staging staging = staging_of(p);
   const int64_t strips = plan_tile<T>(p, p.taps, kMaxVectors, staging);
   const int64_t tiles = divide_up(vectors, strips * kMaxVectors);
-  const int64_t copying = staging_cost(staging, W, kStream, p.in_step == 1 ? kCopy : kGather);
+  const int64_t copying = staging_cost(p, staging, kStream, p.in_step == 1 ? kCopy : kGather);
   return p.rows * divide_up(p.channels, kDepth<T>) * products + tiles * p.channels * copying +
          kOutput * p.rows * vectors +
          kTile * divide_up(p.rows, kMaxRows) * divide_up(vectors, kMaxVectors);
@@ -125,7 +128,7 @@ int64_t cost_by_rows(const Correlation<S>& p) {
   if (!std::is_same_v<S, Compute<S>> || !reads_no_padding(p)) {
     Staging staging = staging_of(p);
     plan_for_scalars(staging, p.outputs, p.in_step, p.tap_offset, p.taps, W);
-    copying = staging_cost(staging, W, kStream, kCopy);
+    copying = staging_cost(p, staging, kStream, kCopy);
   }
   return vectors * divide_up(p.channels, kDepth<Operand<S>>) * products_in_strips(p, kMaxRows / 2) +
          p.channels * copying + kOutput * vectors * p.outputs +
@@ -143,7 +146,7 @@ int64_t cost_of_joined(const Correlation<S>& p, int64_t batch) {
   if (p.in_step * p.in_position > 1) {
     Staging staging = staging_of(p);
     plan_for_vectors(staging, p.outputs, p.in_step, p.tap_offset, p.taps, W);
-    gathering = staging_cost(staging, W, kStream, kGather);
+    gathering = staging_cost(p, staging, kStream, kGather);
   }
   return p.taps * (p.rows * divide_up(p.channels, kDepth<Operand<S>>) * vectors +
                    p.channels * (kPiece * batch + kCopy * vectors)) +
@@ -196,27 +199,30 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   int64_t cost = of_all / kUsualBatch + kRow * p.rows + (is_long ? 0 : kSample * p.channels);
   for (int64_t i = 0; i < part_count; ++i)
     cost += divide_up(parts[i].outputs, W) *
-            (parts[i].taps * (adding * p.rows + kAddend) + kOutput * p.rows);
+            (taps_inside(parts[i], 0, parts[i].outputs).count() * (adding * p.rows + kAddend) +
+             kOutput * p.rows);
   return cost;
 }
 
-// Inputs that are next to each other.
+// Inputs that are next to each other, and of which some are read.
 template <class S>
-bool may_take_taps_first(const Correlation<S>& p) {
-  return p.length > 0 && p.in_step == 1;
+bool may_take_taps_first(const Correlation<S>* parts, int64_t part_count) {
+  const Correlation<S>& p = parts[0];
+  return p.length > 0 && p.in_step == 1 && tap_reach(parts, part_count).count() > 0 &&
+         (part_count > 1 || p.taps > 1 || p.rows <= 2);
 }
 
 // Whether all classes of positions of one grad_input are to be multiplied by taps first.
 template <class S>
 bool taps_first_pays(const Correlation<S>* parts, int64_t part_count) {
   constexpr int64_t kApart = 1;  // an output that is not next to the others
-  if (!may_take_taps_first(parts[0]) || tap_reach(parts, part_count).count() == 0) return false;
+  if (!may_take_taps_first(parts, part_count)) return false;
   int64_t others = 0;
   for (int64_t i = 0; i < part_count; ++i) {
     const Correlation<S> part = of_taps_inside(parts[i]);
-    others += kApart * part.rows * part.outputs;
     if (part.taps > 0)
-      others += smaller(cost_by_positions(part), cost_by_rows_or_joined(part)) + packing_cost(part);
+      others += smaller(cost_by_positions(part), cost_by_rows_or_joined(part)) +
+                packing_cost(part) + kApart * part.rows * part.outputs;
   }
   return cost_of_taps_first(parts, part_count) < others;
 }
@@ -226,7 +232,7 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
   if (p.out_step == 1 && (is_by_groups(p) || has_few_channels(p.rows, p.channels, p.taps)))
     return Kernel::depthwise;
   const int64_t positions = cost_by_positions(p), others = cost_by_rows_or_joined(p);
-  if (p.out_step == 1 && may_take_taps_first(p) && (p.taps > 1 || p.rows <= 2) &&
+  if (p.out_step == 1 && may_take_taps_first(&p, 1) &&
       cost_of_taps_first(&p, 1) < smaller(positions, others) + packing_cost(p))
     return Kernel::taps;
   if (positions <= others) return Kernel::positions;
