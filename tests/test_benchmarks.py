@@ -291,13 +291,14 @@ def test_memory_is_what_is_written_to_at_the_peak() -> None:
     megabytes = 2**20
 
     def call() -> torch.Tensor:
-        kept = torch.ones(8 * megabytes, dtype=torch.uint8)
-        torch.ones(16 * megabytes, dtype=torch.uint8)
+        # Above 32 MB nothing that was freed before is taken again, whatever other tests have left.
+        kept = torch.ones(40 * megabytes, dtype=torch.uint8)
+        torch.ones(48 * megabytes, dtype=torch.uint8)
         return kept + 1
 
     small = bench_memory.Call(call, lambda: torch.ones(8) + 1)
     (grown,) = bench_memory.measure({"call": small})["call"]
-    assert abs(grown / megabytes - 24) < 0.5  # the kernel counts pages a few dozen at a time
+    assert abs(grown / megabytes - 88) < 0.5  # the kernel counts pages a few dozen at a time
 
 
 def test_what_a_fork_raises_is_raised() -> None:
