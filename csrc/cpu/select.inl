@@ -235,7 +235,8 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
   if (p.out_step == 1 && may_take_taps_first(&p, 1) &&
       cost_of_taps_first(&p, 1) < smaller(positions, others) + packing_cost(p))
     return Kernel::taps;
-  if (positions <= others) return Kernel::positions;
+  // Long rows that are read in place come from far; positions stage them in the order of memory.
+  if (8 * positions <= 9 * others) return Kernel::positions;
   const bool joined =
       may_be_joined(p) && 8 * cost_of_joined(p, p.batch) <= 9 * p.batch * cost_by_rows(p);
   return joined ? Kernel::joined : Kernel::rows;
