@@ -107,6 +107,17 @@ TapRange taps_inside(const Correlation<S>& p, int64_t begin, int64_t end) {
   return taps_inside(p.tap_offset, p.taps, p.in_step, p.length, begin, end);
 }
 
+// The same correlation of these taps alone. Chains begin elsewhere then: not for forward, which has
+// the bits of steps.
+template <class S>
+Correlation<S> of_taps_inside(Correlation<S> p) {
+  const TapRange taps = taps_inside(p, 0, larger(1, p.outputs));
+  p.tap_index += taps.first;
+  p.tap_offset += taps.first;
+  p.taps = taps.count();
+  return p;
+}
+
 template <class S>
 bool reads_no_padding(const Correlation<S>& p) {
   bool inside = true;
@@ -171,17 +182,6 @@ bool taps_are_neighbours(const Correlation<S>& p) {
 template <class S>
 bool natural_weight(const Correlation<S>& p) {
   return taps_are_neighbours(p) && p.weight_channel == p.taps && p.tap_index[0] == 0;
-}
-
-// The same for the taps that read a part of the input. Chains begin elsewhere then: not for
-// forward, which has the bits of steps.
-template <class S>
-Correlation<S> of_taps_inside(Correlation<S> p) {
-  const TapRange taps = taps_inside(p, 0, larger(1, p.outputs));
-  p.tap_index += taps.first;
-  p.tap_offset += taps.first;
-  p.taps = taps.count();
-  return p;
 }
 
 // Whether many weights at once are turned into place. Few taps are picked by shuffles of their own.

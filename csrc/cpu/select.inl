@@ -69,6 +69,9 @@ inline bool is_interleaved(const Conv1dGeometry& g) {
 // In multiply-adds of vectors, for one group and, if not said otherwise, one sample. The prices of
 // copies, tiles and sums were fitted to the times of 14,000 random problems.
 
+// Of what a kernel is not for; a few times as much is still a number.
+constexpr int64_t kNever = INT64_MAX / 16;
+
 // Of one channel: a stream to begin, and its vectors to copy. Streams of nothing but padding are
 // left out.
 template <class S>
@@ -136,10 +139,13 @@ int64_t cost_by_rows(const Correlation<S>& p) {
          (p.out_step == 1 ? 0 : kStoredApart * p.rows * p.outputs);
 }
 
+constexpr int64_t kMostJoinedVectors = 8;  // longer samples fill their vectors alone
+
 // Of `batch` samples.
 template <class S>
 int64_t cost_of_joined(const Correlation<S>& p, int64_t batch) {
   constexpr int W = kLanes<Compute<S>>;
+  if (p.outputs > kMostJoinedVectors * W) return kNever;
   constexpr int64_t kPiece = 3, kCopy = 5, kStream = 10, kGather = 18, kOutput = 3, kSum = 8;
   const int64_t vectors = divide_up(batch * p.outputs, W);
   int64_t gathering = 0;
@@ -154,20 +160,12 @@ int64_t cost_of_joined(const Correlation<S>& p, int64_t batch) {
          (p.out_step == 1 ? 0 : kStoredApart * batch * p.rows * p.outputs);
 }
 
-// Longer samples fill their vectors alone.
-constexpr int64_t kMostJoinedVectors = 8;
-template <class S>
-bool may_be_joined(const Correlation<S>& p) {
-  return p.outputs <= kMostJoinedVectors * kLanes<Compute<S>>;
-}
-
 // The batch must not show in the bits: they are those of positions, or those of the other two.
 constexpr int64_t kUsualBatch = 8;
 
 template <class S>
 int64_t cost_by_rows_or_joined(const Correlation<S>& p) {
-  const int64_t rows = cost_by_rows(p);
-  return may_be_joined(p) ? smaller(rows, cost_of_joined(p, kUsualBatch) / kUsualBatch) : rows;
+  return smaller(cost_by_rows(p), cost_of_joined(p, kUsualBatch) / kUsualBatch);
 }
 
 // A sample's share of packing weights.
@@ -185,7 +183,10 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   constexpr int64_t kProduct = 5, kSample = 2, kCopy = 3, kBlock = 3;
   constexpr int64_t kRow = 15, kAddend = 15, kOutput = 6;
   const Correlation<S>& p = parts[0];
+  if (p.length == 0 || p.in_step != 1) return kNever;
+  if (part_count == 1 && p.taps == 1 && p.rows > 2) return kNever;
   const TapReach reach = tap_reach(parts, part_count);
+  if (reach.count() == 0) return kNever;
   const int64_t columns = p.rows * reach.count(), blocks = divide_up(columns, kMaxRows);
   const bool is_long = p.length > kTapPositions;
   const int64_t adding = is_long ? 8 : 3;  // to outputs, or to sums that wait for the next inputs
@@ -204,19 +205,10 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   return cost;
 }
 
-// Inputs that are next to each other, and of which some are read.
-template <class S>
-bool may_take_taps_first(const Correlation<S>* parts, int64_t part_count) {
-  const Correlation<S>& p = parts[0];
-  return p.length > 0 && p.in_step == 1 && tap_reach(parts, part_count).count() > 0 &&
-         (part_count > 1 || p.taps > 1 || p.rows <= 2);
-}
-
 // Whether all classes of positions of one grad_input are to be multiplied by taps first.
 template <class S>
 bool taps_first_pays(const Correlation<S>* parts, int64_t part_count) {
   constexpr int64_t kApart = 1;  // an output that is not next to the others
-  if (!may_take_taps_first(parts, part_count)) return false;
   int64_t others = 0;
   for (int64_t i = 0; i < part_count; ++i) {
     const Correlation<S> part = of_taps_inside(parts[i]);
@@ -232,13 +224,11 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
   if (p.out_step == 1 && (is_by_groups(p) || has_few_channels(p.rows, p.channels, p.taps)))
     return Kernel::depthwise;
   const int64_t positions = cost_by_positions(p), others = cost_by_rows_or_joined(p);
-  if (p.out_step == 1 && may_take_taps_first(&p, 1) &&
-      cost_of_taps_first(&p, 1) < smaller(positions, others) + packing_cost(p))
+  if (p.out_step == 1 && cost_of_taps_first(&p, 1) < smaller(positions, others) + packing_cost(p))
     return Kernel::taps;
   // Long rows that are read in place come from far; positions stage them in the order of memory.
   if (8 * positions <= 9 * others) return Kernel::positions;
-  const bool joined =
-      may_be_joined(p) && 8 * cost_of_joined(p, p.batch) <= 9 * p.batch * cost_by_rows(p);
+  const bool joined = 8 * cost_of_joined(p, p.batch) <= 9 * p.batch * cost_by_rows(p);
   return joined ? Kernel::joined : Kernel::rows;
 }
 

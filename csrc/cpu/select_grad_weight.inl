@@ -59,6 +59,7 @@ int64_t cost_of_joined(const WeightGradient<S>& p) {
   constexpr int64_t kLaneSums = 14;
   // Tiles of dot products fill only the registers of AVX-512.
   constexpr int64_t kEighths = CONVLM_VECTOR_BYTES == 64 ? 8 : 9;
+  if (p.outputs > kMostJoinedVectors * W) return kNever;
   const int64_t vectors = divide_up(p.batch * p.outputs, W);
   const int64_t streams = p.stride * p.x_position == 1 ? 0 : smaller(p.taps, p.stride);
   return p.rows * p.products() * divide_up(vectors, kDeep) * kEighths / 8 +
@@ -71,9 +72,7 @@ template <class S>
 Kernel direct_grad_weight_kernel(const WeightGradient<S>& p) {
   if (is_by_groups(p)) return Kernel::depthwise;
   const int64_t positions = cost_by_positions(p), rows = cost_by_rows(p);
-  if (p.outputs <= kMostJoinedVectors * kLanes<Compute<S>> &&
-      8 * cost_of_joined(p) <= 9 * smaller(positions, rows))
-    return Kernel::joined;
+  if (8 * cost_of_joined(p) <= 9 * smaller(positions, rows)) return Kernel::joined;
   return positions < rows ? Kernel::positions : Kernel::rows;
 }
 
