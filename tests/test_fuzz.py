@@ -64,6 +64,19 @@ def wide_cases(draw: st.DrawFn) -> Case:
     return Case("drawn at random", batch, *channels, length, kernel_size, 1, dilation, 1, pads)
 
 
+@st.composite
+def long_kernels(draw: st.DrawFn) -> Case:
+    """Kernels longer than their input, strided: many taps read nothing but padding."""
+    kernel_size, dilation = draw(number(100, 16, 80, least=10)), draw(number(5, 1, 2))
+    pads = draw(st.tuples(number(90, 0, 20, least=0), number(90, 0, 20, least=0)))
+    shortest = max(1, dilation * (kernel_size - 1) + 1 - sum(pads))
+    length = shortest + draw(number(200, 0, 1, 16, least=0))
+    channels = draw(number(20, 1, 5)), draw(number(40, 1, 2, 3))
+    stride = draw(number(12, 2, 3, 6, least=2))
+    batch = draw(st.integers(1, 2))
+    return Case("drawn at random", batch, *channels, length, kernel_size, stride, dilation, 1, pads)
+
+
 def settings_of(case: Case) -> dict:
     return dict(stride=case.stride, padding=case.pads, dilation=case.dilation, groups=case.groups)
 
@@ -94,6 +107,13 @@ def test_values_and_gradients_of_wide_layers(case: Case) -> None:
     """A fast filter errs by a share of what its neighbours along the row come to, not of itself."""
     for own, exact in results(problem(case, torch.float32), case):
         exact._replace(magnitude=exact.magnitude.amax(-1, keepdim=True)).allows(own)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(case=long_kernels(), dtype=st.sampled_from(DTYPES))
+def test_values_and_gradients_of_long_kernels(case: Case, dtype: torch.dtype) -> None:
+    for own, exact in results(problem(case, dtype), case):
+        exact.allows(own)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

@@ -301,7 +301,11 @@ void correlate(const Correlation<S>& p) {
 template <class S>
 void correlate(const Correlation<S>* parts, int64_t count) {
   bool together = count > 1 && parts[0].batch > 0 && parts[0].channels > 1;
-  for (int64_t i = 0; i < count; ++i) together &= correlation_kernel(parts[i]) == Kernel::positions;
+  for (int64_t i = 0; i < count; ++i) {
+    together &= correlation_kernel(parts[i]) == Kernel::positions;
+    // Where taps of padding were left out, those of the next class are not the next in their array.
+    if (i > 0) together &= parts[i].tap_offset == parts[i - 1].tap_offset + parts[i - 1].taps;
+  }
   if (together) return correlate_vectors_of_positions<Operand<S>>(parts, count);
   for (int64_t i = 0; i < count; ++i) correlate(parts[i]);
 }
