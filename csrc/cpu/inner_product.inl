@@ -44,12 +44,15 @@ void dot_products(const DotProducts<A, B>& p) {
   // Both sides are cut: a zero on one side alone would turn an infinity on the other into a NaN.
   for (; t < p.length; t += W) {
     const int rest = static_cast<int>(smaller(W, p.length - t));
+    Vector<T> b[COLUMNS];
 #pragma GCC unroll 4
-    for (int i = 0; i < ROWS; ++i)
+    for (int j = 0; j < COLUMNS; ++j) b[j] = load_partial(p.b[j] + t, rest);
 #pragma GCC unroll 4
-      for (int j = 0; j < COLUMNS; ++j)
-        sum[0][i][j] = multiply_add(sum[0][i][j], load_partial(p.a[i] + t, rest),
-                                    load_partial(p.b[j] + t, rest));
+    for (int i = 0; i < ROWS; ++i) {
+      const Vector<T> a = load_partial(p.a[i] + t, rest);
+#pragma GCC unroll 4
+      for (int j = 0; j < COLUMNS; ++j) sum[0][i][j] = multiply_add(sum[0][i][j], a, b[j]);
+    }
   }
 #pragma GCC unroll 4
   for (int i = 0; i < ROWS; ++i)

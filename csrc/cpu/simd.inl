@@ -254,6 +254,12 @@ CONVLM_INLINE Vector<float> load_partial(const float* p, int count) {
 CONVLM_INLINE void store_partial(float* p, Vector<float> v, int count) {
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), v);
 }
+CONVLM_INLINE Vector<double> load_partial(const double* p, int count) {
+  return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1u), p);
+}
+CONVLM_INLINE void store_partial(double* p, Vector<double> v, int count) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << count) - 1u), v);
+}
 CONVLM_INLINE Vector<float> load_partial(const bfloat16* p, int count) {
   return from_bfloat16(
       (HalfVector)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1u), p));
@@ -265,6 +271,15 @@ CONVLM_INLINE void store_partial(bfloat16* p, Vector<float> v, int count) {
 #elif CONVLM_VECTOR_BYTES == 32
 CONVLM_INLINE __m256i first_lanes(int count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+CONVLM_INLINE __m256i first_wide_lanes(int count) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+CONVLM_INLINE Vector<double> load_partial(const double* p, int count) {
+  return _mm256_maskload_pd(p, first_wide_lanes(count));
+}
+CONVLM_INLINE void store_partial(double* p, Vector<double> v, int count) {
+  _mm256_maskstore_pd(p, first_wide_lanes(count), v);
 }
 CONVLM_INLINE Vector<float> load_partial(const float* p, int count) {
   return _mm256_maskload_ps(p, first_lanes(count));
