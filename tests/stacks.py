@@ -266,6 +266,22 @@ def check_empty_batch(stack: Stack, operators: Operators = NATIVE) -> None:
     assert all((g == 0).all() for g in gradients)
 
 
+def check_closed_units(operators: Operators = NATIVE) -> None:
+    """An infinite gradient ends where relu is closed."""
+    stack = Stack("", 3, 20, (6, 6), 2, (1,), ("relu",), True, (1,))
+    inputs = inputs_of(stack, torch.float32).to(operators.device)
+    y, saved = operators.forward(*inputs, stack.settings, False, True)
+    closed = y == inputs.x
+    gradients = [
+        operators.backward(
+            torch.ones_like(y).masked_fill(closed, value), saved, *inputs, stack.settings, 0, True
+        )
+        for value in (0.0, torch.inf)
+    ]
+    assert bits(gradients[0][1:]) == bits(gradients[1][1:])
+    assert torch.equal(gradients[1][0].isinf(), closed)  # past the unit
+
+
 def check_int32_and_strided_tokens(stack: Stack, operators: Operators) -> None:
     inputs = inputs_of(stack, torch.float32)
     assert inputs.tokens is not None

@@ -20,6 +20,7 @@ from stacks import (
     assert_as_near_as_torch,
     bits,
     check,
+    check_closed_units,
     check_empty_batch,
     check_loss,
     double,
@@ -138,18 +139,7 @@ def test_words_that_nobody_reads(stack: Stack, share: bool) -> None:
 
 
 def test_an_infinite_gradient_ends_at_a_closed_unit() -> None:
-    stack = Stack("", 3, 20, (6, 6), 2, (1,), ("relu",), True, (1,))
-    inputs = inputs_of(stack, torch.float32)
-    y, saved = stack_forward(*inputs, stack.settings, False, True)
-    closed = y == inputs.x
-    gradients = [
-        stack_backward(
-            torch.ones_like(y).masked_fill(closed, value), saved, *inputs, stack.settings, 0, True
-        )
-        for value in (0.0, torch.inf)
-    ]
-    assert bits(gradients[0][1:]) == bits(gradients[1][1:])
-    assert torch.equal(gradients[1][0].isinf(), closed)  # past the unit
+    check_closed_units()
 
 
 @pytest.mark.parametrize("vocab", [1, 28])

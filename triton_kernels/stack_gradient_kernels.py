@@ -4,8 +4,10 @@ up over the samples what these share, the weights."""
 import triton
 import triton.language as tl
 
+from .activation_kernels import through_activation
 from .stack_kernels import product, tile_of
 from .stack_plan import (
+    ACTIVATION,
     BIAS,
     COLUMNS,
     DILATION,
@@ -22,6 +24,7 @@ from .stack_plan import (
     OUT_LENGTH,
     PAD,
     PRODUCTS,
+    RELU,
     RESIDUAL,
     SLOPE,
     TAPS,
@@ -87,7 +90,11 @@ def stack_backward_kernel(
             o_result = tl.where(o < results, o, o - results)  # of a gate, both halves
             b_grad = tl.load(p_grad_result + o_result, mask=m_any, other=0.0)
             if slope != NONE:
-                b_grad *= tl.load(p_kept + slope + o, mask=m_any, other=0.0).to(ACCUMULATE)
+                b_slope = tl.load(p_kept + slope + o, mask=m_any, other=0.0).to(ACCUMULATE)
+                if tl.load(p_layer + ACTIVATION) == RELU:  # lets no infinity through
+                    b_grad = through_activation(b_grad, b_slope, "relu")
+                else:
+                    b_grad *= b_slope
             tl.store(p_product + o, b_grad.to(p_product.dtype.element_ty), mask=m_any)
         tl.debug_barrier()
         position_blocks = tl.cdiv(in_length, BLOCK_POSITIONS)

@@ -84,6 +84,7 @@ NONE = tl.constexpr(-1)
 # The numbers of activations in the plan.
 ACTIVATIONS = ("none", "tanh", "relu", "silu", "gelu", "sigmoid", "gate")
 GATE = tl.constexpr(ACTIVATIONS.index("gate"))
+RELU = tl.constexpr(ACTIVATIONS.index("relu"))
 
 
 class Plan(NamedTuple):

@@ -103,7 +103,13 @@ __device__ void gradient_of_products(const FusedLayer<S>& l, int64_t sample,
   const int count = l.columns * l.out_length, results = l.out_channels * l.out_length;
   for (int i = threadIdx.x; i < count; i += kStackBlock) {
     C gradient = b.y[i < results ? i : i - results];
-    if (l.has_slope()) gradient *= to_compute(l.slope[sample * count + i]);
+    if (l.has_slope()) {
+      const C slope = to_compute(l.slope[sample * count + i]);
+      // No gradient passes a closed unit, not even an infinite one.
+      gradient = !l.gated && l.activation == Activation::relu
+                     ? times_derivative(Activation::relu, gradient, slope)
+                     : gradient * slope;
+    }
     b.products[i] = gradient;
     l.gradient[sample * count + i] = from_compute<S>(gradient);
   }

@@ -13,6 +13,7 @@ from stacks import (
     Stack,
     bits,
     check,
+    check_closed_units,
     check_empty_batch,
     check_int32_and_strided_tokens,
     check_loss,
@@ -117,6 +118,10 @@ def test_gradients_are_laid_out_as_their_weights() -> None:
 @pytest.mark.parametrize("stack", [FEW_SIGNALS[0], FEW_TOKENS[0]], ids=str)
 def test_empty_batch(stack: Stack) -> None:
     check_empty_batch(stack, EMULATED)
+
+
+def test_an_infinite_gradient_ends_at_a_closed_unit() -> None:
+    check_closed_units(EMULATED)
 
 
 def test_int32_and_strided_tokens() -> None:

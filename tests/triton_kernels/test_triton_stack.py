@@ -16,6 +16,7 @@ from stacks import (
     Stack,
     bits,
     check,
+    check_closed_units,
     check_empty_batch,
     check_int32_and_strided_tokens,
     impossible,
@@ -94,6 +95,10 @@ def test_int32_and_strided_tokens() -> None:
 @pytest.mark.parametrize("stack", [FEW_SIGNALS[7], FEW_TOKENS[4]], ids=str)
 def test_empty_batch(stack: Stack) -> None:
     check_empty_batch(stack, OPERATORS)
+
+
+def test_an_infinite_gradient_ends_at_a_closed_unit() -> None:
+    check_closed_units(OPERATORS)
 
 
 def test_a_token_that_is_no_word_gives_nan() -> None:
