@@ -78,9 +78,19 @@ def load_operators(directory: Path) -> None:
         raise _refused(library.name, directory, error) from error
 
 
+def mark_compiled_graphs(library: Path) -> None:
+    """Makes ``torch.compile`` keep graphs of this build apart from those of others on its disk.
+
+    In a graph stands how much the operators of this build keep for the gradients.
+    """
+    build = library.stat()
+    torch.compiler.config.cache_key_tag += f";convlm_kernels-{build.st_mtime_ns}-{build.st_size}"
+
+
 _DIRECTORY = Path(__file__).resolve().parent
 check_torch(torch.__version__)
 load_operators(_DIRECTORY)
+mark_compiled_graphs(_DIRECTORY / "libconvlm_ops.so")
 try:
     from . import _host as host
 except ModuleNotFoundError:

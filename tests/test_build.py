@@ -127,6 +127,25 @@ def test_a_source_tree_is_told_apart_from_an_installation(tmp_path: Path) -> Non
         _library.load_operators(tmp_path / "convlm_kernels")
 
 
+def test_compiled_graphs_of_another_build_are_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "libconvlm_ops.so"
+    tags = []
+    for build in ("one", "another"):
+        monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "the user's own")
+        library.write_text(build)
+        _library.mark_compiled_graphs(library)
+        tags.append(torch.compiler.config.cache_key_tag)
+    assert tags[0] != tags[1]
+    assert all(tag.startswith("the user's own") for tag in tags)
+
+
+def test_the_cache_of_compiled_graphs_knows_this_build() -> None:
+    size = (Path(_library.__file__).parent / "libconvlm_ops.so").stat().st_size
+    assert str(size) in torch.compiler.config.cache_key_tag
+
+
 @pytest.mark.parametrize("version", ["2.9.1+cu128", "1.13.0"])
 def test_loading_refuses_an_old_torch(version: str) -> None:
     with pytest.raises(ImportError, match=r"2\.10 or later"):
