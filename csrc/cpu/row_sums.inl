@@ -27,6 +27,12 @@ struct LastOf<double, true> {
 
 CONVLM_INLINE Vector<float> with_zeros(__m256 v) { return _mm512_maskz_broadcast_f32x8(0xff, v); }
 CONVLM_INLINE Vector<double> with_zeros(__m256d v) { return _mm512_maskz_broadcast_f64x4(0xf, v); }
+CONVLM_INLINE __m256 first_half(Vector<float> v) {
+  return (__m256)__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+CONVLM_INLINE __m256d first_half(Vector<double> v) {
+  return (__m256d)__builtin_shufflevector(v, v, 0, 1, 2, 3);
+}
 #endif
 CONVLM_INLINE Vector<float> with_zeros(Vector<float> v) { return v; }
 CONVLM_INLINE Vector<double> with_zeros(Vector<double> v) { return v; }
@@ -58,10 +64,18 @@ struct RowSums {
         vectors + (VECTORS - 1) * kLanes<T>);
 #pragma GCC unroll 32
     for (int i = 0; i < ROWS; ++i) {
-      const T s = scalar(i);
+      if constexpr (sizeof(Last) < sizeof(Vector<T>)) {
+        // Both widths take one load of the scalar: to copy it between registers takes their ports.
+        const Vector<T> s = scalar(i) - Vector<T>{};
 #pragma GCC unroll 4
-      for (int j = 0; j + 1 < VECTORS; ++j) wide[i][j] = multiply_add(wide[i][j], s, v[j]);
-      last[i] += s * end;
+        for (int j = 0; j + 1 < VECTORS; ++j) wide[i][j] = multiply_add(wide[i][j], s, v[j]);
+        last[i] += first_half(s) * end;
+      } else {
+        const T s = scalar(i);
+#pragma GCC unroll 4
+        for (int j = 0; j + 1 < VECTORS; ++j) wide[i][j] = multiply_add(wide[i][j], s, v[j]);
+        last[i] += s * end;
+      }
     }
   }
 

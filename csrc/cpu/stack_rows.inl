@@ -79,68 +79,79 @@ CONVLM_INLINE void store_lanes(T* out, Vector<T> v, int64_t count) {
     store_partial(out, v, static_cast<int>(count));
 }
 
-// A row of sums on its way to the result, by the activation: the loop over channels must not hold
-// the choice between them.
+// Rows of sums on their way to the result, by the activation: the loops must not hold the choice
+// between them, nor load its constants anew for each row.
 template <class T>
-struct ActivatedRow {
+struct ActivatedRows {
   const T *sums, *bias;
-  int64_t channels;  // of the result
-  T* row;
-  T* slopes;  // null where they are not kept
+  int64_t sums_pitch, count, channels;  // channels: of the result
+  LayerRows<T> out;
 };
 
 template <class T, Activation ACTIVATION>
-void activate_row(const ActivatedRow<T>& r) {
+void activate_rows(const ActivatedRows<T>& r) {
   constexpr int W = kLanes<T>;
-  if (r.slopes == nullptr) {
-    for (int64_t c = 0; c < r.channels; c += W)
-      store(r.row + c, activate(load(r.sums + c) + load(r.bias + c), ACTIVATION));
-    return;
-  }
-  for (int64_t c = 0; c < r.channels; c += W) {
-    const ValueAndSlope<T> a =
-        activate_with_slope<T>(load(r.sums + c) + load(r.bias + c), ACTIVATION);
-    store(r.row + c, a.value);
-    store(r.slopes + c, a.slope);
+  const ActivatedRows<T> rows = r;  // in locals, which no store writes to
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const T* sums = rows.sums + i * rows.sums_pitch;
+    T* row = rows.out.rows + i * rows.out.pitch;
+    if (rows.out.slopes == nullptr) {
+      for (int64_t c = 0; c < rows.channels; c += W)
+        store(row + c, activate(load(sums + c) + load(rows.bias + c), ACTIVATION));
+      continue;
+    }
+    T* slopes = rows.out.slopes + i * rows.out.slope_pitch;
+    for (int64_t c = 0; c < rows.channels; c += W) {
+      const ValueAndSlope<T> a =
+          activate_with_slope<T>(load(sums + c) + load(rows.bias + c), ACTIVATION);
+      store(row + c, a.value);
+      store(slopes + c, a.slope);
+    }
   }
 }
 
 template <class T>
-void gate_row(const ActivatedRow<T>& r) {
+void gate_rows(const ActivatedRows<T>& r) {
   constexpr int W = kLanes<T>;
-  const T *second = r.sums + r.channels, *second_bias = r.bias + r.channels;
-  for (int64_t c = 0; c < r.channels; c += W) {
-    const Vector<T> t = tanh_of<T>(load(r.sums + c) + load(r.bias + c));
-    const Vector<T> s = sigmoid_of<T>(load(second + c) + load(second_bias + c));
-    const int64_t lanes = r.channels - c;  // past them lies what is no channel of either half
-    store_lanes(r.row + c, t * s, lanes);
-    if (r.slopes == nullptr) continue;
-    store_lanes(r.slopes + c, (T(1) - t * t) * s, lanes);
-    store_lanes(r.slopes + r.channels + c, t * s * (T(1) - s), lanes);
+  const ActivatedRows<T> rows = r;
+  const T* second_bias = rows.bias + rows.channels;
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const T *first = rows.sums + i * rows.sums_pitch, *second = first + rows.channels;
+    T* row = rows.out.rows + i * rows.out.pitch;
+    T* slopes = rows.out.slopes == nullptr ? nullptr : rows.out.slopes + i * rows.out.slope_pitch;
+    for (int64_t c = 0; c < rows.channels; c += W) {
+      const Vector<T> t = tanh_of<T>(load(first + c) + load(rows.bias + c));
+      const Vector<T> s = sigmoid_of<T>(load(second + c) + load(second_bias + c));
+      const int64_t lanes = rows.channels - c;  // past them lies what is no channel of either half
+      store_lanes(row + c, t * s, lanes);
+      if (slopes == nullptr) continue;
+      store_lanes(slopes + c, (T(1) - t * t) * s, lanes);
+      store_lanes(slopes + rows.channels + c, t * s * (T(1) - s), lanes);
+    }
   }
 }
 
 template <class T>
-using RowActivation = void (*)(const ActivatedRow<T>&);
+using RowActivation = void (*)(const ActivatedRows<T>&);
 
 template <class T>
 RowActivation<T> row_activation(const StackLayer& layer) {
-  if (layer.gated) return &gate_row<T>;
+  if (layer.gated) return &gate_rows<T>;
   switch (layer.activation) {
     case Activation::none:
       break;
     case Activation::tanh:
-      return &activate_row<T, Activation::tanh>;
+      return &activate_rows<T, Activation::tanh>;
     case Activation::relu:
-      return &activate_row<T, Activation::relu>;
+      return &activate_rows<T, Activation::relu>;
     case Activation::silu:
-      return &activate_row<T, Activation::silu>;
+      return &activate_rows<T, Activation::silu>;
     case Activation::gelu:
-      return &activate_row<T, Activation::gelu>;
+      return &activate_rows<T, Activation::gelu>;
     case Activation::sigmoid:
-      return &activate_row<T, Activation::sigmoid>;
+      return &activate_rows<T, Activation::sigmoid>;
   }
-  return &activate_row<T, Activation::none>;
+  return &activate_rows<T, Activation::none>;
 }
 
 // Bias, activation or gate, and residual: from a tile of sums to rows of the layer's result.
@@ -152,13 +163,12 @@ struct FinishRows {
   LayerRows<T> out;
 
   void operator()(T* tile, int64_t pitch, int64_t first, int64_t count) const {
-    const RowActivation<T> activate = row_activation<T>(layer);
-    for (int64_t i = 0; i < count; ++i) {
-      T* row = out.rows + (first + i) * out.pitch;
-      T* slopes = out.slopes ? out.slopes + (first + i) * out.slope_pitch : nullptr;
-      activate({tile + i * pitch, bias, layer.out_channels(), row, slopes});
-      if (layer.residual) add_row(row, in.at(layer.kernel_size - 1, first + i));
-    }
+    LayerRows<T> to = out;
+    to.rows += first * out.pitch;
+    if (to.slopes != nullptr) to.slopes += first * out.slope_pitch;
+    row_activation<T>(layer)({tile, bias, pitch, count, layer.out_channels(), to});
+    for (int64_t i = 0; layer.residual && i < count; ++i)
+      add_row(to.rows + i * to.pitch, in.at(layer.kernel_size - 1, first + i));
   }
 
   CONVLM_INLINE void add_row(T* row, const T* other) const {
