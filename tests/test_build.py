@@ -127,16 +127,14 @@ def test_a_source_tree_is_told_apart_from_an_installation(tmp_path: Path) -> Non
         _library.load_operators(tmp_path / "convlm_kernels")
 
 
-def test_compiled_graphs_of_another_build_are_kept_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_graphs_of_another_build_are_kept_apart(tmp_path: Path) -> None:
     library = tmp_path / "libconvlm_ops.so"
     tags = []
     for build in ("one", "another"):
-        monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "the user's own")
         library.write_text(build)
-        _library.mark_compiled_graphs(library)
-        tags.append(torch.compiler.config.cache_key_tag)
+        with torch.compiler.config.patch(cache_key_tag="the user's own"):
+            _library.mark_compiled_graphs(library)
+            tags.append(torch.compiler.config.cache_key_tag)
     assert tags[0] != tags[1]
     assert all(tag.startswith("the user's own") for tag in tags)
 

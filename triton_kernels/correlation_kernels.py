@@ -201,7 +201,7 @@ def _sum_over_taps(
             b_in = tl.load(p_in_of_tap + o_in)
         if GRADIENT_OF != "none":
             o_y += (o_read * y_position)[None, :]
-            b_y = tl.load(p_y_of_tap + o_y, mask=m_in, other=0.0)
+            b_y = tl.load(p_y_of_tap + o_y, mask=m_in)
             b_y = b_y.to(ACCUMULATE)
             b_in = through_activation(b_in.to(ACCUMULATE), b_y, GRADIENT_OF).to(b_in.dtype)
         b_out = tl.dot(b_weight, b_in, b_out, input_precision=PRECISION, out_dtype=ACCUMULATE)
