@@ -36,6 +36,18 @@ CONVLM_INLINE __m256d first_half(Vector<double> v) {
 #endif
 CONVLM_INLINE Vector<float> with_zeros(Vector<float> v) { return v; }
 CONVLM_INLINE Vector<double> with_zeros(Vector<double> v) { return v; }
+CONVLM_INLINE float first_half(float s) { return s; }
+CONVLM_INLINE double first_half(double s) { return s; }
+
+// A scalar to multiply whole vectors and a Last by. Both widths take one load of it: to copy it
+// between registers takes the ports of the products.
+template <class Last, class T>
+CONVLM_INLINE auto factor_of(T scalar) {
+  if constexpr (sizeof(Last) < sizeof(Vector<T>))
+    return scalar - Vector<T>{};
+  else
+    return scalar;
+}
 
 template <class T, int ROWS, int VECTORS, bool NARROW>
 struct RowSums {
@@ -64,18 +76,10 @@ struct RowSums {
         vectors + (VECTORS - 1) * kLanes<T>);
 #pragma GCC unroll 32
     for (int i = 0; i < ROWS; ++i) {
-      if constexpr (sizeof(Last) < sizeof(Vector<T>)) {
-        // Both widths take one load of the scalar: to copy it between registers takes their ports.
-        const Vector<T> s = scalar(i) - Vector<T>{};
+      const auto factor = factor_of<Last>(static_cast<T>(scalar(i)));
 #pragma GCC unroll 4
-        for (int j = 0; j + 1 < VECTORS; ++j) wide[i][j] = multiply_add(wide[i][j], s, v[j]);
-        last[i] += first_half(s) * end;
-      } else {
-        const T s = scalar(i);
-#pragma GCC unroll 4
-        for (int j = 0; j + 1 < VECTORS; ++j) wide[i][j] = multiply_add(wide[i][j], s, v[j]);
-        last[i] += s * end;
-      }
+      for (int j = 0; j + 1 < VECTORS; ++j) wide[i][j] = multiply_add(wide[i][j], factor, v[j]);
+      last[i] += first_half(factor) * end;
     }
   }
 
