@@ -79,6 +79,7 @@ def stack_backward_kernel(
         in_channels, taps = tl.load(p_layer + IN_CHANNELS), tl.load(p_layer + TAPS)
         pad, dilation = tl.load(p_layer + PAD), tl.load(p_layer + DILATION)
         residual, slope = tl.load(p_layer + RESIDUAL), tl.load(p_layer + SLOPE)
+        activation = tl.load(p_layer + ACTIVATION)
         p_grad_result = p_flow + tl.load(p_layer + GRAD_RESULT)
         p_grad_input = p_flow + tl.load(p_layer + GRAD_INPUT)
         p_product = p_products + tl.load(p_layer + PRODUCTS)
@@ -91,7 +92,7 @@ def stack_backward_kernel(
             b_grad = tl.load(p_grad_result + o_result, mask=m_any, other=0.0)
             if slope != NONE:
                 b_slope = tl.load(p_kept + slope + o, mask=m_any, other=0.0).to(ACCUMULATE)
-                if tl.load(p_layer + ACTIVATION) == RELU:  # lets no infinity through
+                if activation == RELU:  # lets no infinity through
                     b_grad = through_activation(b_grad, b_slope, "relu")
                 else:
                     b_grad *= b_slope
