@@ -64,8 +64,8 @@ def _refused(binary: str, directory: Path, error: Exception) -> ImportError:
     )
 
 
-def load_operators(directory: Path) -> None:
-    """Registers ``torch.ops.convlm`` from the library in ``directory``.
+def load_operators(directory: Path) -> Path:
+    """Registers ``torch.ops.convlm`` from the library in ``directory``, and returns its path.
 
     Raises ImportError, which says what is wrong and what to do about it.
     """
@@ -76,6 +76,7 @@ def load_operators(directory: Path) -> None:
         torch.ops.load_library(str(library))
     except OSError as error:
         raise _refused(library.name, directory, error) from error
+    return library
 
 
 def mark_compiled_graphs(library: Path) -> None:
@@ -89,8 +90,7 @@ def mark_compiled_graphs(library: Path) -> None:
 
 _DIRECTORY = Path(__file__).resolve().parent
 check_torch(torch.__version__)
-load_operators(_DIRECTORY)
-mark_compiled_graphs(_DIRECTORY / "libconvlm_ops.so")
+mark_compiled_graphs(load_operators(_DIRECTORY))
 try:
     from . import _host as host
 except ModuleNotFoundError:
