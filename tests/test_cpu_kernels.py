@@ -128,6 +128,19 @@ def test_few_rows_and_short_inputs_are_multiplied_by_taps_first(dtype: str) -> N
     assert kernel("forward", far_apart, dtype) != "taps"
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("", 1, 64, 128, 5000, 3, 3, 4),
+        Case("", 2, 64, 128, 8191, 5, 2, 1, 1, (2, 2)),
+        Case("", 8, 60, 1, 1000, 5, 2, 1, 1, (2, 2)),
+        Case("", 1, 32, 64, 5000, 8, 4, 1, 1, (2, 2)),
+    ],
+)
+def test_classes_of_many_positions_go_together(case: Case) -> None:
+    assert kernel("grad_input", case) == "positions"
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 @parametrize("case", MANY_GROUPS)
 def test_groups_fill_the_vectors_of_short_rows(function: str, case: Case) -> None:

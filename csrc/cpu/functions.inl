@@ -79,38 +79,44 @@ struct GradInput {
     Correlation<S>* parts = static_cast<Correlation<S>*>(
         scratch(Slot::parts, sizeof(Correlation<S>) * smaller(g.stride, g.length)));
     const bool by_groups = is_by_groups<S>(g);
-    const bool interleaved = !by_groups && is_interleaved(g), together = by_groups || interleaved;
-    int64_t count = together ? 0 : classes_by_taps(a, parts);
-    if (count > 0) return correlate_taps_first(parts, count);
-    for_each_class(a, true, [&](const Correlation<S>& all) {
-      const Correlation<S> p = together ? all : of_taps_inside(all);
-      if (p.taps == 0 && !by_groups) {
-        if (!interleaved) clear(p);
+    const bool interleaved = !by_groups && is_interleaved(g);
+    if (by_groups || interleaved) {
+      int64_t count = 0;
+      for_each_class(a, true, [&](const Correlation<S>& p) {
+        if (p.taps > 0 || by_groups) parts[count++] = p;
         return true;
-      }
-      if (!together && count > 0 && parts[0].rows != p.rows) {  // patches
-        correlate(parts, count);
-        count = 0;
-      }
-      parts[count++] = p;
+      });
+      S* const out = static_cast<S*>(a.grad_input);
+      return by_groups ? correlate_groups(parts, count, out)
+                       : correlate_interleaved(parts, count, out);
+    }
+    int64_t count = 0;
+    const Kernel kernel = kernel_of_all(a, parts, count);
+    if (kernel == Kernel::taps) return correlate_taps_first(parts, count);
+    if (kernel == Kernel::positions) return correlate_positions(parts, count);
+    for_each_class(a, true, [&](const Correlation<S>& all) {
+      const Correlation<S> p = of_taps_inside(all);
+      p.taps == 0 ? clear(p) : correlate(p);
       return true;
     });
-    S* const out = static_cast<S*>(a.grad_input);
-    if (by_groups) return correlate_groups(parts, count, out);
-    if (interleaved) return correlate_interleaved(parts, count, out);
-    correlate(parts, count);
   }
 
-  // Where classes of positions are better off with products by taps, `parts` becomes all of them;
-  // returns how many, else none.
-  static int64_t classes_by_taps(const GradInputArguments& a, Correlation<S>* parts) {
-    if (a.geometry.batch == 0 || a.geometry.stride == 1) return 0;
-    int64_t count = 0;
+  // How all classes of positions go together, which become `parts`: see kernel_of_classes.
+  static Kernel kernel_of_all(const GradInputArguments& a, Correlation<S>* parts, int64_t& count) {
+    const Conv1dGeometry& g = a.geometry;
+    if (g.batch == 0 || g.length == 0 || g.stride == 1) return Kernel::rows;
     for_each_class(a, false, [&](const Correlation<S>& p) {
       parts[count++] = p;
       return true;
     });
-    return count > 0 && taps_first_pays(parts, count) ? count : 0;
+    const Kernel kernel = kernel_of_classes(parts, count);
+    return kernel == Kernel::positions && has_patches(g) ? Kernel::rows : kernel;
+  }
+
+  // With one channel per group and no dilation, classes that are alike differ only by which tap
+  // they start with: they are rows of one product, as if the input had been cut into patches.
+  static bool has_patches(const Conv1dGeometry& g) {
+    return g.in_channels_per_group() == 1 && g.dilation == 1;
   }
 
   // Calls body with the correlation of each class of positions while that returns true.
@@ -139,9 +145,7 @@ struct GradInput {
     p.out_batch = g.in_channels * g.length;
     p.out_group = g.in_channels_per_group() * g.length;
     p.out_step = g.stride;
-    // With one channel per group and no dilation, classes that are alike differ only by which tap
-    // they start with: they are rows of one product, as if the input had been cut into patches.
-    const bool patches = with_patches && g.in_channels_per_group() == 1 && g.dilation == 1;
+    const bool patches = with_patches && has_patches(g);
     for (int64_t first = 0, alike; first < classes.count; first += alike) {
       const PositionClass c = classes.at(first);
       classes.list_taps(c, tap_index, tap_offset);
@@ -180,8 +184,9 @@ struct GradInputKernel {
     const Conv1dGeometry& g = a.geometry;
     Correlation<S>* parts = static_cast<Correlation<S>*>(
         scratch(Slot::parts, sizeof(Correlation<S>) * smaller(g.stride, g.length)));
-    if (GradInput<S>::classes_by_taps(a, parts) > 0) return Kernel::taps;
-    Kernel kernel = Kernel::rows;
+    int64_t count = 0;
+    Kernel kernel = GradInput<S>::kernel_of_all(a, parts, count);
+    if (kernel == Kernel::taps || kernel == Kernel::positions) return kernel;
     GradInput<S>::for_each_class(a, true, [&](const Correlation<S>& all) {
       const Correlation<S> p = of_taps_inside(all);
       if (p.taps > 0) kernel = correlation_kernel(p);

@@ -101,11 +101,13 @@ int64_t products_in_strips(const Correlation<S>& p, int64_t more) {
   return products;
 }
 
+// Of one of `classes` of positions that go together.
 template <class S>
-int64_t cost_by_positions(const Correlation<S>& p) {
+int64_t cost_by_positions(const Correlation<S>& p, int64_t classes = 1) {
   using T = Operand<S>;
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kStream = 31, kCopy = 4, kGather = 11, kOutput = 4, kTile = 100;
+  constexpr int64_t kStream = 31, kCopy = 4, kGather = 11, kTile = 100;
+  const int64_t output = p.out_step == 1 ? 4 : 10;  // some are not next to each other
   const int64_t vectors = divide_up(p.outputs, W);
   const int64_t products = larger(taps_inside(p, 0, p.outputs).count(),
                                   divide_up(products_in_strips(p, kMaxVectors * W / 2), W)) *
@@ -114,13 +116,10 @@ int64_t cost_by_positions(const Correlation<S>& p) {
   const int64_t strips = plan_tile<T>(p, p.taps, kMaxVectors, staging);
   const int64_t tiles = divide_up(vectors, strips * kMaxVectors);
   const int64_t copying = staging_cost(p, staging, kStream, p.in_step == 1 ? kCopy : kGather);
-  return p.rows * divide_up(p.channels, kDepth<T>) * products + tiles * p.channels * copying +
-         kOutput * p.rows * vectors +
+  return p.rows * divide_up(p.channels, kDepth<T>) * products +
+         tiles * p.channels * copying / classes + output * p.rows * vectors +
          kTile * divide_up(p.rows, kMaxRows) * divide_up(vectors, kMaxVectors);
 }
-
-// Turned outputs that are not next to each other go one by one.
-constexpr int64_t kStoredApart = 4;
 
 template <class S>
 int64_t cost_by_rows(const Correlation<S>& p) {
@@ -135,8 +134,7 @@ int64_t cost_by_rows(const Correlation<S>& p) {
   }
   return vectors * divide_up(p.channels, kDepth<Operand<S>>) * products_in_strips(p, kMaxRows / 2) +
          p.channels * copying + kOutput * vectors * p.outputs +
-         kTile * divide_up(p.outputs, kMaxRows) * divide_up(vectors, kMaxVectors) +
-         (p.out_step == 1 ? 0 : kStoredApart * p.rows * p.outputs);
+         kTile * divide_up(p.outputs, kMaxRows) * divide_up(vectors, kMaxVectors);
 }
 
 constexpr int64_t kMostJoinedVectors = 8;  // longer samples fill their vectors alone
@@ -156,8 +154,7 @@ int64_t cost_of_joined(const Correlation<S>& p, int64_t batch) {
   }
   return p.taps * (p.rows * divide_up(p.channels, kDepth<Operand<S>>) * vectors +
                    p.channels * (kPiece * batch + kCopy * vectors)) +
-         batch * p.channels * gathering + p.rows * (kOutput * batch + kSum * vectors) +
-         (p.out_step == 1 ? 0 : kStoredApart * batch * p.rows * p.outputs);
+         batch * p.channels * gathering + p.rows * (kOutput * batch + kSum * vectors);
 }
 
 // The batch must not show in the bits: they are those of positions, or those of the other two.
@@ -181,7 +178,7 @@ template <class S>
 int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   constexpr int W = kLanes<Compute<S>>;
   constexpr int64_t kProduct = 5, kSample = 2, kCopy = 3, kBlock = 3;
-  constexpr int64_t kRow = 15, kAddend = 15, kOutput = 6;
+  constexpr int64_t kRow = 15, kAddend = 30;
   const Correlation<S>& p = parts[0];
   if (p.length == 0 || p.in_step != 1) return kNever;
   if (part_count == 1 && p.taps == 1 && p.rows > 2) return kNever;
@@ -189,11 +186,14 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   if (reach.count() == 0) return kNever;
   const int64_t columns = p.rows * reach.count(), blocks = divide_up(columns, kMaxRows);
   const bool is_long = p.length > kTapPositions;
-  const int64_t adding = is_long ? 8 : 3;  // to outputs, or to sums that wait for the next inputs
+  const int64_t output = p.out_step == 1 ? 6 : 18;  // of classes: put in their turn
+  const int64_t adding = is_long ? 10 : 3;  // to outputs, or to sums that wait for the next inputs
   const int64_t vectors =
       is_long ? kUsualBatch * divide_up(p.length, W) : divide_up(kUsualBatch * p.length, W);
+  // Classes of many taps have more weights and products than stay close.
+  const int64_t products = is_long && p.out_step > 1 ? 5 * columns / 8 : columns / 2;
   int64_t of_all =
-      vectors * (divide_up(p.channels, kDepth<Operand<S>>) * (columns / 2 + kBlock * blocks) +
+      vectors * (divide_up(p.channels, kDepth<Operand<S>>) * (products + kBlock * blocks) +
                  kCopy * p.channels + kProduct * columns);
   const int64_t packing = reach.count() >= kFewestTapsInPlace ? 1 : 4;
   if (!weight_may_stay<Operand<S>>(p, reach)) of_all += packing * p.channels * columns;
@@ -201,22 +201,32 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   for (int64_t i = 0; i < part_count; ++i)
     cost += divide_up(parts[i].outputs, W) *
             (taps_inside(parts[i], 0, parts[i].outputs).count() * (adding * p.rows + kAddend) +
-             kOutput * p.rows);
+             output * p.rows);
   return cost;
 }
 
-// Whether all classes of positions of one grad_input are to be multiplied by taps first.
+constexpr int64_t kMostTogether = 16;  // the sums of a tile stay in the L1 cache
+
+// How all classes of positions of one grad_input go together: by taps, or by positions. Each goes
+// on its own for anything else.
 template <class S>
-bool taps_first_pays(const Correlation<S>* parts, int64_t part_count) {
-  constexpr int64_t kApart = 1;  // an output that is not next to the others
-  int64_t others = 0;
+Kernel kernel_of_classes(const Correlation<S>* parts, int64_t part_count) {
+  // An output, and one more for what nothing but a pass of its own clears.
+  constexpr int64_t kOutput = 1;
+  int64_t classes = 0;
+  for (int64_t i = 0; i < part_count; ++i) classes += of_taps_inside(parts[i]).taps > 0;
+  int64_t always = 0, apart = 0, together = classes > 0 && part_count <= kMostTogether ? 0 : kNever;
   for (int64_t i = 0; i < part_count; ++i) {
     const Correlation<S> part = of_taps_inside(parts[i]);
-    if (part.taps > 0)
-      others += smaller(cost_by_positions(part), cost_by_rows_or_joined(part)) +
-                packing_cost(part) + kApart * part.rows * part.outputs;
+    const int64_t storing = kOutput * part.rows * part.outputs;
+    always += storing + packing_cost(part);
+    apart +=
+        part.taps == 0 ? storing : smaller(cost_by_positions(part), cost_by_rows_or_joined(part));
+    if (part.taps > 0) together += cost_by_positions(part, classes);
   }
-  return cost_of_taps_first(parts, part_count) < others;
+  if (cost_of_taps_first(parts, part_count) < always + smaller(apart, together))
+    return Kernel::taps;
+  return together < apart ? Kernel::positions : Kernel::rows;
 }
 
 template <class S>
@@ -255,29 +265,38 @@ Kernel correlation_kernel(const Correlation<S>& p) {
   return direct_correlation_kernel(p);
 }
 
+// A lone channel has no other to share a pair with.
+template <class S>
+bool is_lone(const Correlation<S>& p) {
+  return p.channels == 1;
+}
+
 template <class S>
 void correlate_taps_first(const Correlation<S>* parts, int64_t part_count) {
-  return parts[0].channels == 1 ? correlate_by_taps<Compute<S>>(parts, part_count)
-                                : correlate_by_taps<Operand<S>>(parts, part_count);
+  return is_lone(parts[0]) ? correlate_by_taps<Compute<S>>(parts, part_count)
+                           : correlate_by_taps<Operand<S>>(parts, part_count);
+}
+
+template <class S>
+void correlate_positions(const Correlation<S>* parts, int64_t part_count) {
+  return is_lone(parts[0]) ? correlate_vectors_of_positions<Compute<S>>(parts, part_count)
+                           : correlate_vectors_of_positions<Operand<S>>(parts, part_count);
 }
 
 template <class S>
 void correlate_directly(const Correlation<S>& p, Kernel kernel) {
-  // A lone channel has no other to share a pair with.
-  const bool lone = p.channels == 1;
   switch (kernel) {
     case Kernel::depthwise:
       return is_by_groups(p) ? correlate_groups(&p, 1, p.out) : correlate_depthwise(p);
     case Kernel::taps:
       return correlate_taps_first(&p, 1);
     case Kernel::positions:
-      return lone ? correlate_vectors_of_positions<Compute<S>>(&p, 1)
-                  : correlate_vectors_of_positions<Operand<S>>(&p, 1);
+      return correlate_positions(&p, 1);
     case Kernel::joined:
-      return lone ? correlate_joined<Compute<S>>(p) : correlate_joined<Operand<S>>(p);
+      return is_lone(p) ? correlate_joined<Compute<S>>(p) : correlate_joined<Operand<S>>(p);
     default:
-      return lone ? correlate_vectors_of_rows<Compute<S>>(p)
-                  : correlate_vectors_of_rows<Operand<S>>(p);
+      return is_lone(p) ? correlate_vectors_of_rows<Compute<S>>(p)
+                        : correlate_vectors_of_rows<Operand<S>>(p);
   }
 }
 
@@ -295,17 +314,4 @@ void correlate(const Correlation<S>& p) {
     if (kernel == Kernel::fast_filter_4) return correlate_fast<FastFilter<4>>(p);
   }
   correlate_directly(p, kernel);
-}
-
-// Classes of positions of one grad_input, which differ in taps and outputs alone.
-template <class S>
-void correlate(const Correlation<S>* parts, int64_t count) {
-  bool together = count > 1 && parts[0].batch > 0 && parts[0].channels > 1;
-  for (int64_t i = 0; i < count; ++i) {
-    together &= correlation_kernel(parts[i]) == Kernel::positions;
-    // Where taps of padding were left out, those of the next class are not the next in their array.
-    if (i > 0) together &= parts[i].tap_offset == parts[i - 1].tap_offset + parts[i - 1].taps;
-  }
-  if (together) return correlate_vectors_of_positions<Operand<S>>(parts, count);
-  for (int64_t i = 0; i < count; ++i) correlate(parts[i]);
 }
