@@ -42,7 +42,7 @@ inline int taps_of_tile(int64_t channels, int64_t kernel_size) {
 }
 
 // Enough blocks to fill a large GPU, unless pieces get so short that staging and the second kernel
-// weigh more. And no sum longer than 65,536 products, for its rounding errors' sake.
+// weigh more. And none longer than 65,536 products, for the rounding errors' sake.
 inline int64_t pieces_of(int64_t stages, int64_t tiles, int positions) {
   constexpr int64_t kBlocks = 512, kFewestStages = 8, kMostProducts = 65536;
   int64_t pieces = divide_up(kBlocks, tiles);
