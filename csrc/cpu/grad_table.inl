@@ -15,8 +15,8 @@ inline int64_t table_pieces(const Conv1dGeometry& g, int64_t padded) {
   return larger(1, smaller(kMaxPieces, smaller(by_work, by_room)));
 }
 
-// Those after which a table goes to its total: twice as many as make a piece, or small batches would
-// have totals too.
+// Those after which a table goes to its total: twice as many as make a piece, or small batches
+// would have totals too.
 inline int64_t positions_of_chain(const Conv1dGeometry& g) {
   constexpr int64_t kFewest = 512;
   return larger(kFewest, 2 * kPositionsPerToken * g.in_channels);
