@@ -9,7 +9,7 @@ constexpr int64_t kPositionsPerToken = 16;
 
 inline int64_t table_pieces(const Conv1dGeometry& g, int64_t padded) {
   constexpr int64_t kMaxPieces = 32;
-  constexpr int64_t kMaxSums = 4 * 1024 * 1024;  // of all pieces together
+  constexpr int64_t kMaxSums = 4 * 1024 * 1024;  // of all pieces together, without totals
   const int64_t by_work = g.batch * g.out_length / (kPositionsPerToken * g.in_channels);
   const int64_t by_room = kMaxSums / (g.kernel_size * g.in_channels * padded);
   return larger(1, smaller(kMaxPieces, smaller(by_work, by_room)));
