@@ -255,6 +255,30 @@ def test_a_target_that_is_no_channel() -> None:
         embedding_conv1d_cross_entropy(tokens, target, *others, reduction="max")
 
 
+# --- Sums over many positions ---
+
+
+def test_the_gradient_of_a_table_of_many_readers() -> None:
+    """Terms that are all alike are the worst for a chain of additions."""
+    term, positions = torch.tensor(1.9).item(), 1 << 18  # of few bits, sums would be exact
+    grad_output = torch.full((1, 1, positions), term)
+    tokens = torch.zeros(1, positions, dtype=torch.int64)
+    for gradient in lookup_ops.grad_table(grad_output, tokens, 1, 1, 1, 0, 0, 1, True):
+        assert (gradient.double() / (positions * term) - 1).abs().max() < 1e-5
+
+
+def test_a_loss_over_many_positions() -> None:
+    tokens = torch.zeros(1, 1 << 18, dtype=torch.int64)
+
+    def gradients(dtype: torch.dtype) -> list[Tensor]:
+        embedding, weight = torch.ones(1, 1, dtype=dtype), random(3, 1, 1).to(dtype)
+        arguments = tokens, tokens, None, embedding, weight, weight[:, 0, 0], 1, 0, 0, 1
+        return lookup_ops.cross_entropy(*arguments)[1:]
+
+    for own, exact in zip(gradients(torch.float32), gradients(DOUBLE), strict=True):
+        assert (own / exact - 1).abs().max() < 1e-5
+
+
 # --- Instruction sets ---
 
 

@@ -16,6 +16,10 @@ _ALONG_POSITIONS = Configuration(rows=4, columns=256, reduced=1, warps=4, stages
 _ALONG_CHANNELS = Configuration(rows=64, columns=16, reduced=1, warps=4, stages=3)
 
 
+# Of a part; a lane adds up one product at each.
+_MOST_STEPS = 256
+
+
 def _blocks(in_: Tensor) -> Configuration:
     channels_last = in_.stride(1) == 1 and in_.stride(2) != 1
     return _ALONG_CHANNELS if channels_last else _ALONG_POSITIONS
@@ -68,4 +72,5 @@ def weight_gradient(problem: WeightGradient) -> None:
         BLOCK_POSITIONS=blocks.columns,
     )
     tiles = arguments["column_blocks"] * arguments["row_blocks"]
-    in_two_passes(depthwise_weight_gradient_kernel, problem, arguments, tiles, blocks)
+    kernel = depthwise_weight_gradient_kernel
+    in_two_passes(kernel, problem, arguments, tiles, blocks, _MOST_STEPS)

@@ -116,7 +116,7 @@ def table_gradient_kernel(
     first = start + part * steps * BLOCK_POSITIONS
     m_channel = o_channel < channels
     o_grad = (o_channel.to(tl.int64) * grad_channel)[None, :]
-    b_sum = tl.zeros((BLOCK_CHANNELS,), dtype=ACCUMULATE)
+    b_sum = tl.zeros((BLOCK_CHANNELS,), dtype=tl.float64)
     for i in range(steps):
         o = first + i * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
         m_any = o < end
@@ -128,6 +128,6 @@ def table_gradient_kernel(
         o_row = o_position // length * grad_batch + o_out * grad_position
         p_rows = p_grad + o_row[:, None] + o_grad
         b_grad = tl.load(p_rows, mask=m_read[:, None] & m_channel[None, :], other=0.0)
-        b_sum += tl.sum(b_grad.to(ACCUMULATE), axis=0)
+        b_sum += tl.sum(b_grad.to(ACCUMULATE), axis=0).to(tl.float64)
     p_out += part * part_size + (tap * vocab + word) * channels
     tl.store(p_out + o_channel, b_sum.to(p_out.dtype.element_ty), mask=m_channel)

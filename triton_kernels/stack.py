@@ -14,7 +14,7 @@ from .problem import accumulate_type
 from .stack_gradient_kernels import stack_backward_kernel, stack_weight_gradient_kernel
 from .stack_kernels import stack_forward_kernel
 from .stack_plan import Layer, Plan, plan_of
-from .weight_gradient import PROGRAMS, add_up_parts
+from .weight_gradient import PROGRAMS, add_up_parts, chain_steps, most_steps
 
 # Rows, positions and channels that are multiplied at a time. Not measured on a GPU yet.
 _SAMPLES = {
@@ -160,9 +160,11 @@ def backward(
     )
     launch.run(stack_backward_kernel, batch, arguments, blocks)
 
-    blocks = _WEIGHTS[kind_of(grad_output.dtype, "ieee")]
+    kind = kind_of(grad_output.dtype, "ieee")
+    blocks = _WEIGHTS[kind]
     steps = batch * triton.cdiv(max(layer.out_length for layer in layers), blocks.reduced)
     parts = min(steps, triton.cdiv(PROGRAMS, plan.tiles))
+    parts = max(parts, triton.cdiv(steps, most_steps(blocks.reduced)))
     part_sums = shared if parts == 1 else shared.new_empty((parts, plan.weights), dtype=dtype)
     arguments = dict(
         p_products=products,
@@ -176,6 +178,7 @@ def backward(
         part_size=plan.weights,
         tiles=plan.tiles,
         parts=parts,
+        CHAIN=chain_steps(kind, blocks.reduced),
         ACCUMULATE=accumulate,
         LAYERS=triton.next_power_of_2(len(layers)),
         BLOCK_ROWS=blocks.rows,

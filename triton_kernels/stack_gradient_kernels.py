@@ -134,6 +134,7 @@ def stack_weight_gradient_kernel(
     part_size,
     tiles,
     parts,
+    CHAIN: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     LAYERS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -143,7 +144,7 @@ def stack_weight_gradient_kernel(
     """A tile of a layer's weight, over a part of all positions of all samples.
 
     Columns are the channels of a tap; after those of all taps come programs for the bias, which add
-    up the gradient alone.
+    up the gradient alone. CHAIN: as in ``weight_gradient_kernel``.
     """
     tile = tl.program_id(0) % tiles
     part = tl.program_id(0) // tiles
@@ -174,14 +175,14 @@ def stack_weight_gradient_kernel(
     o_out = tl.arange(0, BLOCK_POSITIONS)
 
     if column_block == weight_blocks:
-        b_bias = tl.zeros((BLOCK_ROWS,), dtype=ACCUMULATE)
+        b_bias = tl.zeros((BLOCK_ROWS,), dtype=tl.float64)
         for i in range(first, last):
             sample = (i // position_blocks).to(tl.int64)
             out = i % position_blocks * BLOCK_POSITIONS + o_out
             o_grad = (o_row * out_length)[:, None] + out[None, :]
             m_grad = m_row[:, None] & (out < out_length)[None, :]
             b_grad = tl.load(p_products + sample * products_size + o_grad, mask=m_grad, other=0.0)
-            b_bias += tl.sum(b_grad.to(ACCUMULATE), axis=1)
+            b_bias += tl.sum(b_grad.to(ACCUMULATE), axis=1).to(tl.float64)
         tl.store(p_out + bias + o_row, b_bias.to(p_out.dtype.element_ty), mask=m_row)
     else:
         tap = column_block // channel_blocks
@@ -189,6 +190,7 @@ def stack_weight_gradient_kernel(
         m_channel = o_channel < in_channels
         shift = tap * tl.load(p_layer + DILATION) - tl.load(p_layer + PAD)
         b_sum = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=ACCUMULATE)
+        b_chain = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=ACCUMULATE)
         for i in range(first, last):
             sample = (i // position_blocks).to(tl.int64)
             out = i % position_blocks * BLOCK_POSITIONS + o_out
@@ -200,7 +202,12 @@ def stack_weight_gradient_kernel(
             o_x = (o_channel * in_length)[None, :] + o_read[:, None]
             m_x = m_read[:, None] & m_channel[None, :]
             b_x = tl.load(p_kept + sample * kept_size + o_x, mask=m_x, other=0.0)
-            b_sum = tl.dot(b_grad, b_x, b_sum, input_precision="ieee", out_dtype=ACCUMULATE)
+            b_chain = tl.dot(b_grad, b_x, b_chain, input_precision="ieee", out_dtype=ACCUMULATE)
+            if CHAIN > 0:  # noqa: SIM102 (known to the compiler, unlike the other condition)
+                if (i - first) % CHAIN == CHAIN - 1:
+                    b_sum += b_chain
+                    b_chain = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=ACCUMULATE)
+        b_sum += b_chain
         o_weight = ((o_row * in_channels)[:, None] + o_channel[None, :]) * taps + tap
         p_weight = p_out + tl.load(p_layer + WEIGHT) + o_weight
         b_sum = b_sum.to(p_out.dtype.element_ty)

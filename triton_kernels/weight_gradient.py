@@ -10,18 +10,38 @@ from torch import Tensor
 
 from . import exploration, launch
 from .configurations import Configuration, key, kind_of
-from .problem import WeightGradient, accumulate_type
+from .problem import WeightGradient
 from .weight_gradient_kernels import sum_of_parts_kernel, weight_gradient_kernel
 
 # How many programs the first pass is cut into where tiles of the weight are fewer: twice the 132
 # multiprocessors of an H100. A constant, so that results do not depend on the GPU's size.
 PROGRAMS = 264
 
+# Where there are so many positions that this leaves parts long: products of a part, at most.
+_MOST_PRODUCTS = 65536
+# And those of a chain within it, where each product is an addition that rounds to float32. On
+# tensor cores 8 or 16 are, and factors or results are rounded to less.
+_CHAIN_PRODUCTS = 256
+
+
+def chain_steps(kind: str, positions: int) -> int:
+    """Steps of so many positions after which a chain of sums ends; 0: none ends within a part."""
+    return _CHAIN_PRODUCTS // positions if kind == "ieee" else 0
+
+
+def most_steps(positions: int) -> int:
+    """Steps of so many positions that a part has, at most."""
+    return _MOST_PRODUCTS // positions
+
 
 def weight_gradient(problem: WeightGradient) -> None:
     rows = problem.geometry.out_channels // problem.geometry.groups
-    chosen = key("weight_gradient", kind_of(problem.x.dtype, problem.fp32_precision), rows)
+    chosen = key("weight_gradient", _kind(problem), rows)
     exploration.run(chosen, tuple(problem.geometry), lambda blocks: _launch(problem, blocks))
+
+
+def _kind(problem: WeightGradient) -> str:
+    return kind_of(problem.x.dtype, problem.fp32_precision)
 
 
 def _launch(problem: WeightGradient, blocks: Configuration) -> None:
@@ -37,13 +57,15 @@ def _launch(problem: WeightGradient, blocks: Configuration) -> None:
         column_blocks=column_blocks + arguments["WITH_BIAS"],
         row_blocks=triton.cdiv(rows, blocks.rows),
         PRECISION=problem.fp32_precision,
+        CHAIN=chain_steps(_kind(problem), blocks.reduced),
         FOLDED=folded,
         BLOCK_ROWS=blocks.rows,
         BLOCK_COLUMNS=columns,
         BLOCK_POSITIONS=blocks.reduced,
     )
     tiles = arguments["column_blocks"] * arguments["row_blocks"] * arguments["groups"]
-    in_two_passes(weight_gradient_kernel, problem, arguments, tiles, blocks)
+    most = most_steps(blocks.reduced)
+    in_two_passes(weight_gradient_kernel, problem, arguments, tiles, blocks, most)
 
 
 def in_two_passes(
@@ -52,11 +74,12 @@ def in_two_passes(
     arguments: dict[str, Any],
     tiles: int,
     blocks: Configuration,
+    most_steps_of_part: int,
 ) -> None:
-    """Runs ``kernel`` with as many parts as keep a GPU busy, then adds these up."""
+    """Runs ``kernel`` with as many parts as keep a GPU busy, or more, then adds these up."""
     position_blocks = triton.cdiv(arguments["out_length"], arguments["BLOCK_POSITIONS"])
     steps = problem.geometry.batch * position_blocks
-    steps_of_part = triton.cdiv(steps, triton.cdiv(PROGRAMS, tiles))
+    steps_of_part = min(most_steps_of_part, triton.cdiv(steps, triton.cdiv(PROGRAMS, tiles)))
     parts = triton.cdiv(steps, steps_of_part)
 
     read = arguments["BLOCK_POSITIONS"] * arguments["stride"]
@@ -95,7 +118,6 @@ def add_up_parts(part_sums: Tensor, grad_weight: Tensor, grad_bias: Tensor | Non
         weights=grad_weight.numel(),
         biases=part_size - grad_weight.numel(),
         parts=parts,
-        ACCUMULATE=accumulate_type(part_sums.dtype),
         BLOCK=block,
     )
     summing = Configuration(1, block, parts, warps=4, stages=3)

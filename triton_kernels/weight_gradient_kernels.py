@@ -50,6 +50,7 @@ def weight_gradient_kernel(
     WITH_BIAS: tl.constexpr,
     GRADIENT_OF: tl.constexpr,
     PRECISION: tl.constexpr,
+    CHAIN: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     NUMBER: tl.constexpr,
     FOLDED: tl.constexpr,
@@ -59,7 +60,8 @@ def weight_gradient_kernel(
 ):
     """Columns are the channels of one tap; FOLDED, those of all taps, a channel's side by side.
 
-    WITH_BIAS: the last block of columns are programs that add up grad_output alone.
+    WITH_BIAS: the last block of columns are programs that add up grad_output alone. CHAIN: steps
+    whose sum is one of the sums that are added up, 0 for all.
     """
     tile = tl.program_id(0).to(NUMBER) + tl.program_id(1).to(NUMBER) * tl.num_programs(0)
     column_block = tile % column_blocks
@@ -82,7 +84,7 @@ def weight_gradient_kernel(
     p_out += part.to(tl.int64) * part_size
 
     if WITH_BIAS and column_block == column_blocks - 1:
-        b_bias = tl.zeros((BLOCK_ROWS,), dtype=ACCUMULATE)
+        b_bias = tl.zeros((BLOCK_ROWS,), dtype=tl.float64)
         for i in range(first, last):
             sample = (i // position_blocks).to(tl.int64)
             out = (i % position_blocks).to(tl.int64) * BLOCK_POSITIONS
@@ -93,9 +95,9 @@ def weight_gradient_kernel(
                 o_grad, o_y, m_row[:, None] & m_out[None, :],
                 GRADIENT_OF, ACCUMULATE,
             )  # fmt: skip
-            b_bias += tl.sum(b_grad.to(ACCUMULATE), axis=1)
+            b_bias += tl.sum(b_grad.to(ACCUMULATE), axis=1).to(tl.float64)
         biases = groups * rows * channels * kernel_size + group * rows
-        tl.store(p_out + biases + row + o_row, b_bias, mask=m_row)
+        tl.store(p_out + biases + row + o_row, b_bias.to(ACCUMULATE), mask=m_row)
     else:
         o_column = tl.arange(0, BLOCK_COLUMNS).to(NUMBER)
         if FOLDED:
@@ -113,6 +115,7 @@ def weight_gradient_kernel(
         p_x += group * channels * x_channel
 
         b_sum = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=ACCUMULATE)
+        b_chain = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=ACCUMULATE)
         for i in range(first, last):
             sample = (i // position_blocks).to(tl.int64)
             out = (i % position_blocks).to(tl.int64) * BLOCK_POSITIONS
@@ -127,7 +130,12 @@ def weight_gradient_kernel(
             least, end = bounds_within_tile(read, length, NUMBER)
             m_x = m_out[:, None] & m_column[None, :] & (o_read >= least) & (o_read < end)
             b_x = tl.load(p_x + sample * x_batch + read * x_position + o_x, mask=m_x, other=0.0)
-            b_sum = tl.dot(b_grad, b_x, b_sum, input_precision=PRECISION, out_dtype=ACCUMULATE)
+            b_chain = tl.dot(b_grad, b_x, b_chain, input_precision=PRECISION, out_dtype=ACCUMULATE)
+            if CHAIN > 0:  # noqa: SIM102 (known to the compiler, unlike the other condition)
+                if (i - first) % CHAIN == CHAIN - 1:
+                    b_sum += b_chain
+                    b_chain = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=ACCUMULATE)
+        b_sum += b_chain
         o_weight = (group * rows + row + o_row)[:, None] * channels + o_channel[None, :]
         o_weight = o_weight * kernel_size + tap + o_tap[None, :]
         tl.store(p_out + o_weight, b_sum, mask=m_row[:, None] & m_column[None, :])
@@ -154,17 +162,19 @@ def sum_of_parts_kernel(
     weights,
     biases,
     parts,
-    ACCUMULATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Element by element, the parts from first to last: weights, then biases."""
+    """Element by element, the parts from first to last: weights, then biases.
+
+    In float64: there may be as many parts as the batch is large.
+    """
     tile = tl.program_id(0).to(tl.int64) + tl.program_id(1).to(tl.int64) * tl.num_programs(0)
     o = tile * BLOCK + tl.arange(0, BLOCK)
     m_any = o < weights + biases
-    b_sum = tl.zeros((BLOCK,), dtype=ACCUMULATE)
+    b_sum = tl.zeros((BLOCK,), dtype=tl.float64)
     for part in range(parts):
         p_part = p_parts + tl.cast(part, tl.int64) * (weights + biases)
-        b_sum += tl.load(p_part + o, mask=m_any, other=0.0)
+        b_sum += tl.load(p_part + o, mask=m_any, other=0.0).to(tl.float64)
     tl.store(p_out_weight + o, b_sum.to(p_out_weight.dtype.element_ty), mask=o < weights)
     b_bias = b_sum.to(p_out_bias.dtype.element_ty)
     tl.store(p_out_bias + (o - weights), b_bias, mask=m_any & (o >= weights))

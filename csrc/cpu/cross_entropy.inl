@@ -115,11 +115,11 @@ struct CrossEntropy {
         self.add_piece(piece, positions * piece / pieces, positions * (piece + 1) / pieces);
     });
     if (!gradients) return;
-    add_pieces(self.sums, pieces);
-    table.grad_weight(self.sums.table(0));
-    table.grad_embedding(self.sums.table(0));
+    const TableSums<T> sums = add_pieces(self.sums, pieces);
+    table.grad_weight(sums.table(0));
+    table.grad_embedding(sums.table(0));
     if (a.grad_bias != nullptr)
-      store_rows(self.sums.bias(0), table.padded, 1, g.out_channels, static_cast<T*>(a.grad_bias));
+      store_rows(sums.bias(0), table.padded, 1, g.out_channels, static_cast<T*>(a.grad_bias));
   }
 
   // The positions [begin, end) of all samples.
@@ -128,16 +128,19 @@ struct CrossEntropy {
     Softmax<T> softmax(g.out_channels);
     T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * softmax.kRows * table.padded));
     for (int64_t i = 0; i < softmax.kRows * table.padded; i += W) store(tile + i, Vector<T>{});
-    for_stretches(g, begin, end, softmax.kRows, [&](int64_t n, int64_t first, int64_t count) {
-      const int64_t* target = a.target + n * g.out_length + first;
-      T* loss = static_cast<T*>(a.losses) + n * g.out_length + first;
-      const Walk walk{g, a.tokens + n * g.length, table.padded};
-      sum_tile(table.data, walk, first, count, bias, table.padded, tile, table.padded);
-      for (int64_t t = 0; t < count; ++t) loss[t] = tile[t * table.padded + target[t]];
-      softmax.run(tile, table.padded, count);
-      for (int64_t t = 0; t < count; ++t)
-        loss[t] = softmax.log_sum[t] - (loss[t] - softmax.largest[t]);
-      if (sums.data != nullptr) add_gradients(piece, walk, first, count, softmax, target, tile);
+    for_chains(g, begin, end, [&](int64_t from, int64_t to) {
+      for_stretches(g, from, to, softmax.kRows, [&](int64_t n, int64_t first, int64_t count) {
+        const int64_t* target = a.target + n * g.out_length + first;
+        T* loss = static_cast<T*>(a.losses) + n * g.out_length + first;
+        const Walk walk{g, a.tokens + n * g.length, table.padded};
+        sum_tile(table.data, walk, first, count, bias, table.padded, tile, table.padded);
+        for (int64_t t = 0; t < count; ++t) loss[t] = tile[t * table.padded + target[t]];
+        softmax.run(tile, table.padded, count);
+        for (int64_t t = 0; t < count; ++t)
+          loss[t] = softmax.log_sum[t] - (loss[t] - softmax.largest[t]);
+        if (sums.data != nullptr) add_gradients(piece, walk, first, count, softmax, target, tile);
+      });
+      sums.add_to_total(piece, 0, table.padded);
     });
   }
 

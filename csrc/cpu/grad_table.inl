@@ -1,14 +1,25 @@
 // grad_table[k][v][o] = the sum of grad_output[n][o][t] over all n, t whose tap k reads token v,
 // and grad_bias[o] = the sum over all n, t. The positions are cut into pieces with a table each, by
-// geometry alone, and the tables are added in order: any number of threads gives the same bits.
+// geometry alone, and the tables are added in order: any number of threads gives the same bits. The
+// table of a long piece goes to a total now and then, or the sum of a frequent word would be one
+// chain of additions.
 
-// A piece has to clear its table and to add it up, so it gets many positions for each of its rows.
+// To clear a table and to add it up takes time, so it gets many positions for each of its rows.
+constexpr int64_t kPositionsPerToken = 16;
+
 inline int64_t table_pieces(const Conv1dGeometry& g, int64_t padded) {
-  constexpr int64_t kPositionsPerToken = 16, kMaxPieces = 32;
-  constexpr int64_t kMaxSums = 4 * 1024 * 1024;  // of all pieces together
+  constexpr int64_t kMaxPieces = 32;
+  constexpr int64_t kMaxSums = 4 * 1024 * 1024;  // of all pieces together, without totals
   const int64_t by_work = g.batch * g.out_length / (kPositionsPerToken * g.in_channels);
   const int64_t by_room = kMaxSums / (g.kernel_size * g.in_channels * padded);
   return larger(1, smaller(kMaxPieces, smaller(by_work, by_room)));
+}
+
+// Those after which a table goes to its total: twice as many as make a piece, or small batches
+// would have totals too.
+inline int64_t positions_of_chain(const Conv1dGeometry& g) {
+  constexpr int64_t kFewest = 512;
+  return larger(kFewest, 2 * kPositionsPerToken * g.in_channels);
 }
 
 // Each row that N outputs look up += the outputs' rows of g.
@@ -58,27 +69,40 @@ template <class T>
 struct TableSums {
   T* data;
   int64_t rows, padded;
+  int64_t total;  // how far behind a sum its total is; 0 where there are too few positions for one
 
   int64_t size() const { return (rows + 1) * padded; }
-  T* table(int64_t piece) const { return data + piece * size(); }
+  T* table(int64_t piece) const { return data + piece * (size() + total); }
   T* bias(int64_t piece) const { return table(piece) + rows * padded; }
   void clear(int64_t piece) const {
-    for (int64_t i = 0; i < size(); i += kLanes<T>) store(table(piece) + i, Vector<T>{});
+    for (int64_t i = 0; i < size() + total; i += kLanes<T>) store(table(piece) + i, Vector<T>{});
+  }
+
+  // Of the columns [first, first + count) of all rows.
+  void add_to_total(int64_t piece, int64_t first, int64_t count) const {
+    for (T* row = table(piece) + first; total > 0 && row <= bias(piece) + first; row += padded)
+      for (int64_t c = 0; c < count; c += kLanes<T>) {
+        store(row + total + c, load(row + total + c) + load(row + c));
+        store(row + c, Vector<T>{});
+      }
   }
 };
 
 template <class T>
 TableSums<T> table_sums(const Conv1dGeometry& g, int64_t pieces, int64_t padded) {
-  TableSums<T> sums{nullptr, g.kernel_size * g.in_channels, padded};
-  sums.data = static_cast<T*>(scratch(Slot::partial, sizeof(T) * pieces * sums.size()));
+  TableSums<T> sums{nullptr, g.kernel_size * g.in_channels, padded, 0};
+  if (g.batch * g.out_length > pieces * positions_of_chain(g)) sums.total = sums.size();
+  sums.data =
+      static_cast<T*>(scratch(Slot::partial, sizeof(T) * pieces * (sums.size() + sums.total)));
   return sums;
 }
 
-// Adds the other pieces to the first, in order.
+// The first piece, to which the others are added in order.
 template <class T>
-void add_pieces(const TableSums<T>& sums, int64_t pieces) {
+TableSums<T> add_pieces(TableSums<T> sums, int64_t pieces) {
   constexpr int W = kLanes<T>;
-  if (pieces == 1) return;
+  sums.data += sums.total;
+  if (pieces == 1) return sums;
   parallel_jobs(sums.size() / W, pieces * W, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * W; i < end * W; i += W) {
       Vector<T> sum = load(sums.table(0) + i);
@@ -86,6 +110,7 @@ void add_pieces(const TableSums<T>& sums, int64_t pieces) {
       store(sums.table(0) + i, sum);
     }
   });
+  return sums;
 }
 
 // Copies `rows` rows out of their padding, into the storage type.
@@ -100,6 +125,14 @@ void store_rows(const Compute<S>* in, int64_t padded, int64_t rows, int64_t chan
       else
         store_partial(out + row * channels + c, v, static_cast<int>(channels - c));
     }
+}
+
+// Calls body(begin, end) for the positions [begin, end), those of a chain at a time.
+template <class Body>
+CONVLM_INLINE void for_chains(const Conv1dGeometry& g, int64_t begin, int64_t end,
+                              const Body& body) {
+  const int64_t positions = positions_of_chain(g);
+  for (; begin < end; begin += positions) body(begin, smaller(end, begin + positions));
 }
 
 // Calls body(sample, first position, count) for the positions [begin, end) of all samples, in
@@ -125,7 +158,7 @@ struct GradTable {
     const int64_t padded = divide_up(g.out_channels, kLanes<T>) * kLanes<T>;
     const int64_t pieces = table_pieces(g, padded), blocks = divide_up(g.out_channels, kChannels);
     const int64_t positions = g.batch * g.out_length;
-    const TableSums<T> sums = table_sums<T>(g, pieces, padded);
+    TableSums<T> sums = table_sums<T>(g, pieces, padded);
     parallel_jobs(pieces, sums.size(), [&](int64_t begin, int64_t end) {
       for (int64_t piece = begin; piece < end; ++piece) sums.clear(piece);
     });
@@ -137,7 +170,7 @@ struct GradTable {
                                     positions * (piece + 1) / pieces, c);
                     }
                   });
-    add_pieces(sums, pieces);
+    sums = add_pieces(sums, pieces);
     store_rows(sums.table(0), padded, sums.rows, g.out_channels, static_cast<S*>(a.grad_table));
     if (a.grad_bias != nullptr)
       store_rows(sums.bias(0), padded, 1, g.out_channels, static_cast<S*>(a.grad_bias));
@@ -151,11 +184,14 @@ struct GradTable {
     const int64_t padded = divide_up(channels, kLanes<T>) * kLanes<T>;
     T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kPositions * kChannels));
     for (int64_t i = 0; i < kPositions * kChannels; ++i) tile[i] = 0;  // lanes without a channel
-    for_stretches(g, begin, end, kPositions, [&](int64_t n, int64_t first, int64_t count) {
-      stage(a.grad_output, n, c, channels, first, count, tile);
-      const Walk walk{g, a.tokens + n * g.length, sums.padded};
-      add_tile_to_rows(tile, kChannels, padded, walk, first, count, sums.table(piece) + c);
-      add_tile(tile, kChannels, count, padded, sums.bias(piece) + c);
+    for_chains(g, begin, end, [&](int64_t from, int64_t to) {
+      for_stretches(g, from, to, kPositions, [&](int64_t n, int64_t first, int64_t count) {
+        stage(a.grad_output, n, c, channels, first, count, tile);
+        const Walk walk{g, a.tokens + n * g.length, sums.padded};
+        add_tile_to_rows(tile, kChannels, padded, walk, first, count, sums.table(piece) + c);
+        add_tile(tile, kChannels, count, padded, sums.bias(piece) + c);
+      });
+      sums.add_to_total(piece, c, padded);
     });
   }
 

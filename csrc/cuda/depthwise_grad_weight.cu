@@ -5,6 +5,7 @@
 // the order of every sum is fixed.
 #include "cuda/fits.h"
 #include "cuda/kernels.h"
+#include "cuda/long_sums.h"
 #include "cuda/staging.h"
 
 namespace convlm::cuda {
@@ -120,8 +121,8 @@ template <class S>
 __global__ void __launch_bounds__(kThreads) add_pieces_kernel(DepthwiseGradient<S> d) {
   const int64_t threads = int64_t{gridDim.x} * kThreads, columns = d.p.kernel_size + 1;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < d.elements; i += threads) {
-    Compute<S> sum = Compute<S>(0);
-    for (int64_t piece = 0; piece < d.pieces; ++piece) sum += d.partial[piece * d.elements + i];
+    const Compute<S> sum = sum_in_chains<Compute<S>>(
+        0, d.pieces, 1, [&](int64_t piece) { return d.partial[piece * d.elements + i]; });
     const int64_t row = i / columns, tap = i % columns;
     if (tap < d.p.kernel_size)
       d.p.grad_weight[row * d.p.kernel_size + tap] = from_compute<S>(sum);

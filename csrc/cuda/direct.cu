@@ -2,6 +2,7 @@
 // and right; what the other kernels leave to it, and what they are measured against.
 #include "cuda/activation.h"
 #include "cuda/kernels.h"
+#include "cuda/long_sums.h"
 #include "cuda/problem.h"
 
 namespace convlm::cuda {
@@ -70,18 +71,14 @@ __global__ void __launch_bounds__(kThreadsOfSum) weight_gradient_kernel(WeightGr
     const int64_t channel = is_bias ? 0 : element / p.kernel_size % p.channels;
     const int64_t row = is_bias ? element - weights : element / p.kernel_size / p.channels;
     const int64_t x_channel = row / p.rows * p.channels + channel;
-    C sum = C(0);
-    for (int64_t i = threadIdx.x; i < products; i += kThreadsOfSum) {
+    C sum = sum_in_chains<C>(threadIdx.x, products, kThreadsOfSum, [&](int64_t i) {
       const int64_t sample = i / p.outputs, q = i % p.outputs;
       const C gradient = read(p.grad_output, sample, row, q);
-      if (is_bias) {
-        sum += gradient;
-        continue;
-      }
+      if (is_bias) return gradient;
       const int64_t at = input_position(q, tap, p.stride, p.dilation, p.pad_left);
       const bool inside = 0 <= at && at < p.length;
-      sum += gradient * (inside ? read(p.x, sample, x_channel, at) : C(0));
-    }
+      return gradient * (inside ? read(p.x, sample, x_channel, at) : C(0));
+    });
     sum = sum_of_block(sum);
     if (threadIdx.x == 0)
       (is_bias ? p.grad_bias[row] : p.grad_weight[element]) = from_compute<S>(sum);

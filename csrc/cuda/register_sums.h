@@ -16,6 +16,9 @@ class RegisterSums {
   using Element = S;
   using Sum = S;
   static constexpr int kRows = 64;
+  // Products of a sum over positions before it goes to a total in shared memory; more than of other
+  // sums, to go there seldom. 0: none does.
+  static constexpr int kChainProducts = sizeof(S) == 8 ? 0 : 256;
   static constexpr int kThreads = kRows / (sizeof(S) == 8 ? 4 : 8) * (kTileColumns / 8);
 
   __device__ __forceinline__ static S prepared(S value) { return value; }
@@ -29,6 +32,24 @@ class RegisterSums {
     for (int i = 0; i < kThreadRows; ++i)
 #pragma unroll
       for (int j = 0; j < 8; ++j) sums_[i][j] = S(0);
+  }
+
+  // Where each thread has totals of its own, beside those of the others.
+  static constexpr int kTotals = kRows * kTileColumns;
+  __device__ __forceinline__ void clear_totals(S* totals) const {
+#pragma unroll
+    for (int i = 0; i < kTotals / kThreads; ++i) totals[i * kThreads + threadIdx.x] = S(0);
+  }
+  __device__ __forceinline__ void move_to(S* totals) {
+#pragma unroll
+    for (int i = 0; i < kTotals / kThreads; ++i)
+      totals[i * kThreads + threadIdx.x] += sums_[i / 8][i % 8];
+    clear();
+  }
+  __device__ __forceinline__ void add(const S* totals) {
+#pragma unroll
+    for (int i = 0; i < kTotals / kThreads; ++i)
+      sums_[i / 8][i % 8] += totals[i * kThreads + threadIdx.x];
   }
 
   __host__ __device__ static constexpr int pitch(int vectors) {

@@ -8,7 +8,7 @@ namespace {
 using namespace small_gradient;
 
 template <class S>
-__global__ void __launch_bounds__(kThreads, kBlocks) small_gradient_kernel(SmallGradient<S> d) {
+__global__ void __launch_bounds__(kThreads, kBlocks<S>) small_gradient_kernel(SmallGradient<S> d) {
   const int64_t blocks = d.row_blocks * d.column_blocks;
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x)
     make_piece(d, piece_of(d, block), d.p.batch);

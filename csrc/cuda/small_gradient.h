@@ -3,6 +3,7 @@
 // of (channel, tap), and after them one that is the bias: its input is 1 everywhere.
 #pragma once
 #include "cuda/fits.h"
+#include "cuda/long_sums.h"
 #include "cuda/staging.h"
 
 namespace convlm::cuda {
@@ -14,8 +15,9 @@ constexpr int kRowsOfBlock = static_cast<int>(kSmallGradientRows);
 constexpr int kColumns = static_cast<int>(kSmallColumns);
 constexpr int kThreads = kColumns * (kRowsOfBlock / kRows) * kQuarters;
 constexpr int kRowPitch = kRowsOfBlock + 4;  // positions' vectors of rows: whole, in other banks
-// Left to itself the compiler aims at more blocks a multiprocessor than there are, and spills.
-constexpr int kBlocks = 4;
+// A multiprocessor's: left to itself the compiler aims at more than there are, and spills.
+template <class S>
+constexpr int kBlocks = sizeof(Compute<S>) == 4 ? 4 : 3;
 
 // What is done with a gradient: it is written, or a parameter moves against it.
 template <class S>
@@ -34,6 +36,7 @@ struct SmallGradient {
   Use<S> use;
   int64_t stride[3], bias_stride;  // of grad_weight and grad_bias
   int width, samples;              // of x in shared memory; samples at a time
+  int samples_of_chain;
   int64_t row_blocks, column_blocks;
   int shared_bytes;
 };
@@ -59,26 +62,32 @@ __device__ Piece piece_of(const SmallGradient<S>& d, int64_t block) {
   return piece;
 }
 
-// Adds the products of this thread's rows, column and positions over some samples.
+// Adds the products of this thread's rows, column and positions over some samples, chain by chain.
 template <class S>
 __device__ void add_samples(const SmallGradient<S>& d, const Piece& piece, int samples,
                             const Compute<S>* x, const Compute<S>* gradient, int column,
-                            int quarter, Compute<S> (&sums)[kRows]) {
+                            int quarter, double (&sums)[kRows]) {
   using C = Compute<S>;
   const int taps = static_cast<int>(d.p.kernel_size), outputs = static_cast<int>(d.p.outputs);
   const int stride = static_cast<int>(d.p.stride), dilation = static_cast<int>(d.p.dilation);
   const bool is_bias = column == static_cast<int>(d.p.channels) * taps;
   const int in = is_bias ? 0 : (column / taps - piece.channel) * d.width + column % taps * dilation;
-  for (int sample = 0; sample < samples; ++sample) {
-    const C* g = gradient + sample * outputs * kRowPitch;
-    const C* line = x + sample * piece.x_lines * d.width + in;
+  for (int sample = 0; sample < samples;) {
+    const int most = sample + d.samples_of_chain, last = most < samples ? most : samples;
+    C chains[kRows] = {};
+    for (; sample < last; ++sample) {
+      const C* g = gradient + sample * outputs * kRowPitch;
+      const C* line = x + sample * piece.x_lines * d.width + in;
 #pragma unroll 4
-    for (int q = quarter; q < outputs; q += kQuarters) {
-      const Four<C> rows = load_four(g + q * kRowPitch);
-      const C value = is_bias ? C(1) : line[q * stride];
+      for (int q = quarter; q < outputs; q += kQuarters) {
+        const Four<C> rows = load_four(g + q * kRowPitch);
+        const C value = is_bias ? C(1) : line[q * stride];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) sums[r] += rows.lanes[r] * value;
+        for (int r = 0; r < kRows; ++r) chains[r] += rows.lanes[r] * value;
+      }
     }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) sums[r] += chains[r];
   }
 }
 
@@ -106,7 +115,7 @@ __device__ void make_piece(const SmallGradient<S>& d, const Piece& piece, int64_
   C* gradient = reinterpret_cast<C*>(shared_memory());
   C* x = gradient + d.samples * outputs * kRowPitch;
 
-  C sums[kRows] = {};
+  double sums[kRows] = {};
   for (int64_t first = 0; first < batch; first += d.samples) {
     const int64_t left = batch - first;
     const int samples = static_cast<int>(left < d.samples ? left : d.samples);
@@ -122,11 +131,11 @@ __device__ void make_piece(const SmallGradient<S>& d, const Piece& piece, int64_
   }
 
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) gradient[r * kThreads + threadIdx.x] = sums[r];
+  for (int r = 0; r < kRows; ++r) gradient[r * kThreads + threadIdx.x] = static_cast<C>(sums[r]);
   __syncthreads();
   for (int r = 0; r < kRows && mine && quarter == 0 && row + r < piece.rows; ++r) {
-    C sum = sums[r];
-    for (int other = 1; other < kQuarters; ++other)
+    C sum = C(0);
+    for (int other = 0; other < kQuarters; ++other)
       sum += gradient[r * kThreads + threadIdx.x + other * (kThreads / kQuarters)];
     write_gradient(d, piece.first_row + row + r, column, sum);
   }
@@ -150,6 +159,8 @@ SmallGradient<S> plan(const WeightGradient<S>& p) {
   const int64_t of_sample = p.outputs * kRowPitch + x_lines * d.width;
   const int64_t most = kElements / of_sample;
   d.samples = static_cast<int>(p.batch < most ? p.batch : most);
+  const int64_t chain = kChain / divide_up(p.outputs < 1 ? 1 : p.outputs, kQuarters);
+  d.samples_of_chain = static_cast<int>(chain < 1 ? 1 : chain);
   const int64_t sums = kRows * kThreads, staged = d.samples * of_sample;
   d.shared_bytes = static_cast<int>((staged > sums ? staged : sums) * sizeof(Compute<S>));
   return d;

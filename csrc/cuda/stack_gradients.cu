@@ -22,13 +22,12 @@ __device__ void add_up_word(const SharedGradients<S>& g, int64_t word) {
   const int64_t positions = g.samples(0) * g.length;
   for (int64_t first = 0; first < g.channels; first += kWordChannels) {
     const int64_t channel = first + lane;
-    C sum = C(0);
-#pragma unroll 4
-    for (int64_t i = part; i < positions; i += kParts) {
+    C sum = sum_in_chains<C>(part, positions, kParts, [&](int64_t i) {
       const int64_t sample = i / g.length, position = i % g.length;
-      if (g.tokens.at(sample, position) == word && channel < g.channels)
-        sum += g.grad_words[(sample * g.channels + channel) * g.length + position];
-    }
+      return g.tokens.at(sample, position) == word && channel < g.channels
+                 ? g.grad_words[(sample * g.channels + channel) * g.length + position]
+                 : C(0);
+    });
     sums[threadIdx.x] = sum;
     __syncthreads();
     if (part == 0 && channel < g.channels) {

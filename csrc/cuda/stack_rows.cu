@@ -1,3 +1,4 @@
+#include "cuda/long_sums.h"
 #include "cuda/stack_layers.h"
 #include "cuda/stack_rows.h"
 #include "cuda/stack_tiles.h"
@@ -85,11 +86,9 @@ template <class S>
 __device__ Compute<S> sum_of_readers(const ReaderSums<S>& s, int64_t row, int64_t channel, int part,
                                      int parts) {
   const int32_t* readers = s.readers.readers + s.readers.begin[row];
-  const int count = s.readers.count[row];
-  Compute<S> sum = Compute<S>(0);
-#pragma unroll 4
-  for (int i = part; i < count; i += parts) sum += s.grad_read[readers[i] * s.channels + channel];
-  return sum;
+  return sum_in_chains<Compute<S>>(part, s.readers.count[row], parts, [&](int64_t i) {
+    return s.grad_read[readers[i] * s.channels + channel];
+  });
 }
 
 // Most rows have few readers, and a block takes several of them; then those of many, one by one.

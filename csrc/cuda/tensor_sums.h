@@ -24,6 +24,9 @@ class TensorSums {
   using Element = S;
   using Sum = float;
   static constexpr int kRows = kTileRows;
+  // No chains as in RegisterSums: 8 or 16 products are one addition, and what those of a piece may
+  // err by is less than TF32 rounds factors by, or 16-bit types results.
+  static constexpr int kChainProducts = 0;
   static constexpr int kThreads = 2 * kRows;
 
   // How a number is stored for the tensor cores.

@@ -12,6 +12,9 @@ constexpr int kTileOctets = kTileColumns / kOctet;
 template <class S>
 constexpr int kStagePositions = kRowBytes / static_cast<int>(sizeof(S));
 
+template <class Sums>
+constexpr int kChainStages = Sums::kChainProducts / kStagePositions<typename Sums::Element>;
+
 struct WeightGradientPlan {
   int64_t row_tiles, channel_tiles, tap_tiles, pieces, tiles;  // tiles: of all pieces
   int64_t stages, piece_stages;
@@ -20,6 +23,8 @@ struct WeightGradientPlan {
   bool shares;         // taps may share rows of staged x
   Divisor shared_rows, own_rows;
   int left_pitch, right_pitch, stage_bytes;
+  bool in_chains;  // that become totals, which lie behind two stages
+  int shared_bytes;
 };
 
 // The number of taps that takes fewest tiles; of equals the largest, since taps share x.
@@ -37,7 +42,7 @@ inline int taps_of_tile(int64_t channels, int64_t kernel_size) {
 }
 
 // Enough blocks to fill a large GPU, unless pieces get so short that staging and the second kernel
-// weigh more. And no sum longer than 65,536 products, for its rounding errors' sake.
+// weigh more. And none longer than 65,536 products, for the rounding errors' sake.
 inline int64_t pieces_of(int64_t stages, int64_t tiles, int positions) {
   constexpr int64_t kBlocks = 512, kFewestStages = 8, kMostProducts = 65536;
   int64_t pieces = divide_up(kBlocks, tiles);
@@ -74,6 +79,12 @@ WeightGradientPlan plan(const WeightGradient<typename Sums::Element>& p) {
   plan.left_pitch = Sums::pitch(Sums::kRows / kVector<S>);
   plan.right_pitch = Sums::pitch(octets * kOctet / kVector<S>);
   plan.stage_bytes = kPositions * plan.left_pitch + own * plan.right_pitch;
+  plan.shared_bytes = 2 * plan.stage_bytes;
+  if constexpr (kChainStages<Sums> > 0) {
+    plan.in_chains = plan.piece_stages > kChainStages<Sums>;
+    if (plan.in_chains)
+      plan.shared_bytes += Sums::kTotals * static_cast<int>(sizeof(typename Sums::Sum));
+  }
   return plan;
 }
 

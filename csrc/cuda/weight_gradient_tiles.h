@@ -9,6 +9,7 @@
 // How positions are cut into pieces depends on the geometry alone. Their sums go to the workspace,
 // and a second kernel adds them up in order: no atomics, the same bits every time.
 #pragma once
+#include "cuda/long_sums.h"
 #include "cuda/weight_gradient_plan.h"
 
 namespace convlm::cuda {
@@ -45,7 +46,7 @@ class WeightGradientBlock {
     piece_ = index / p_.groups;
     makes_bias_ =
         p_.grad_bias != nullptr && first_channel_ == 0 && first_tap_ == 0 && thread_ < Sums::kRows;
-    bias_ = Sum(0);
+    bias_ = 0;
     sums_.clear();
     add_products();
     store_sums();
@@ -54,6 +55,7 @@ class WeightGradientBlock {
 
  private:
   static constexpr int kPositions = kStagePositions<S>;
+  static constexpr bool kInChains = kChainStages<Sums> > 0;
   static constexpr int kLeftVectors = Sums::kRows / kVector<S> * kPositions / Sums::kThreads;
   static constexpr int kRightVectors = kTileColumns / kVector<S> * kPositions / Sums::kThreads;
   struct Held {
@@ -81,17 +83,27 @@ class WeightGradientBlock {
     if (end > plan_.stages) end = plan_.stages;
     Cursor cursor{};
     Cursor following{first * kPositions / p_.outputs, first * kPositions % p_.outputs};
+    if constexpr (kInChains)
+      if (plan_.in_chains) sums_.clear_totals(totals());
     for (int64_t stage = first;; ++stage) {  // the one that is read; the one before is multiplied
       unsigned char* later = buffers + stage % 2 * plan_.stage_bytes;
       Held held;
       if (stage < end) read(held, following);
       if (stage > first) multiply(buffers + (stage + 1) % 2 * plan_.stage_bytes, cursor);
-      if (stage == end) return;
+      if (stage == end) break;
       store(held, later, following);
+      if constexpr (kInChains)
+        if (stage > first && (stage - first) % kChainStages<Sums> == 0) sums_.move_to(totals());
       __syncthreads();
       cursor = following;
       following = at(cursor, kPositions);
     }
+    if constexpr (kInChains)
+      if (plan_.in_chains) sums_.add(totals());
+  }
+
+  __device__ __forceinline__ Sum* totals() const {
+    return reinterpret_cast<Sum*>(shared_memory() + 2 * plan_.stage_bytes);
   }
 
   __device__ __forceinline__ void multiply(const unsigned char* buffer, const Cursor& cursor) {
@@ -107,8 +119,10 @@ class WeightGradientBlock {
     sums_.add_columns(buffer, plan_.left_pitch, buffer + kPositions * plan_.left_pitch,
                       plan_.right_pitch, places);
     if (!makes_bias_) return;
+    Sum chain = Sum(0);
     for (int i = 0; i < kPositions; ++i)
-      bias_ += to_compute(reinterpret_cast<const S*>(buffer + i * plan_.left_pitch)[thread_]);
+      chain += to_compute(reinterpret_cast<const S*>(buffer + i * plan_.left_pitch)[thread_]);
+    bias_ += chain;
   }
 
   __device__ __forceinline__ void read(Held& held, const Cursor& cursor) const {
@@ -181,7 +195,7 @@ class WeightGradientBlock {
             sum;
     });
     if (makes_bias_ && first_row_ + thread_ < p_.rows)
-      bias_sums_[piece_ * rows + group_ * p_.rows + first_row_ + thread_] = bias_;
+      bias_sums_[piece_ * rows + group_ * p_.rows + first_row_ + thread_] = static_cast<Sum>(bias_);
   }
 
   const WeightGradient<S>& p_;
@@ -190,7 +204,7 @@ class WeightGradientBlock {
   int thread_;
   int64_t first_row_, first_channel_, first_tap_, group_, piece_;
   bool makes_bias_;
-  Sum bias_;
+  double bias_;
   Sums sums_;
 };
 
@@ -217,9 +231,9 @@ __global__ void __launch_bounds__(kAddingThreads)
   for (int64_t i = int64_t{blockIdx.x} * kAddingThreads + threadIdx.x; i < count; i += threads) {
     const bool is_bias = i >= weights;
     const Sum* sums = is_bias ? bias_sums + (i - weights) : weight_sums + i;
-    Sum sum = Sum(0);
-    for (int64_t piece = 0; piece < pieces; ++piece)
-      sum += sums[piece * (is_bias ? rows : weights)];
+    const int64_t step = is_bias ? rows : weights;
+    const Sum sum =
+        sum_in_chains<Sum>(0, pieces, 1, [&](int64_t piece) { return sums[piece * step]; });
     if (is_bias) {
       p.grad_bias[i - weights] = from_compute<S>(sum);
     } else {
@@ -245,8 +259,8 @@ cudaError_t weight_gradient(const WeightGradient<typename Sums::Element>& p, voi
   Sum* weight_sums = static_cast<Sum*>(workspace);
   Sum* bias_sums = weight_sums + tiles.pieces * sums_of_piece(p);
   const cudaError_t error =
-      launch(&weight_gradient_kernel<Sums, S, Sum>, tiles.tiles, Sums::kThreads,
-             2 * tiles.stage_bytes, stream, p, tiles, weight_sums, bias_sums);
+      launch(&weight_gradient_kernel<Sums, S, Sum>, tiles.tiles, Sums::kThreads, tiles.shared_bytes,
+             stream, p, tiles, weight_sums, bias_sums);
   if (error != cudaSuccess) return error;
   return launch(&add_pieces_kernel<S, Sum>,
                 divide_up(sums_of_piece(p) + p.groups * p.rows, kAddingThreads), kAddingThreads, 0,
