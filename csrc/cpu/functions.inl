@@ -80,8 +80,9 @@ struct GradInput {
         scratch(Slot::parts, sizeof(Correlation<S>) * smaller(g.stride, g.length)));
     const bool by_groups = is_by_groups<S>(g);
     const bool interleaved = !by_groups && is_interleaved(g), together = by_groups || interleaved;
-    int64_t count = together ? 0 : classes_by_taps(a, parts);
-    if (count > 0) return correlate_taps_first(parts, count);
+    Kernel kernel = Kernel::positions;
+    int64_t count = together ? 0 : classes_together(a, parts, kernel);
+    if (count > 0) return correlate_together(parts, count, kernel);
     for_each_class(a, true, [&](const Correlation<S>& all) {
       const Correlation<S> p = together ? all : of_taps_inside(all);
       if (p.taps == 0 && !by_groups) {
@@ -101,16 +102,18 @@ struct GradInput {
     correlate(parts, count);
   }
 
-  // Where classes of positions are better off with products by taps, `parts` becomes all of them;
-  // returns how many, else none.
-  static int64_t classes_by_taps(const GradInputArguments& a, Correlation<S>* parts) {
+  // Where classes of positions are better off with a kernel that takes them together, `parts`
+  // becomes all of them, and `kernel` that kernel; returns how many, else none.
+  static int64_t classes_together(const GradInputArguments& a, Correlation<S>* parts,
+                                  Kernel& kernel) {
     if (a.geometry.batch == 0 || a.geometry.stride == 1) return 0;
     int64_t count = 0;
     for_each_class(a, false, [&](const Correlation<S>& p) {
       parts[count++] = p;
       return true;
     });
-    return count > 0 && taps_first_pays(parts, count) ? count : 0;
+    if (count > 0) kernel = kernel_of_classes(parts, count);
+    return kernel == Kernel::positions ? 0 : count;
   }
 
   // Calls body with the correlation of each class of positions while that returns true.
@@ -180,8 +183,9 @@ struct GradInputKernel {
     const Conv1dGeometry& g = a.geometry;
     Correlation<S>* parts = static_cast<Correlation<S>*>(
         scratch(Slot::parts, sizeof(Correlation<S>) * smaller(g.stride, g.length)));
-    if (GradInput<S>::classes_by_taps(a, parts) > 0) return Kernel::taps;
-    Kernel kernel = Kernel::rows;
+    Kernel kernel = Kernel::positions;
+    if (GradInput<S>::classes_together(a, parts, kernel) > 0) return kernel;
+    kernel = Kernel::rows;
     GradInput<S>::for_each_class(a, true, [&](const Correlation<S>& all) {
       const Correlation<S> p = of_taps_inside(all);
       if (p.taps > 0) kernel = correlation_kernel(p);

@@ -69,9 +69,6 @@ inline bool is_interleaved(const Conv1dGeometry& g) {
 // In multiply-adds of vectors, for one group and, if not said otherwise, one sample. The prices of
 // copies, tiles and sums were fitted to the times of 14,000 random problems.
 
-// Of what a kernel is not for; a few times as much is still a number.
-constexpr int64_t kNever = INT64_MAX / 16;
-
 // Of one channel: a stream to begin, and its vectors to copy. Streams of nothing but padding are
 // left out.
 template <class S>
@@ -160,9 +157,7 @@ int64_t cost_of_joined(const Correlation<S>& p, int64_t batch) {
          (p.out_step == 1 ? 0 : kStoredApart * batch * p.rows * p.outputs);
 }
 
-// The batch must not show in the bits: they are those of positions, or those of the other two.
-constexpr int64_t kUsualBatch = 8;
-
+// Of these the batch may choose: their bits are the same.
 template <class S>
 int64_t cost_by_rows_or_joined(const Correlation<S>& p) {
   return smaller(cost_by_rows(p), cost_of_joined(p, kUsualBatch) / kUsualBatch);
@@ -205,9 +200,12 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   return cost;
 }
 
-// Whether all classes of positions of one grad_input are to be multiplied by taps first.
+// Alone, a sample has its weights packed for itself: windows win near ties.
+inline bool windows_pay(int64_t windows, int64_t others) { return 3 * windows <= 4 * others; }
+
+// What takes all classes of positions of one grad_input together, or else `positions`.
 template <class S>
-bool taps_first_pays(const Correlation<S>* parts, int64_t part_count) {
+Kernel kernel_of_classes(const Correlation<S>* parts, int64_t part_count) {
   constexpr int64_t kApart = 1;  // an output that is not next to the others
   int64_t others = 0;
   for (int64_t i = 0; i < part_count; ++i) {
@@ -216,7 +214,10 @@ bool taps_first_pays(const Correlation<S>* parts, int64_t part_count) {
       others += smaller(cost_by_positions(part), cost_by_rows_or_joined(part)) +
                 packing_cost(part) + kApart * part.rows * part.outputs;
   }
-  return cost_of_taps_first(parts, part_count) < others;
+  const int64_t taps = cost_of_taps_first(parts, part_count);
+  if (windows_pay(cost_into_windows(parts, part_count), smaller(taps, others)))
+    return Kernel::windows;
+  return taps < others ? Kernel::taps : Kernel::positions;
 }
 
 template <class S>
@@ -224,8 +225,13 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
   if (p.out_step == 1 && (is_by_groups(p) || has_few_channels(p.rows, p.channels, p.taps)))
     return Kernel::depthwise;
   const int64_t positions = cost_by_positions(p), others = cost_by_rows_or_joined(p);
-  if (p.out_step == 1 && cost_of_taps_first(&p, 1) < smaller(positions, others) + packing_cost(p))
-    return Kernel::taps;
+  if (p.out_step == 1) {
+    const int64_t packed = smaller(positions, others) + packing_cost(p);
+    const int64_t taps = cost_of_taps_first(&p, 1);
+    const int64_t windows = smaller(cost_of_windows(p), cost_into_windows(&p, 1));
+    if (windows_pay(windows, smaller(taps, packed))) return Kernel::windows;
+    if (taps < packed) return Kernel::taps;
+  }
   // Long rows that are read in place come from far; positions stage them in the order of memory.
   if (8 * positions <= 9 * others) return Kernel::positions;
   const bool joined = 8 * cost_of_joined(p, p.batch) <= 9 * p.batch * cost_by_rows(p);
@@ -255,8 +261,10 @@ Kernel correlation_kernel(const Correlation<S>& p) {
   return direct_correlation_kernel(p);
 }
 
+// All classes of positions of one grad_input.
 template <class S>
-void correlate_taps_first(const Correlation<S>* parts, int64_t part_count) {
+void correlate_together(const Correlation<S>* parts, int64_t part_count, Kernel kernel) {
+  if (kernel == Kernel::windows) return correlate_into_windows(parts, part_count);
   return parts[0].channels == 1 ? correlate_by_taps<Compute<S>>(parts, part_count)
                                 : correlate_by_taps<Operand<S>>(parts, part_count);
 }
@@ -268,8 +276,11 @@ void correlate_directly(const Correlation<S>& p, Kernel kernel) {
   switch (kernel) {
     case Kernel::depthwise:
       return is_by_groups(p) ? correlate_groups(&p, 1, p.out) : correlate_depthwise(p);
+    case Kernel::windows:
+      if (cost_of_windows(p) <= cost_into_windows(&p, 1)) return correlate_windows(p);
+      return correlate_together(&p, 1, kernel);
     case Kernel::taps:
-      return correlate_taps_first(&p, 1);
+      return correlate_together(&p, 1, kernel);
     case Kernel::positions:
       return lone ? correlate_vectors_of_positions<Compute<S>>(&p, 1)
                   : correlate_vectors_of_positions<Operand<S>>(&p, 1);
