@@ -181,11 +181,10 @@ void correlate_into_windows(const Correlation<S>* parts, int64_t part_count) {
                               1,
                               &zero};
           const T* input[kMostWindowInputs];
-          for (int64_t i = 0; i < positions; ++i) {
+          for (int64_t i = 0; i < positions; ++i)
             input[i] =
                 in_place ? if_same<const T>(const_cast<S*>(in.start(i))) : scalars + i * p.channels;
-            if (!in_place) in.stage(i, scalars + i * p.channels);
-          }
+          if (!in_place) in.stage(0, positions, scalars, p.channels);
           const int64_t blocks = divide_up(positions, kMaxRows);
           const int64_t row_step = in_place ? p.in_channel : 1;
           const S* weight = p.weight + group * p.weight_group + first * p.weight_row + reach.first;

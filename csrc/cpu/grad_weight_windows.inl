@@ -9,9 +9,11 @@ void grad_weight_windows(const WeightGradient<S>& p) {
   const int64_t positions = p.batch * p.outputs, products = p.products();
   const int64_t pitch = staged_pitch(products, W);
   T* windows = static_cast<T*>(scratch(Slot::staged, sizeof(T) * p.groups * positions * pitch));
-  parallel_jobs(p.groups * positions, products, [&](int64_t begin, int64_t end) {
+  const int64_t parts = divide_up(positions, W);
+  parallel_jobs(p.groups * parts, W * products, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
-      const Windows<S> in{p.x + job / positions * p.channels * p.x_channel,
+      const int64_t group = job / parts, first = job % parts * W;
+      const Windows<S> in{p.x + group * p.channels * p.x_channel,
                           p.x_batch,
                           p.x_channel,
                           p.x_position,
@@ -21,7 +23,8 @@ void grad_weight_windows(const WeightGradient<S>& p) {
                           p.stride,
                           p.taps,
                           p.tap_offset};
-      in.stage(job % positions, windows + job * pitch);
+      in.stage(first, smaller(W, positions - first), windows + (group * positions + first) * pitch,
+               pitch);
     }
   });
 

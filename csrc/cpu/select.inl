@@ -166,9 +166,13 @@ int64_t cost_by_rows_or_joined(const Correlation<S>& p) {
 // A sample's share of packing weights.
 template <class S>
 int64_t packing_cost(const Correlation<S>& p) {
-  const TapRange taps = taps_inside(p, 0, p.outputs);
-  const int64_t weight = is_turned(p, taps.count()) ? 1 : 4;
-  return weight * p.rows * p.channels * taps.count() / kUsualBatch;
+  constexpr int64_t kElement = 4, kFewTurned = 6;  // of one channel and row
+  const int64_t taps = taps_inside(p, 0, p.outputs).count();
+  const bool all = natural_weight(p) && 2 * taps > p.taps;
+  const int64_t cost = all                  ? p.taps
+                       : is_turned(p, taps) ? larger(taps, kFewTurned)
+                                            : kElement * taps;
+  return cost * p.rows * p.channels / kUsualBatch;
 }
 
 // Where inputs are multiplied by taps first: of a correlation, or of all classes of positions.

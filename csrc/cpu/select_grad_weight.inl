@@ -71,12 +71,12 @@ int64_t cost_of_joined(const WeightGradient<S>& p) {
 template <class S>
 int64_t cost_of_windows(const WeightGradient<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kElement = 1, kChannel = 3, kScalar = 3, kTile = 54, kAll = 700;
+  constexpr int64_t kScalar = 3, kTile = 54, kAll = 700;
   const int64_t positions = p.batch * p.outputs;
   if (p.products() < W || positions > kGradWeightChain) return kNever;
   const int64_t vectors = divide_up(p.products(), W), blocks = divide_up(p.rows, kMaxRows);
-  return blocks * kMaxRows * vectors * positions + p.rows * (vectors + kScalar * positions) +
-         positions * (kElement * p.products() + kChannel * p.channels) +
+  return (p.rows + blocks) * vectors * positions + p.rows * (vectors + kScalar * positions) +
+         p.batch * cost_to_stage_windows(p.channels, p.taps, p.outputs, p.stride * p.x_position) +
          kTile * blocks * divide_up(vectors, kMaxVectors) + kAll;
 }
 

@@ -6,6 +6,14 @@ constexpr int64_t kNever = INT64_MAX / 16;
 // The batch must not show in the bits, which kernels of the same ones share.
 constexpr int64_t kUsualBatch = 8;
 
+// Those of one sample.
+inline int64_t cost_to_stage_windows(int64_t channels, int64_t taps, int64_t outputs,
+                                     int64_t in_step) {
+  constexpr int64_t kElement = 1, kChannel = 3;
+  const bool turned = windows_are_turned(taps, outputs, in_step);
+  return outputs * channels * (kElement * taps + (turned ? 0 : kChannel));
+}
+
 // Outputs of one sample that are few: more would gain little, and lose the bits of a step.
 constexpr int64_t kMostWindows = 16;
 
@@ -13,13 +21,14 @@ constexpr int64_t kMostWindows = 16;
 template <class S>
 int64_t cost_of_windows(const Correlation<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kEighths = 5, kVector = 2, kSum = 6, kBlock = 160, kElement = 2;
+  constexpr int64_t kEighths = 5, kVector = 2, kSum = 6, kBlock = 160;
   if (!natural_weight(p) || p.products() < W || p.outputs > kMostWindows) return kNever;
   const int64_t vectors = divide_up(p.products(), W), positions = kUsualBatch * p.outputs;
   const int64_t blocks = divide_up(positions, kDotRows);
   return (p.rows * (vectors * (kEighths * positions / 8 + kVector * blocks) + kSum * positions) +
-          kBlock * divide_up(p.rows, W) * blocks + kElement * p.products() * positions) /
-         kUsualBatch;
+          kBlock * divide_up(p.rows, W) * blocks) /
+             kUsualBatch +
+         cost_to_stage_windows(p.channels, p.taps, p.outputs, p.in_step * p.in_position);
 }
 
 // Sums of the weight's rows, for a correlation or for all classes of positions.

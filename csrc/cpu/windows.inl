@@ -2,6 +2,12 @@
 // products. So vectors lie along the weight as it is, [channel][tap], and what an output reads is
 // laid out alike: its window.
 
+// Whether inputs of one tap are turned into windows, many at once.
+inline bool windows_are_turned(int64_t taps, int64_t outputs, int64_t in_step) {
+  constexpr int64_t kFewestTurned = 4;
+  return taps == 1 && in_step == 1 && outputs >= kFewestTurned;
+}
+
 // The inputs of one group.
 template <class S>
 struct Windows {
@@ -24,6 +30,19 @@ struct Windows {
           tap_offset[j] + (outputs - 1) * in_step >= length)
         return false;
     return channels == 1 || in_channel == taps;
+  }
+
+  // The windows of `count` outputs from `first` on.
+  void stage(int64_t first, int64_t count, Compute<S>* out, int64_t pitch) const {
+    for (const Run& run : Runs(outputs, first, first + count)) {
+      const int64_t at = run.sample * outputs + run.first;
+      Compute<S>* window = out + run.lane * pitch;
+      if (windows_are_turned(taps, run.count, in_step * in_position) &&
+          run.first + tap_offset[0] >= 0 && run.first + run.count + tap_offset[0] <= length)
+        transpose(start(at) + tap_offset[0], in_channel, channels, run.count, window, pitch);
+      else
+        for (int64_t i = 0; i < run.count; ++i) stage(at + i, window + i * pitch);
+    }
   }
 
   void stage(int64_t at, Compute<S>* window) const {
