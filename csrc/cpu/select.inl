@@ -204,22 +204,29 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   return cost;
 }
 
-// Alone, a sample has its weights packed for itself: windows win near ties.
-inline bool windows_pay(int64_t windows, int64_t others) { return 3 * windows <= 4 * others; }
+// Alone, a sample has its weights packed for itself, and in a large batch they cost next to
+// nothing: windows win near ties where there are many weights.
+template <class S>
+bool windows_pay(int64_t weights, int64_t windows, int64_t others) {
+  constexpr int64_t kMany = 16 * 1024;
+  const bool many = weights >= kMany && kDepth<Operand<S>> == 1;
+  return many ? 3 * windows <= 4 * others : 5 * windows <= 4 * others;
+}
 
 // What takes all classes of positions of one grad_input together, or else `positions`.
 template <class S>
 Kernel kernel_of_classes(const Correlation<S>* parts, int64_t part_count) {
   constexpr int64_t kApart = 1;  // an output that is not next to the others
-  int64_t others = 0;
+  int64_t others = 0, weights = 0;
   for (int64_t i = 0; i < part_count; ++i) {
     const Correlation<S> part = of_taps_inside(parts[i]);
+    weights += part.rows * part.products();
     if (part.taps > 0)
       others += smaller(cost_by_positions(part), cost_by_rows_or_joined(part)) +
                 packing_cost(part) + kApart * part.rows * part.outputs;
   }
   const int64_t taps = cost_of_taps_first(parts, part_count);
-  if (windows_pay(cost_into_windows(parts, part_count), smaller(taps, others)))
+  if (windows_pay<S>(weights, cost_into_windows(parts, part_count), smaller(taps, others)))
     return Kernel::windows;
   return taps < others ? Kernel::taps : Kernel::positions;
 }
@@ -233,7 +240,8 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
     const int64_t packed = smaller(positions, others) + packing_cost(p);
     const int64_t taps = cost_of_taps_first(&p, 1);
     const int64_t windows = smaller(cost_of_windows(p), cost_into_windows(&p, 1));
-    if (windows_pay(windows, smaller(taps, packed))) return Kernel::windows;
+    if (windows_pay<S>(p.rows * p.products(), windows, smaller(taps, packed)))
+      return Kernel::windows;
     if (taps < packed) return Kernel::taps;
   }
   // Long rows that are read in place come from far; positions stage them in the order of memory.

@@ -143,9 +143,10 @@ void weight_gradient(const WeightGradient<S>& p) {
   }
   WeightGradient<S> inside = of_taps_inside(p);
   const bool trimmed = inside.taps < p.taps;
-  constexpr int64_t kSpread = 2;  // to write an element of the gradient once more
+  constexpr int64_t kSpread = 4, kZeros = 8;  // to write an element once more, or so many zeros
   if (trimmed && grad_weight_kernel(inside) == Kernel::windows &&
-      cost_of_windows(p) <= cost_of_windows(inside) + kSpread * p.rows * p.products())
+      cost_of_windows(p) <=
+          cost_of_windows(inside) + p.rows * (kSpread * inside.products() + p.products() / kZeros))
     return grad_weight_windows(p);
   if (trimmed)
     inside.grad_weight =
