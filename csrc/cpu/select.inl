@@ -204,15 +204,6 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   return cost;
 }
 
-// Alone, a sample has its weights packed for itself, and in a large batch they cost next to
-// nothing: windows win near ties where there are many weights.
-template <class S>
-bool windows_pay(int64_t weights, int64_t windows, int64_t others) {
-  constexpr int64_t kMany = 16 * 1024;
-  const bool many = weights >= kMany && kDepth<Operand<S>> == 1;
-  return many ? 3 * windows <= 4 * others : 5 * windows <= 4 * others;
-}
-
 // What takes all classes of positions of one grad_input together, or else `positions`.
 template <class S>
 Kernel kernel_of_classes(const Correlation<S>* parts, int64_t part_count) {

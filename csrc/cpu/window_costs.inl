@@ -6,7 +6,7 @@ constexpr int64_t kNever = INT64_MAX / 16;
 // The batch must not show in the bits, which kernels of the same ones share.
 constexpr int64_t kUsualBatch = 8;
 
-// Those of one sample.
+// To lay out what one sample's outputs read.
 inline int64_t cost_to_stage_windows(int64_t channels, int64_t taps, int64_t outputs,
                                      int64_t in_step) {
   constexpr int64_t kElement = 1, kChannel = 3;
@@ -52,4 +52,13 @@ int64_t cost_into_windows(const Correlation<S>* parts, int64_t part_count) {
                                (p.channels * (kQuarters * positions / 4 + kVector * blocks) +
                                 kChainSum * chains * positions) /
                                kUsualBatch;
+}
+
+// Alone, a sample has its weights packed for itself, and in a large batch they cost next to
+// nothing: windows win near ties where there are many weights.
+template <class S>
+bool windows_pay(int64_t weights, int64_t windows, int64_t others) {
+  constexpr int64_t kMany = 16 * 1024;
+  const bool many = weights >= kMany && kDepth<Operand<S>> == 1;
+  return many ? 3 * windows <= 4 * others : 5 * windows <= 4 * others;
 }
