@@ -21,7 +21,8 @@ constexpr int64_t kMostWindows = 16;
 template <class S>
 int64_t cost_of_windows(const Correlation<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kEighths = 5, kVector = 2, kSum = 6, kBlock = 160;
+  constexpr int64_t kEighths = 5, kSum = 6, kBlock = 160;
+  constexpr int64_t kVector = CONVLM_VECTOR_BYTES == 64 ? 2 : 1;  // as many bytes to read again
   if (!natural_weight(p) || p.products() < W || p.outputs > kMostWindows) return kNever;
   const int64_t vectors = divide_up(p.products(), W), positions = kUsualBatch * p.outputs;
   const int64_t blocks = divide_up(positions, kDotRows);
