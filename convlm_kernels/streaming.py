@@ -153,12 +153,12 @@ class Streaming(Streamed):
         """The outputs (batch, out_channels) at the next position, from inputs (batch, in_channels).
 
         Updates ``state``. Equal to that column of the full forward: the same bits, but for fast
-        filtering, look-ups, gates and 16-bit types, which round in other places; on a GPU within
-        rounding. Without gradients. The weights are packed at the first step, and again when they
-        have changed. Two changes are seen by :meth:`init_state` alone: that of a weight in place
-        through its ``.data``, of which torch keeps no count, and that of a layer's settings. A CUDA
-        graph reads the weights as they were packed last: a step outside of it, or
-        :meth:`init_state`, sees a change.
+        filtering, look-ups, gates, few outputs, short inputs and 16-bit types, which round in other
+        places; on a GPU within rounding. Without gradients. The weights are packed at the first
+        step, and again when they have changed. Two changes are seen by :meth:`init_state` alone:
+        that of a weight in place through its ``.data``, of which torch keeps no count, and that of
+        a layer's settings. A CUDA graph reads the weights as they were packed last: a step outside
+        of it, or :meth:`init_state`, sees a change.
 
         weight_dtype: bfloat16 reads float32 weights rounded to it; the time of a step is that of
         reading its weights.

@@ -219,6 +219,19 @@ MANY_GROUPS = [
     Case("short rows, more than a unit of them", 40, 33, 33, 9, 1, 1, 1, 33),
 ]
 
+# On CPUs weights that meet few positions are read as they lie.
+FEW_POSITIONS = [
+    Case("one position: weights times a vector", 1, 330, 67, 1, 1),
+    Case("few positions, as many taps as inputs", 3, 90, 70, 5, 5),
+    Case("few positions, padding at both ends", 2, 130, 91, 3, 3, 1, 1, 1, (1, 1)),
+    Case("few positions, strided and dilated", 2, 66, 90, 11, 3, 2, 3, 1, (1, 0)),
+    Case("few positions in each of two groups", 3, 300, 198, 3, 2, 1, 1, 2, (1, 0)),
+    Case("few positions, sums of several chains", 2, 1100, 35, 2, 2, 1, 1, 1, (1, 0)),
+    Case("few positions, sums of several chains: the gradient", 1, 40, 300, 4, 3),
+    Case("few positions a sample, several tiles of them", 60, 130, 150, 2, 2, 1, 1, 1, (1, 0)),
+    Case("few positions, taps that read only padding", 1, 120, 150, 2, 5, 1, 1, 1, (2, 3)),
+]
+
 # Layers of many channels whose classes of positions are computed together.
 STRIDED = [
     Case("taps that read padding alone", 5, 6, 3, 38, 100, 3, 1, 1, (87, 29)),
@@ -249,6 +262,7 @@ CASES = (
     + MANY_GROUPS
     + STRIDED
     + TAPS_FIRST
+    + FEW_POSITIONS
 )
 
 # One of each kind, where a test is about something else than the shape.
@@ -262,6 +276,7 @@ FEW = [
     GROUPS[4],
     JOINED[3],
     MANY_GROUPS[1],
+    FEW_POSITIONS[2],
 ]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

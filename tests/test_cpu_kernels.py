@@ -9,6 +9,7 @@ from cases import (
     CHANNELS,
     DTYPES,
     FAST,
+    FEW_POSITIONS,
     MANY_GROUPS,
     PARTLY_FAST,
     SEED,
@@ -123,7 +124,7 @@ def test_few_rows_and_short_inputs_are_multiplied_by_taps_first(dtype: str) -> N
     one_row = Case("", 8, 64, 1, 2000, 7, 1, 1, 1, (6, 0))
     assert kernel("forward", one_row, dtype) == "taps"
     assert kernel("grad_input", Case("", 32, 1, 231, 171, 11, 1, 46, 1, (460, 0)), dtype) == "taps"
-    far_apart = Case("", 8, 41, 80, 133, 31, 1, 4)
+    far_apart = Case("", 8, 41, 80, 200, 31, 1, 4)
     assert kernel("grad_input", far_apart, dtype) == "taps"
     assert kernel("forward", far_apart, dtype) != "taps"
 
@@ -145,6 +146,40 @@ def test_classes_of_many_positions_go_together(case: Case) -> None:
 @parametrize("case", MANY_GROUPS)
 def test_groups_fill_the_vectors_of_short_rows(function: str, case: Case) -> None:
     assert kernel(function, case) == "depthwise"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("function", FUNCTIONS)
+@parametrize(
+    "case",
+    [
+        Case("squeeze and excitation", 1, 512, 512, 1, 1),
+        Case("the same, narrow", 1, 512, 32, 1, 1),
+        Case("an input as long as the reach", 1, 512, 512, 7, 7),
+        Case("four positions of a causal layer", 1, 512, 512, 4, 3, 1, 1, 1, (2, 0)),
+        Case("classes of a stride", 1, 256, 256, 6, 4, 2),
+    ],
+)
+def test_weights_that_meet_few_positions_are_read_as_they_lie(
+    case: Case, function: str, dtype: str
+) -> None:
+    assert kernel(function, case, dtype) == "windows"
+    if function != "grad_weight":
+        assert kernel(function, case._replace(batch=32), dtype) == "windows"
+
+
+def test_windows_are_for_few_positions() -> None:
+    many = Case("", 32, 512, 512, 50, 3, 1, 1, 1, (2, 0))
+    assert all(kernel(function, many) != "windows" for function in FUNCTIONS)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_the_cases_of_few_positions_get_windows(function: str) -> None:
+    cases = [case for case in FEW_POSITIONS if kernel(function, case) == "windows"]
+    assert len(cases) > len(FEW_POSITIONS) // 2
+    for case in cases:
+        if function != "grad_weight":  # a sum over the batch
+            assert kernel(function, case._replace(batch=32)) == "windows"
 
 
 def test_the_batch_has_no_say() -> None:
@@ -175,7 +210,7 @@ def test_the_batch_decides_only_between_kernels_of_the_same_bits() -> None:
     ],
 )
 def test_what_is_not_joined(function: str, case: Case) -> None:
-    assert kernel(function, case) in ("positions", "rows", "taps")
+    assert kernel(function, case) in ("positions", "rows", "taps", "windows")
 
 
 def test_depthwise_has_its_own() -> None:

@@ -77,6 +77,22 @@ def long_kernels(draw: st.DrawFn) -> Case:
     return Case("drawn at random", batch, *channels, length, kernel_size, stride, dilation, 1, pads)
 
 
+@st.composite
+def few_positions(draw: st.DrawFn) -> Case:
+    """Samples of a few outputs and more channels: weights are read or written as they lie."""
+    groups, kernel_size = draw(st.sampled_from([1, 1, 2])), draw(number(7, 1, 2, 3))
+    dilation, stride = draw(number(3, 1)), draw(number(3, 1))
+    pads = draw(st.tuples(number(9, 0, 1, least=0), number(9, 0, 1, least=0)))
+    shortest = max(1, dilation * (kernel_size - 1) + 1 - sum(pads))
+    length = shortest + draw(number(12, 0, 1, 3, least=0))
+    in_per_group, out_per_group = draw(number(300, 16, 64, 200)), draw(number(300, 16, 64, 200))
+    channels = in_per_group * groups, out_per_group * groups
+    batch = draw(number(9, 1, 2))
+    return Case(
+        "drawn at random", batch, *channels, length, kernel_size, stride, dilation, groups, pads
+    )
+
+
 def settings_of(case: Case) -> dict:
     return dict(stride=case.stride, padding=case.pads, dilation=case.dilation, groups=case.groups)
 
@@ -113,6 +129,18 @@ def test_values_and_gradients_of_wide_layers(case: Case) -> None:
 @given(case=long_kernels(), dtype=st.sampled_from(DTYPES))
 def test_values_and_gradients_of_long_kernels(case: Case, dtype: torch.dtype) -> None:
     for own, exact in results(problem(case, dtype), case):
+        exact.allows(own)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(case=few_positions(), dtype=st.sampled_from(DTYPES), swapped=st.booleans())
+def test_values_and_gradients_of_few_positions(
+    case: Case, dtype: torch.dtype, swapped: bool
+) -> None:
+    p = problem(case, dtype)
+    if swapped:
+        p = p._replace(weight=p.weight.transpose(0, 1).contiguous().transpose(0, 1))
+    for own, exact in results(p, case):
         exact.allows(own)
 
 

@@ -13,6 +13,7 @@ from cases import (
     CASES,
     DTYPES,
     FEW,
+    FEW_POSITIONS,
     JOINED,
     LAYOUTS,
     SEED,
@@ -126,6 +127,20 @@ def test_any_strides(case: Case, layout: str, dtype: torch.dtype) -> None:
         for gradients in ((grad_x, *grads_w), both):
             for own, right in zip(gradients, exact, strict=True):
                 right.allows(own, alike)
+
+
+@parametrize("dtype", DTYPES)
+@parametrize("case", [case for case in FEW_POSITIONS if case.groups == 1])
+def test_a_weight_with_channels_swapped(case: Case, dtype: torch.dtype) -> None:
+    """It lies for forward as others do for grad_input, and the other way round."""
+    p = problem(case, dtype)
+    weight = p.weight.transpose(0, 1).contiguous().transpose(0, 1)
+    for bias in (p.bias, None):
+        y = ops.forward(p.x, weight, bias, *case.window, "relu")
+        exact = exact_forward(p.x, weight, bias, case.window)
+        exact._replace(value=exact.value.relu()).allows(y)
+    grad_x = ops.grad_input(p.grad_output, weight, case.length, *case.window)
+    exact_gradients(p.x, weight, p.grad_output, case.window)[0].allows(grad_x)
 
 
 @parametrize("dtype", DTYPES)
@@ -304,7 +319,7 @@ LARGE = [
 
 
 @parametrize("dtype", DTYPES)
-@parametrize("case", [*FEW, *SEED, *JOINED, *LARGE])
+@parametrize("case", [*FEW, *SEED, *JOINED, *FEW_POSITIONS, *LARGE])
 def test_same_bits_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> None:
     p = problem(case, dtype)
     torch.set_num_threads(1)
@@ -316,7 +331,7 @@ def test_same_bits_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> 
 
 
 @parametrize("dtype", DTYPES)
-@parametrize("case", [*FEW, *SEED, *JOINED, *LARGE])
+@parametrize("case", [*FEW, *SEED, *JOINED, *FEW_POSITIONS, *LARGE])
 def test_same_bits_in_any_batch(case: Case, dtype: torch.dtype) -> None:
     p = problem(case, dtype)
     y = ops.forward(p.x, p.weight, p.bias, *case.window, "none")

@@ -79,6 +79,8 @@ std::string kernel_name(const std::string& function, const std::string& dtype,
       return "rows";
     case Kernel::taps:
       return "taps";
+    case Kernel::windows:
+      return "windows";
     case Kernel::joined:
       return "joined";
     case Kernel::fast_filter_2:

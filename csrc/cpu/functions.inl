@@ -92,8 +92,7 @@ struct GradInput {
     }
     int64_t count = 0;
     const Kernel kernel = kernel_of_all(a, parts, count);
-    if (kernel == Kernel::taps) return correlate_taps_first(parts, count);
-    if (kernel == Kernel::positions) return correlate_positions(parts, count);
+    if (kernel != Kernel::rows) return correlate_together(parts, count, kernel);
     for_each_class(a, true, [&](const Correlation<S>& all) {
       const Correlation<S> p = of_taps_inside(all);
       p.taps == 0 ? clear(p) : correlate(p);
@@ -186,7 +185,7 @@ struct GradInputKernel {
         scratch(Slot::parts, sizeof(Correlation<S>) * smaller(g.stride, g.length)));
     int64_t count = 0;
     Kernel kernel = GradInput<S>::kernel_of_all(a, parts, count);
-    if (kernel == Kernel::taps || kernel == Kernel::positions) return kernel;
+    if (kernel != Kernel::rows) return kernel;
     GradInput<S>::for_each_class(a, true, [&](const Correlation<S>& all) {
       const Correlation<S> p = of_taps_inside(all);
       if (p.taps > 0) kernel = correlation_kernel(p);

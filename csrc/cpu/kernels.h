@@ -8,7 +8,16 @@ namespace convlm::cpu {
 
 // What a vector holds, or what the kernel is for; grad_input of a longer stride gets one per class
 // of positions.
-enum class Kernel { depthwise, positions, rows, joined, taps, fast_filter_2, fast_filter_4 };
+enum class Kernel {
+  depthwise,
+  positions,
+  rows,
+  joined,
+  taps,
+  windows,
+  fast_filter_2,
+  fast_filter_4
+};
 
 // grad_output (batch, channels, length) times the derivative of the activation that made y.
 struct ActivationGradientArguments {

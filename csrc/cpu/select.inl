@@ -69,9 +69,6 @@ inline bool is_interleaved(const Conv1dGeometry& g) {
 // In multiply-adds of vectors, for one group and, if not said otherwise, one sample. The prices of
 // copies, tiles and sums were fitted to the times of 14,000 random problems.
 
-// Of what a kernel is not for; a few times as much is still a number.
-constexpr int64_t kNever = INT64_MAX / 16;
-
 // Of one channel: a stream to begin, and its vectors to copy. Streams of nothing but padding are
 // left out.
 template <class S>
@@ -157,9 +154,7 @@ int64_t cost_of_joined(const Correlation<S>& p, int64_t batch) {
          batch * p.channels * gathering + p.rows * (kOutput * batch + kSum * vectors);
 }
 
-// The batch must not show in the bits: they are those of positions, or those of the other two.
-constexpr int64_t kUsualBatch = 8;
-
+// Of these the batch may choose: their bits are the same.
 template <class S>
 int64_t cost_by_rows_or_joined(const Correlation<S>& p) {
   return smaller(cost_by_rows(p), cost_of_joined(p, kUsualBatch) / kUsualBatch);
@@ -168,9 +163,13 @@ int64_t cost_by_rows_or_joined(const Correlation<S>& p) {
 // A sample's share of packing weights.
 template <class S>
 int64_t packing_cost(const Correlation<S>& p) {
-  const TapRange taps = taps_inside(p, 0, p.outputs);
-  const int64_t weight = is_turned(p, taps.count()) ? 1 : 4;
-  return weight * p.rows * p.channels * taps.count() / kUsualBatch;
+  constexpr int64_t kElement = 4, kFewTurned = 6;  // of one channel and row
+  const int64_t taps = taps_inside(p, 0, p.outputs).count();
+  const bool all = natural_weight(p) && 2 * taps > p.taps;
+  const int64_t cost = all                  ? p.taps
+                       : is_turned(p, taps) ? larger(taps, kFewTurned)
+                                            : kElement * taps;
+  return cost * p.rows * p.channels / kUsualBatch;
 }
 
 // Where inputs are multiplied by taps first: of a correlation, or of all classes of positions.
@@ -207,25 +206,29 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
 
 constexpr int64_t kMostTogether = 16;  // the sums of a tile stay in the L1 cache
 
-// How all classes of positions of one grad_input go together: by taps, or by positions. Each goes
-// on its own for anything else.
+// How all classes of positions of one grad_input go together: by taps, windows or positions. Each
+// goes on its own for `rows`.
 template <class S>
 Kernel kernel_of_classes(const Correlation<S>* parts, int64_t part_count) {
   // An output, and one more for what nothing but a pass of its own clears.
   constexpr int64_t kOutput = 1;
-  int64_t classes = 0;
+  int64_t classes = 0, weights = 0;
   for (int64_t i = 0; i < part_count; ++i) classes += of_taps_inside(parts[i]).taps > 0;
   int64_t always = 0, apart = 0, together = classes > 0 && part_count <= kMostTogether ? 0 : kNever;
   for (int64_t i = 0; i < part_count; ++i) {
     const Correlation<S> part = of_taps_inside(parts[i]);
+    weights += part.rows * part.products();
     const int64_t storing = kOutput * part.rows * part.outputs;
     always += storing + packing_cost(part);
     apart +=
         part.taps == 0 ? storing : smaller(cost_by_positions(part), cost_by_rows_or_joined(part));
     if (part.taps > 0) together += cost_by_positions(part, classes);
   }
-  if (cost_of_taps_first(parts, part_count) < always + smaller(apart, together))
-    return Kernel::taps;
+  const int64_t taps = cost_of_taps_first(parts, part_count);
+  const int64_t others = always + smaller(apart, together);
+  if (windows_pay<S>(weights, cost_into_windows(parts, part_count), smaller(taps, others)))
+    return Kernel::windows;
+  if (taps < others) return Kernel::taps;
   return together < apart ? Kernel::positions : Kernel::rows;
 }
 
@@ -234,8 +237,14 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
   if (p.out_step == 1 && (is_by_groups(p) || has_few_channels(p.rows, p.channels, p.taps)))
     return Kernel::depthwise;
   const int64_t positions = cost_by_positions(p), others = cost_by_rows_or_joined(p);
-  if (p.out_step == 1 && cost_of_taps_first(&p, 1) < smaller(positions, others) + packing_cost(p))
-    return Kernel::taps;
+  if (p.out_step == 1) {
+    const int64_t packed = smaller(positions, others) + packing_cost(p);
+    const int64_t taps = cost_of_taps_first(&p, 1);
+    const int64_t windows = smaller(cost_of_windows(p), cost_into_windows(&p, 1));
+    if (windows_pay<S>(p.rows * p.products(), windows, smaller(taps, packed)))
+      return Kernel::windows;
+    if (taps < packed) return Kernel::taps;
+  }
   // Long rows that are read in place come from far; positions stage them in the order of memory.
   if (8 * positions <= 9 * others) return Kernel::positions;
   const bool joined = 8 * cost_of_joined(p, p.batch) <= 9 * p.batch * cost_by_rows(p);
@@ -265,38 +274,40 @@ Kernel correlation_kernel(const Correlation<S>& p) {
   return direct_correlation_kernel(p);
 }
 
-// A lone channel has no other to share a pair with.
+// All classes of positions of one grad_input, or a correlation.
 template <class S>
-bool is_lone(const Correlation<S>& p) {
-  return p.channels == 1;
-}
-
-template <class S>
-void correlate_taps_first(const Correlation<S>* parts, int64_t part_count) {
-  return is_lone(parts[0]) ? correlate_by_taps<Compute<S>>(parts, part_count)
-                           : correlate_by_taps<Operand<S>>(parts, part_count);
-}
-
-template <class S>
-void correlate_positions(const Correlation<S>* parts, int64_t part_count) {
-  return is_lone(parts[0]) ? correlate_vectors_of_positions<Compute<S>>(parts, part_count)
-                           : correlate_vectors_of_positions<Operand<S>>(parts, part_count);
+void correlate_together(const Correlation<S>* parts, int64_t part_count, Kernel kernel) {
+  // A lone channel has no other to share a pair with.
+  const bool lone = parts[0].channels == 1;
+  switch (kernel) {
+    case Kernel::windows:
+      return correlate_into_windows(parts, part_count);
+    case Kernel::taps:
+      return lone ? correlate_by_taps<Compute<S>>(parts, part_count)
+                  : correlate_by_taps<Operand<S>>(parts, part_count);
+    default:
+      return lone ? correlate_vectors_of_positions<Compute<S>>(parts, part_count)
+                  : correlate_vectors_of_positions<Operand<S>>(parts, part_count);
+  }
 }
 
 template <class S>
 void correlate_directly(const Correlation<S>& p, Kernel kernel) {
+  const bool lone = p.channels == 1;
   switch (kernel) {
     case Kernel::depthwise:
       return is_by_groups(p) ? correlate_groups(&p, 1, p.out) : correlate_depthwise(p);
+    case Kernel::windows:
+      if (cost_of_windows(p) <= cost_into_windows(&p, 1)) return correlate_windows(p);
+      return correlate_together(&p, 1, kernel);
     case Kernel::taps:
-      return correlate_taps_first(&p, 1);
     case Kernel::positions:
-      return correlate_positions(&p, 1);
+      return correlate_together(&p, 1, kernel);
     case Kernel::joined:
-      return is_lone(p) ? correlate_joined<Compute<S>>(p) : correlate_joined<Operand<S>>(p);
+      return lone ? correlate_joined<Compute<S>>(p) : correlate_joined<Operand<S>>(p);
     default:
-      return is_lone(p) ? correlate_vectors_of_rows<Compute<S>>(p)
-                        : correlate_vectors_of_rows<Operand<S>>(p);
+      return lone ? correlate_vectors_of_rows<Compute<S>>(p)
+                  : correlate_vectors_of_rows<Operand<S>>(p);
   }
 }
 

@@ -69,10 +69,24 @@ int64_t cost_of_joined(const WeightGradient<S>& p) {
 }
 
 template <class S>
+int64_t cost_of_windows(const WeightGradient<S>& p) {
+  constexpr int W = kLanes<Compute<S>>;
+  constexpr int64_t kScalar = 3, kTile = 54, kAll = 700;
+  const int64_t positions = p.batch * p.outputs;
+  if (p.products() < W || positions > kGradWeightChain) return kNever;
+  const int64_t vectors = divide_up(p.products(), W), blocks = divide_up(p.rows, kMaxRows);
+  return (p.rows + blocks) * vectors * positions + p.rows * (vectors + kScalar * positions) +
+         p.batch * cost_to_stage_windows(p.channels, p.taps, p.outputs, p.stride * p.x_position) +
+         kTile * blocks * divide_up(vectors, kMaxVectors) + kAll;
+}
+
+template <class S>
 Kernel direct_grad_weight_kernel(const WeightGradient<S>& p) {
   if (is_by_groups(p)) return Kernel::depthwise;
   const int64_t positions = cost_by_positions(p), rows = cost_by_rows(p);
-  if (8 * cost_of_joined(p) <= 9 * smaller(positions, rows)) return Kernel::joined;
+  const int64_t windows = cost_of_windows(p), joined = cost_of_joined(p);
+  if (windows <= smaller(joined, smaller(positions, rows))) return Kernel::windows;
+  if (8 * joined <= 9 * smaller(positions, rows)) return Kernel::joined;
   return positions < rows ? Kernel::positions : Kernel::rows;
 }
 
@@ -94,6 +108,8 @@ void weight_gradient_directly(const WeightGradient<S>& p, Kernel kernel) {
       return grad_weight_groups(p);
     case Kernel::positions:
       return grad_weight_vectors_of_positions(p);
+    case Kernel::windows:
+      return grad_weight_windows(p);
     case Kernel::joined:
       return grad_weight_joined(p);
     default:
@@ -127,6 +143,11 @@ void weight_gradient(const WeightGradient<S>& p) {
   }
   WeightGradient<S> inside = of_taps_inside(p);
   const bool trimmed = inside.taps < p.taps;
+  constexpr int64_t kSpread = 4, kZeros = 8;  // to write an element once more, or so many zeros
+  if (trimmed && grad_weight_kernel(inside) == Kernel::windows &&
+      cost_of_windows(p) <=
+          cost_of_windows(inside) + p.rows * (kSpread * inside.products() + p.products() / kZeros))
+    return grad_weight_windows(p);
   if (trimmed)
     inside.grad_weight =
         static_cast<S*>(scratch(Slot::inside, sizeof(S) * p.groups * p.rows * inside.products()));
