@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from functools import cache
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from . import step_ops
 from .backends import can_run_steps
@@ -32,6 +36,38 @@ def _are_same(some: list[Any], others: list[Any]) -> bool:
     return len(some) == len(others) and all(map(is_, some, others))
 
 
+_watched: WeakSet[Network] = WeakSet()
+_watching = threading.Lock()
+
+
+def _watch(network: Network) -> None:
+    """From now on steps of optimizers tell ``network``; who never streams has no hook on them."""
+    with _watching:
+        _hook_optimizers()
+        _watched.add(network)
+
+
+@cache
+def _hook_optimizers() -> None:
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    """Fused optimizers, and those that write through ``.data``, leave version counters alone."""
+    groups = optimizer.param_groups
+    if torch.compiler.is_compiling() and not any(group.get("fused") for group in groups):
+        return  # a graph counts what it changes; a fused step is no part of one
+    _forget_any_of({id(parameter) for group in groups for parameter in group["params"]})
+
+
+@torch._disable_dynamo
+def _forget_any_of(stepped: set[int]) -> None:
+    with _watching:
+        networks = list(_watched)
+    for network in networks:
+        network.forget_any_of(stepped)
+
+
 class PackedNetwork(NamedTuple):
     """What the operators of a step take besides the state; ``csrc/step.h`` says how it lies."""
 
@@ -45,12 +81,12 @@ class Network:
     """The layers of a module as the plan of a step, and their weights packed for it.
 
     The weights are packed when they are first asked for, and again when any of them has changed:
-    another parameter stands in its place, its version counter tells of updates in place, or its
-    address of other storage. (Writing through ``parameter.data`` in place changes none of these;
-    torch itself cannot see that, and only :meth:`refresh` does, by a copy of the weights.) They are
-    always packed into the same memory, also by a network ``after`` another of the same sizes. So
-    what a CUDA graph captured reads them too, once a step outside of it, or :meth:`refresh`, has
-    packed them.
+    another parameter stands in its place, its version counter tells of updates in place, its
+    address of other storage, or an optimizer took a step on it. (Writing in place through
+    ``parameter.data`` or an array of numpy changes none of these; torch itself cannot see that, and
+    only :meth:`refresh` does, by a copy of the weights.) They are always packed into the same
+    memory, also by a network ``after`` another of the same sizes. So what a CUDA graph captured
+    reads them too, once a step outside of it, or :meth:`refresh`, has packed them.
 
     With an ``embedding``, steps take tokens, numbers of its rows. It is read where it lies.
     """
@@ -119,6 +155,7 @@ class Network:
         except RuntimeError:  # tensors made in inference mode have no version
             return self._pack(dtype)
         if seen != self._seen.get(dtype):
+            _watch(self)
             self._wait_for_other_streams()
             with torch.inference_mode(False):  # so that they can be packed again outside of it
                 self._packed[dtype] = self._pack(dtype, self._packed.get(dtype))
@@ -127,6 +164,11 @@ class Network:
             self._read[dtype] = [tensor.detach() for tensor in self._tensors]
             self._copies = []
         return self._packed[dtype]
+
+    def forget_any_of(self, changed: set[int]) -> None:
+        """Has the weights packed again if one of them has its ``id`` among those ``changed``."""
+        if not changed.isdisjoint(map(id, self._tensors)):
+            self._seen.clear()
 
     def _wait_for_other_streams(self) -> None:
         """Some may still read what was packed before, or read at once what is packed now."""

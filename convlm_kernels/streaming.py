@@ -156,9 +156,9 @@ class Streaming(Streamed):
         filtering, look-ups, gates and 16-bit types, which round in other places; on a GPU within
         rounding. Without gradients. The weights are packed at the first step, and again when they
         have changed. Two changes are seen by :meth:`init_state` alone: that of a weight in place
-        through its ``.data``, of which torch keeps no count, and that of a layer's settings. A CUDA
-        graph reads the weights as they were packed last: a step outside of it, or
-        :meth:`init_state`, sees a change.
+        of which torch keeps no count, as through its ``.data`` (but for steps of optimizers), and
+        that of a layer's settings. A CUDA graph reads the weights as they were packed last: a step
+        outside of it, or :meth:`init_state`, sees a change.
 
         weight_dtype: bfloat16 reads float32 weights rounded to it; the time of a step is that of
         reading its weights.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from torch.nn import functional as F
 
 from convlm_kernels import CausalConv1d, Conv1d
 from convlm_kernels.network import Network
+from convlm_kernels.streaming import state_of
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 
@@ -25,6 +29,31 @@ def update_in_place(layer: Conv1d) -> None:
 def take_an_optimizer_step(layer: Conv1d) -> None:
     layer.weight.grad = torch.ones_like(layer.weight)
     torch.optim.SGD(layer.parameters(), lr=0.1).step()
+
+
+def take_a_fused_optimizer_step(layer: Conv1d) -> None:
+    """Which leaves version counters as they are, as torch 2.13 does it."""
+    layer.weight.grad = torch.ones_like(layer.weight)
+    torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True).step()
+
+
+def take_a_compiled_fused_optimizer_step(layer: Conv1d) -> None:
+    layer.weight.grad = torch.ones_like(layer.weight)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, fused=True)
+    torch.compile(optimizer.step, backend="eager")()
+
+
+class WritesThroughData(torch.optim.Optimizer):
+    def __init__(self, parameters: Iterator[nn.Parameter]) -> None:
+        super().__init__(parameters, {})
+
+    def step(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data.mul_(2)
+
+
+def take_a_step_through_data(layer: Conv1d) -> None:
+    WritesThroughData(layer.parameters()).step()
 
 
 def load_other_weights(layer: Conv1d) -> None:
@@ -56,6 +85,9 @@ def replace_the_bias(layer: Conv1d) -> None:
 CHANGES = [
     update_in_place,
     take_an_optimizer_step,
+    take_a_fused_optimizer_step,
+    take_a_compiled_fused_optimizer_step,
+    take_a_step_through_data,
     load_other_weights,
     give_it_other_storage,
     assign_other_weights,
@@ -78,6 +110,23 @@ def test_changed_weights_are_seen(change, weight_dtype: torch.dtype | None) -> N
     fresh = copy.deepcopy(layer)
     assert fresh._network is None
     assert torch.equal(after, fresh.step(x, fresh.init_state(2), weight_dtype=weight_dtype))
+
+
+def test_steps_of_an_optimizer_of_other_weights_pack_none_and_keep_no_network() -> None:
+    layer, other, x = CausalConv1d(3, 5, 2), CausalConv1d(3, 5, 2), random(2, 3)
+    for module in (layer, other):
+        module.step(x, module.init_state(2))
+    kept = weakref.ref(layer.stream_network())
+    take_a_step_through_data(other)
+    layer.weight.data.mul_(3)  # seen only where the weights are packed again
+    after = layer.step(x, state_of(layer.stream_network(), 2))
+    assert not torch.equal(after, layer(x[:, :, None])[:, :, 0])
+    take_a_step_through_data(layer)
+    after = layer.step(x, state_of(layer.stream_network(), 2))
+    assert torch.equal(after, layer(x[:, :, None])[:, :, 0])
+    del layer
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_state_is_of_weights_that_were_changed_unseen() -> None:
