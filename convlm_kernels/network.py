@@ -84,9 +84,10 @@ class Network:
     another parameter stands in its place, its version counter tells of updates in place, its
     address of other storage, or an optimizer took a step on it. (Writing in place through
     ``parameter.data`` or an array of numpy changes none of these; torch itself cannot see that, and
-    only :meth:`refresh` does, by a copy of the weights.) They are always packed into the same
-    memory, also by a network ``after`` another of the same sizes. So what a CUDA graph captured
-    reads them too, once a step outside of it, or :meth:`refresh`, has packed them.
+    only :meth:`refresh` does, by a copy of the weights. Those made in inference mode have no
+    counter, and are compared with a copy each time.) They are always packed into the same memory,
+    also by a network ``after`` another of the same sizes. So what a CUDA graph captured reads them
+    too, once a step outside of it, or :meth:`refresh`, has packed them.
 
     With an ``embedding``, steps take tokens, numbers of its rows. It is read where it lies.
     """
@@ -150,10 +151,13 @@ class Network:
             self._held, self._tensors = held, [tensor for tensor in held if tensor is not None]
             self._copies = []
             self._seen.clear()
+        counted = True
         try:
             seen = [*map(_version_of, self._tensors), *map(_address_of, self._tensors)]
-        except RuntimeError:  # tensors made in inference mode have no version
-            return self._pack(dtype)
+        except RuntimeError:  # tensors made in inference mode have no version: their values tell
+            counted, seen = False, [*map(_address_of, self._tensors)]
+            if not self._is_captured() and not self._are_as_copied():
+                self._seen.clear()
         if seen != self._seen.get(dtype):
             _watch(self)
             self._wait_for_other_streams()
@@ -162,7 +166,7 @@ class Network:
             self._wait_for_other_streams()
             self._seen[dtype] = seen
             self._read[dtype] = [tensor.detach() for tensor in self._tensors]
-            self._copies = []
+            self._copies = [] if counted else self._copied()
         return self._packed[dtype]
 
     def forget_any_of(self, changed: set[int]) -> None:
@@ -196,7 +200,15 @@ class Network:
         for dtype in list(self._packed):
             self.packed(dtype)
         if unsure:
-            self._copies = [tensor.detach().clone() for tensor in self._tensors]
+            self._copies = self._copied()
+
+    def _packed_from(self) -> list[Tensor]:
+        """Not the embedding, which comes last, unless it is computed: it is read where it lies."""
+        own = None if self.embedding is None else self.embedding._parameters.get("weight")
+        return self._tensors[:-1] if self._tensors[-1] is own else self._tensors
+
+    def _copied(self) -> list[Tensor]:
+        return [tensor.detach().clone() for tensor in self._packed_from()]
 
     def _are_as_copied(self) -> bool:
         """Whether they have the values of the copies, which takes a tenth of packing them."""
@@ -205,7 +217,7 @@ class Network:
         self._wait_for_other_streams()
         return all(
             (tensor.dtype, tensor.device) == (copy.dtype, copy.device) and torch.equal(tensor, copy)
-            for tensor, copy in zip(self._tensors, self._copies, strict=True)
+            for tensor, copy in zip(self._packed_from(), self._copies, strict=True)
         )
 
     @torch.no_grad()
@@ -215,10 +227,16 @@ class Network:
         if reason is not None:
             raise RuntimeError(reason)
         sums = torch.float64 if own.dtype == torch.float64 else torch.float32
-        weights = torch.cat([layer.packed_weight(dtype or own.dtype) for layer in self.layers])
+        pieces = (layer.packed_weight(dtype or own.dtype) for layer in self.layers)
         biases = torch.cat([layer.packed_bias(sums) for layer in self.layers])
-        if into is not None:
-            weights, biases = into.weights.copy_(weights), into.biases.copy_(biases)
+        if into is None:
+            weights = torch.cat([*pieces])
+        else:
+            weights, biases = into.weights, into.biases.copy_(biases)
+            begin = 0
+            for piece in pieces:  # one at a time: together they take as much memory once more
+                weights[begin : begin + len(piece)] = piece
+                begin += len(piece)
         embedding = None if self.embedding is None else self.embedding.weight.detach()
         return PackedNetwork(embedding, weights, biases, self.plan)
 

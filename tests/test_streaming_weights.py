@@ -13,8 +13,9 @@ from cases import Case, parametrize, random
 from streams import ODD_CHAINS, STREAMS, layer_of, run_steps, stream
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from convlm_kernels import CausalConv1d, Conv1d
+from convlm_kernels import CausalConv1d, Conv1d, EmbeddingConv1d
 from convlm_kernels.network import Network
 from convlm_kernels.streaming import state_of
 
@@ -140,14 +141,20 @@ def test_a_state_is_of_weights_that_were_changed_unseen() -> None:
     assert layer.stream_network().packed().weights.data_ptr() == address
 
 
+def count_packs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """One entry for each time that weights are packed."""
+    packs: list[object] = []
+    pack = Network._pack
+    monkeypatch.setattr(Network, "_pack", lambda *given: packs.append(given) or pack(*given))
+    return packs
+
+
 @pytest.mark.parametrize("weight_dtype", [None, torch.bfloat16])
 def test_a_state_packs_weights_again_only_where_they_have_changed(
     weight_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, x = CausalConv1d(3, 5, 2), random(2, 3)
-    packs = []
-    pack = Network._pack
-    monkeypatch.setattr(Network, "_pack", lambda *given: packs.append(given) or pack(*given))
+    packs = count_packs(monkeypatch)
 
     def step() -> Tensor:
         return layer.step(x, layer.init_state(2), weight_dtype=weight_dtype)
@@ -224,13 +231,66 @@ def test_new_weights_may_lie_where_old_ones_did() -> None:
         torch.testing.assert_close(y, layer(x[:, :, None])[:, :, 0])
 
 
-def test_weights_made_in_inference_mode_have_no_version_and_are_read_each_time() -> None:
+@pytest.mark.parametrize("weight_dtype", [None, torch.bfloat16])
+def test_weights_made_in_inference_mode_have_no_version_and_are_packed_where_they_change(
+    weight_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packs = count_packs(monkeypatch)
     with torch.inference_mode():
         layer = CausalConv1d(3, 5, 2)
-        x = random(2, 3, 7)
-        assert torch.equal(stream(layer, x), layer(x))
+        other = CausalConv1d(3, 5, 2)
+    x = random(2, 3)
+
+    def step_is_of_the_weights(layer: Conv1d) -> bool:
+        fresh = copy.deepcopy(layer)
+        y = layer.step(x, layer.init_state(2), weight_dtype=weight_dtype)
+        return torch.equal(y, fresh.step(x, fresh.init_state(2), weight_dtype=weight_dtype))
+
+    assert step_is_of_the_weights(layer)
+    layer.step(x, layer.init_state(2))  # in the other dtype, too
+    packs.clear()
+    state = layer.init_state(2)
+    for dtype in (weight_dtype, None):
+        layer.step(x, state, weight_dtype=dtype)
+    assert packs == []
+    with torch.inference_mode():
         layer.weight.mul_(2)
-        assert torch.equal(stream(layer, x), layer(x))
+        assert step_is_of_the_weights(layer)
+        layer.bias.add_(1)
+    assert step_is_of_the_weights(layer)
+    assert torch.equal(layer.step(x, layer.init_state(2)), layer(x[:, :, None])[:, :, 0])
+    layer.weight = other.weight
+    assert step_is_of_the_weights(layer)
+
+
+@pytest.mark.parametrize("parametrized", [False, True])
+def test_a_state_copies_of_an_embedding_only_what_is_packed(parametrized: bool) -> None:
+    layer = EmbeddingConv1d(28, 10, 8, 2, padding="causal")
+    if parametrized:
+        nn.utils.parametrizations.weight_norm(layer.embedding)
+    tokens = torch.tensor([3, 5])
+    layer.step(tokens, layer.init_state(2))
+    with Clones() as clones:
+        layer.init_state(2)
+    assert layer.conv.weight.shape in clones.shapes
+    assert ((28, 10) in clones.shapes) == parametrized
+    for tensor in layer.embedding.parameters():
+        tensor.data.mul_(2)
+    y = layer.step(tokens, layer.init_state(2))
+    torch.testing.assert_close(y, layer(tokens[:, None])[:, :, 0])
+
+
+class Clones(TorchDispatchMode):
+    """The shapes of what is cloned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, function, _types, given=(), options=None):
+        if function is torch.ops.aten.clone.default:
+            self.shapes.append(tuple(given[0].shape))
+        return function(*given, **(options or {}))
 
 
 @parametrize("case", [*STREAMS, *ODD_CHAINS])
