@@ -15,9 +15,11 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from . import step_ops
 from .backends import can_run_steps
+from .functional import autocast_enabled, castable
 from .network_layers import NetworkLayer
 
 _step = step_ops.step._op  # what it calls: a step is short enough to notice
+_is_compiling = torch.compiler.is_compiling
 _version_of = attrgetter("_version")
 _address_of = Tensor.data_ptr
 
@@ -55,7 +57,7 @@ def _hook_optimizers() -> None:
 def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     """Fused optimizers, and those that write through ``.data``, leave version counters alone."""
     groups = optimizer.param_groups
-    if torch.compiler.is_compiling() and not any(group.get("fused") for group in groups):
+    if _is_compiling() and not any(group.get("fused") for group in groups):
         return  # a graph counts what it changes; a fused step is no part of one
     _forget_any_of({id(parameter) for group in groups for parameter in group["params"]})
 
@@ -144,7 +146,7 @@ class Network:
                 they were last packed, or never were, while a CUDA graph is captured: every replay
                 would pack them.
         """
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             return self._pack(dtype)  # in the graph, where no version can be read
         held = [*chain.from_iterable(self._owners)]
         if not _are_same(held, self._held):
@@ -226,6 +228,9 @@ class Network:
         reason = can_run_steps(own.device)
         if reason is not None:
             raise RuntimeError(reason)
+        if autocast_enabled(own):  # which may cast what parametrizes a weight
+            with torch.autocast(own.device.type, enabled=False):
+                return self._pack(dtype, into)
         sums = torch.float64 if own.dtype == torch.float64 else torch.float32
         pieces = (layer.packed_weight(dtype or own.dtype) for layer in self.layers)
         biases = torch.cat([layer.packed_bias(sums) for layer in self.layers])
@@ -240,6 +245,15 @@ class Network:
         embedding = None if self.embedding is None else self.embedding.weight.detach()
         return PackedNetwork(embedding, weights, biases, self.plan)
 
+    def uncast(self, x: Tensor) -> Tensor:
+        """``x`` in the dtype of the weights where autocast would have a layer take both.
+
+        It may have cast ``x`` for a layer before; steps stay in the one dtype that a state is of.
+        """
+        if castable(x.dtype) and castable(self.dtype) and autocast_enabled(x):
+            return x.to(self.dtype)
+        return x
+
     def step(self, x: Tensor, state: tuple[Tensor, Tensor], dtype: torch.dtype | None) -> Tensor:
         """The outputs (batch, out_channels) for features (batch, in_channels) or tokens (batch).
 
@@ -247,7 +261,9 @@ class Network:
         """
         if x.requires_grad:  # costs less than no_grad
             x = x.detach()
+        if x.dtype is not self.dtype and self.embedding is None:
+            x = self.uncast(x)
         embedding, weights, biases, plan = self.packed(dtype)
         rings, position = state
-        step = step_ops.step if torch.compiler.is_compiling() else _step
+        step = step_ops.step if _is_compiling() else _step
         return step(x, embedding, rings, position, weights, biases, plan, self.out_channels)
