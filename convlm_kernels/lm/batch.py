@@ -126,7 +126,7 @@ class Batch:
         uniform, more = _draw(min(max_tokens, PIECE), generator), None
         if max_tokens > PIECE:
             seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
-            more = torch.Generator().manual_seed(int(seed))
+            more = torch.Generator("cpu").manual_seed(int(seed))
         self._joining.append(_Request(name, prompt, max_tokens, uniform, more))
         self._names.add(name)
 
