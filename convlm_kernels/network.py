@@ -242,6 +242,8 @@ class Network:
             for piece in pieces:  # one at a time: together they take as much memory once more
                 weights[begin : begin + len(piece)] = piece
                 begin += len(piece)
+            if begin < len(weights):
+                raise RuntimeError("weights must keep their sizes until the next init_state")
         embedding = None if self.embedding is None else self.embedding.weight.detach()
         return PackedNetwork(embedding, weights, biases, self.plan)
 

@@ -200,6 +200,19 @@ def test_weights_are_packed_again_into_the_same_memory() -> None:
     assert [t.data_ptr() for t in layer.stream_network().packed()[1:]] == addresses
 
 
+@pytest.mark.parametrize("kernel_size", [1, 4])
+def test_weights_of_other_sizes_want_another_state(kernel_size: int) -> None:
+    layer, x = CausalConv1d(16, 16, 2), random(2, 16, 7)
+    state = layer.init_state(2)
+    layer.step(x[:, :, 0], state)
+    layer.weight = nn.Parameter(random(16, 16, kernel_size))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="size"):
+            layer.step(x[:, :, 0], state)
+    layer.kernel_size = (kernel_size,)
+    assert torch.equal(stream(layer, x), layer(x))
+
+
 def test_changed_settings_and_parameters_are_seen_by_the_next_state() -> None:
     layer = CausalConv1d(3, 5, 2)
     x = random(2, 3, 7)
