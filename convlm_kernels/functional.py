@@ -183,6 +183,11 @@ def autocast_enabled(tensor: Tensor) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
+def castable(dtype: torch.dtype) -> bool:
+    """Whether autocast casts tensors of ``dtype`` for a convolution."""
+    return dtype in _AUTOCAST_FROM
+
+
 def _autocast(device_type: str, *tensors: Tensor | None) -> Any:
     """The casts that autocast applies to the arguments of torch's own convolutions."""
     dtype = torch.get_autocast_dtype(device_type)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+from functools import cache
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from . import step_ops
 from .backends import can_run_steps
+from .functional import autocast_enabled, castable
 from .network_layers import NetworkLayer
 
 _step = step_ops.step._op  # what it calls: a step is short enough to notice
+_is_compiling = torch.compiler.is_compiling
 _version_of = attrgetter("_version")
 _address_of = Tensor.data_ptr
 
@@ -32,6 +38,38 @@ def _are_same(some: list[Any], others: list[Any]) -> bool:
     return len(some) == len(others) and all(map(is_, some, others))
 
 
+_watched: WeakSet[Network] = WeakSet()
+_watching = threading.Lock()
+
+
+def _watch(network: Network) -> None:
+    """From now on steps of optimizers tell ``network``; who never streams has no hook on them."""
+    with _watching:
+        _hook_optimizers()
+        _watched.add(network)
+
+
+@cache
+def _hook_optimizers() -> None:
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    """Fused optimizers, and those that write through ``.data``, leave version counters alone."""
+    groups = optimizer.param_groups
+    if _is_compiling() and not any(group.get("fused") for group in groups):
+        return  # a graph counts what it changes; a fused step is no part of one
+    _forget_any_of({id(parameter) for group in groups for parameter in group["params"]})
+
+
+@torch._disable_dynamo
+def _forget_any_of(stepped: set[int]) -> None:
+    with _watching:
+        networks = list(_watched)
+    for network in networks:
+        network.forget_any_of(stepped)
+
+
 class PackedNetwork(NamedTuple):
     """What the operators of a step take besides the state; ``csrc/step.h`` says how it lies."""
 
@@ -45,12 +83,13 @@ class Network:
     """The layers of a module as the plan of a step, and their weights packed for it.
 
     The weights are packed when they are first asked for, and again when any of them has changed:
-    another parameter stands in its place, its version counter tells of updates in place, or its
-    address of other storage. (Writing through ``parameter.data`` in place changes none of these;
-    torch itself cannot see that, and only :meth:`refresh` does, by a copy of the weights.) They are
-    always packed into the same memory, also by a network ``after`` another of the same sizes. So
-    what a CUDA graph captured reads them too, once a step outside of it, or :meth:`refresh`, has
-    packed them.
+    another parameter stands in its place, its version counter tells of updates in place, its
+    address of other storage, or an optimizer took a step on it. (Writing in place through
+    ``parameter.data`` or an array of numpy changes none of these; torch itself cannot see that, and
+    only :meth:`refresh` does, by a copy of the weights. Those made in inference mode have no
+    counter, and are compared with a copy each time.) They are always packed into the same memory,
+    also by a network ``after`` another of the same sizes. So what a CUDA graph captured reads them
+    too, once a step outside of it, or :meth:`refresh`, has packed them.
 
     With an ``embedding``, steps take tokens, numbers of its rows. It is read where it lies.
     """
@@ -107,26 +146,35 @@ class Network:
                 they were last packed, or never were, while a CUDA graph is captured: every replay
                 would pack them.
         """
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             return self._pack(dtype)  # in the graph, where no version can be read
         held = [*chain.from_iterable(self._owners)]
         if not _are_same(held, self._held):
             self._held, self._tensors = held, [tensor for tensor in held if tensor is not None]
             self._copies = []
             self._seen.clear()
+        counted = True
         try:
             seen = [*map(_version_of, self._tensors), *map(_address_of, self._tensors)]
-        except RuntimeError:  # tensors made in inference mode have no version
-            return self._pack(dtype)
+        except RuntimeError:  # tensors made in inference mode have no version: their values tell
+            counted, seen = False, [*map(_address_of, self._tensors)]
+            if not self._is_captured() and not self._are_as_copied():
+                self._seen.clear()
         if seen != self._seen.get(dtype):
+            _watch(self)
             self._wait_for_other_streams()
             with torch.inference_mode(False):  # so that they can be packed again outside of it
                 self._packed[dtype] = self._pack(dtype, self._packed.get(dtype))
             self._wait_for_other_streams()
             self._seen[dtype] = seen
             self._read[dtype] = [tensor.detach() for tensor in self._tensors]
-            self._copies = []
+            self._copies = [] if counted else self._copied()
         return self._packed[dtype]
+
+    def forget_any_of(self, changed: set[int]) -> None:
+        """Has the weights packed again if one of them has its ``id`` among those ``changed``."""
+        if not changed.isdisjoint(map(id, self._tensors)):
+            self._seen.clear()
 
     def _wait_for_other_streams(self) -> None:
         """Some may still read what was packed before, or read at once what is packed now."""
@@ -154,7 +202,15 @@ class Network:
         for dtype in list(self._packed):
             self.packed(dtype)
         if unsure:
-            self._copies = [tensor.detach().clone() for tensor in self._tensors]
+            self._copies = self._copied()
+
+    def _packed_from(self) -> list[Tensor]:
+        """Not the embedding, which comes last, unless it is computed: it is read where it lies."""
+        own = None if self.embedding is None else self.embedding._parameters.get("weight")
+        return self._tensors[:-1] if self._tensors[-1] is own else self._tensors
+
+    def _copied(self) -> list[Tensor]:
+        return [tensor.detach().clone() for tensor in self._packed_from()]
 
     def _are_as_copied(self) -> bool:
         """Whether they have the values of the copies, which takes a tenth of packing them."""
@@ -163,7 +219,7 @@ class Network:
         self._wait_for_other_streams()
         return all(
             (tensor.dtype, tensor.device) == (copy.dtype, copy.device) and torch.equal(tensor, copy)
-            for tensor, copy in zip(self._tensors, self._copies, strict=True)
+            for tensor, copy in zip(self._packed_from(), self._copies, strict=True)
         )
 
     @torch.no_grad()
@@ -172,13 +228,33 @@ class Network:
         reason = can_run_steps(own.device)
         if reason is not None:
             raise RuntimeError(reason)
+        if autocast_enabled(own):  # which may cast what parametrizes a weight
+            with torch.autocast(own.device.type, enabled=False):
+                return self._pack(dtype, into)
         sums = torch.float64 if own.dtype == torch.float64 else torch.float32
-        weights = torch.cat([layer.packed_weight(dtype or own.dtype) for layer in self.layers])
+        pieces = (layer.packed_weight(dtype or own.dtype) for layer in self.layers)
         biases = torch.cat([layer.packed_bias(sums) for layer in self.layers])
-        if into is not None:
-            weights, biases = into.weights.copy_(weights), into.biases.copy_(biases)
+        if into is None:
+            weights = torch.cat([*pieces])
+        else:
+            weights, biases = into.weights, into.biases.copy_(biases)
+            begin = 0
+            for piece in pieces:  # one at a time: together they take as much memory once more
+                weights[begin : begin + len(piece)] = piece
+                begin += len(piece)
+            if begin < len(weights):
+                raise RuntimeError("weights must keep their sizes until the next init_state")
         embedding = None if self.embedding is None else self.embedding.weight.detach()
         return PackedNetwork(embedding, weights, biases, self.plan)
+
+    def uncast(self, x: Tensor) -> Tensor:
+        """``x`` in the dtype of the weights where autocast would have a layer take both.
+
+        It may have cast ``x`` for a layer before; steps stay in the one dtype that a state is of.
+        """
+        if castable(x.dtype) and castable(self.dtype) and autocast_enabled(x):
+            return x.to(self.dtype)
+        return x
 
     def step(self, x: Tensor, state: tuple[Tensor, Tensor], dtype: torch.dtype | None) -> Tensor:
         """The outputs (batch, out_channels) for features (batch, in_channels) or tokens (batch).
@@ -187,7 +263,9 @@ class Network:
         """
         if x.requires_grad:  # costs less than no_grad
             x = x.detach()
+        if x.dtype is not self.dtype and self.embedding is None:
+            x = self.uncast(x)
         embedding, weights, biases, plan = self.packed(dtype)
         rings, position = state
-        step = step_ops.step if torch.compiler.is_compiling() else _step
+        step = step_ops.step if _is_compiling() else _step
         return step(x, embedding, rings, position, weights, biases, plan, self.out_channels)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import indices
 from .checks import shape_of
-from .functional import conv1d
+from .functional import autocast_enabled, conv1d
 from .network import Network
 from .network_layers import NetworkLayer
 from .stack_autograd import gate
@@ -26,6 +26,10 @@ def prefill(
         RuntimeError: a dtype or a state that does not, in the words of a step. In any case the
             state stays as it was.
     """
+    if autocast_enabled(x):
+        x = network.uncast(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return prefill(network, x, state, lengths)
     rings, position = state
     _check_state(network, rings, position)
     if network.embedding is not None:

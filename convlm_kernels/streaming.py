@@ -154,11 +154,12 @@ class Streaming(Streamed):
 
         Updates ``state``. Equal to that column of the full forward: the same bits, but for fast
         filtering, look-ups, gates, few outputs, short inputs and 16-bit types, which round in other
-        places; on a GPU within rounding. Without gradients. The weights are packed at the first
-        step, and again when they have changed. Two changes are seen by :meth:`init_state` alone:
-        that of a weight in place through its ``.data``, of which torch keeps no count, and that of
-        a layer's settings. A CUDA graph reads the weights as they were packed last: a step outside
-        of it, or :meth:`init_state`, sees a change.
+        places; on a GPU within rounding. Without gradients, and under autocast as without it, from
+        inputs that it may have cast. The weights are packed at the first step, and again when they
+        have changed. Two changes are seen by :meth:`init_state` alone: that of a weight in place of
+        which torch keeps no count, as through its ``.data`` (but for steps of optimizers), and that
+        of a layer's settings. A CUDA graph reads the weights as they were packed last: a step
+        outside of it, or :meth:`init_state`, sees a change.
 
         weight_dtype: bfloat16 reads float32 weights rounded to it; the time of a step is that of
         reading its weights.
@@ -175,9 +176,9 @@ class Streaming(Streamed):
         """The outputs (batch, out_channels, length) of the next positions, all at once.
 
         Equal to ``length`` steps with the columns of ``x`` (batch, in_channels, length), but by
-        each layer's full forward. Updates ``state``. ``lengths`` (batch), int64, from 0 to
-        ``length``: sample n takes its first ``lengths[n]`` columns only, and what comes after them
-        in its outputs means nothing.
+        each layer's full forward. Updates ``state``; under autocast as without it. ``lengths``
+        (batch), int64, from 0 to ``length``: sample n takes its first ``lengths[n]`` columns only,
+        and what comes after them in its outputs means nothing.
 
         Raises:
             ValueError: sizes of ``x``, or ``lengths``, that do not fit.

@@ -9,6 +9,7 @@ import torch
 from cases import DTYPES, Case, parametrize, random
 from streams import LENGTH, STACKS, STREAMS, forward, layer_of, run_steps, stack_and_input, stream
 from tolerances import exact_forward
+from torch import Tensor, nn
 
 from convlm_kernels import CausalConv1d, _host, step_ops
 from convlm_kernels.activations import ACTIVATIONS
@@ -272,3 +273,55 @@ def test_compiled(first_call_compiled: bool) -> None:
         stack[0].weight.mul_(2)
     y = torch.stack([compiled(column, stack.init_state(3)) for column in x[:, :, :1].unbind(2)])
     assert torch.equal(y[0], 2 * stack.step(x[:, :, 0], stack.init_state(3)))
+
+
+@pytest.mark.parametrize("name", ["gates and residuals", "no padding"])
+def test_autocast_changes_neither_steps_nor_prefills(name: str) -> None:
+    """They stay in the dtype of the state, and take what autocast cast for a layer before."""
+    stack, x = stack_and_input(name, torch.float32)
+    x = x.bfloat16().float()
+    states = [stack.init_state(3) for _ in range(3)]
+    before = stack.prefill(x, states[0])
+    last = stack.step(x[:, :, 0], states[0])
+    for state, given in zip(states[1:], (x, x.bfloat16()), strict=True):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = stack.prefill(given, state)
+            after = stack.step(given[:, :, 0], state)
+        torch.testing.assert_close(y, before, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(after, last)
+        assert torch.equal(state.rings, states[0].rings)
+
+
+class Mixed(nn.Module):
+    """Weights that a matrix product computes: autocast casts it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(random(8, 8))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return (self.mix @ weight.flatten(1)).view_as(weight)
+
+
+def test_weights_are_computed_and_packed_without_autocast() -> None:
+    layer, x = CausalConv1d(8, 8, 2), random(2, 8, 3)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Mixed())
+    state = layer.init_state(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        by_steps = run_steps(layer, x, state.clone())
+        at_once = layer.prefill(x, state)
+    assert torch.equal(by_steps, layer(x))
+    assert torch.equal(at_once, layer(x))
+
+
+def test_inputs_of_other_dtypes_are_refused_also_under_autocast() -> None:
+    """As by the layers themselves: float64 is not cast."""
+    layer = CausalConv1d(3, 5, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        for x in (random(2, 3, dtype=torch.float64), torch.ones(2, 3, dtype=torch.int32)):
+            with pytest.raises(RuntimeError, match="x must have the dtype"):
+                layer.step(x, layer.init_state(2))
+            with pytest.raises(RuntimeError, match="x must have the dtype"):
+                layer.prefill(x[:, :, None], layer.init_state(2))
+    with pytest.raises(RuntimeError, match="x must have the dtype"):
+        layer.step(random(2, 3).bfloat16(), layer.init_state(2))

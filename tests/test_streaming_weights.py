@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,9 +13,11 @@ from cases import Case, parametrize, random
 from streams import ODD_CHAINS, STREAMS, layer_of, run_steps, stream
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from convlm_kernels import CausalConv1d, Conv1d
+from convlm_kernels import CausalConv1d, Conv1d, EmbeddingConv1d
 from convlm_kernels.network import Network
+from convlm_kernels.streaming import state_of
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 
@@ -25,6 +30,31 @@ def update_in_place(layer: Conv1d) -> None:
 def take_an_optimizer_step(layer: Conv1d) -> None:
     layer.weight.grad = torch.ones_like(layer.weight)
     torch.optim.SGD(layer.parameters(), lr=0.1).step()
+
+
+def take_a_fused_optimizer_step(layer: Conv1d) -> None:
+    """Which leaves version counters as they are, as torch 2.13 does it."""
+    layer.weight.grad = torch.ones_like(layer.weight)
+    torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True).step()
+
+
+def take_a_compiled_fused_optimizer_step(layer: Conv1d) -> None:
+    layer.weight.grad = torch.ones_like(layer.weight)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, fused=True)
+    torch.compile(optimizer.step, backend="eager")()
+
+
+class WritesThroughData(torch.optim.Optimizer):
+    def __init__(self, parameters: Iterator[nn.Parameter]) -> None:
+        super().__init__(parameters, {})
+
+    def step(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data.mul_(2)
+
+
+def take_a_step_through_data(layer: Conv1d) -> None:
+    WritesThroughData(layer.parameters()).step()
 
 
 def load_other_weights(layer: Conv1d) -> None:
@@ -56,6 +86,9 @@ def replace_the_bias(layer: Conv1d) -> None:
 CHANGES = [
     update_in_place,
     take_an_optimizer_step,
+    take_a_fused_optimizer_step,
+    take_a_compiled_fused_optimizer_step,
+    take_a_step_through_data,
     load_other_weights,
     give_it_other_storage,
     assign_other_weights,
@@ -80,6 +113,23 @@ def test_changed_weights_are_seen(change, weight_dtype: torch.dtype | None) -> N
     assert torch.equal(after, fresh.step(x, fresh.init_state(2), weight_dtype=weight_dtype))
 
 
+def test_steps_of_an_optimizer_of_other_weights_pack_none_and_keep_no_network() -> None:
+    layer, other, x = CausalConv1d(3, 5, 2), CausalConv1d(3, 5, 2), random(2, 3)
+    for module in (layer, other):
+        module.step(x, module.init_state(2))
+    kept = weakref.ref(layer.stream_network())
+    take_a_step_through_data(other)
+    layer.weight.data.mul_(3)  # seen only where the weights are packed again
+    after = layer.step(x, state_of(layer.stream_network(), 2))
+    assert not torch.equal(after, layer(x[:, :, None])[:, :, 0])
+    take_a_step_through_data(layer)
+    after = layer.step(x, state_of(layer.stream_network(), 2))
+    assert torch.equal(after, layer(x[:, :, None])[:, :, 0])
+    del layer
+    gc.collect()
+    assert kept() is None
+
+
 def test_a_state_is_of_weights_that_were_changed_unseen() -> None:
     """Of a change through .data torch keeps no count. And they lie where they lay."""
     layer, x = CausalConv1d(3, 5, 2), random(2, 3, 7)
@@ -91,14 +141,20 @@ def test_a_state_is_of_weights_that_were_changed_unseen() -> None:
     assert layer.stream_network().packed().weights.data_ptr() == address
 
 
+def count_packs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """One entry for each time that weights are packed."""
+    packs: list[object] = []
+    pack = Network._pack
+    monkeypatch.setattr(Network, "_pack", lambda *given: packs.append(given) or pack(*given))
+    return packs
+
+
 @pytest.mark.parametrize("weight_dtype", [None, torch.bfloat16])
 def test_a_state_packs_weights_again_only_where_they_have_changed(
     weight_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, x = CausalConv1d(3, 5, 2), random(2, 3)
-    packs = []
-    pack = Network._pack
-    monkeypatch.setattr(Network, "_pack", lambda *given: packs.append(given) or pack(*given))
+    packs = count_packs(monkeypatch)
 
     def step() -> Tensor:
         return layer.step(x, layer.init_state(2), weight_dtype=weight_dtype)
@@ -144,6 +200,19 @@ def test_weights_are_packed_again_into_the_same_memory() -> None:
     assert [t.data_ptr() for t in layer.stream_network().packed()[1:]] == addresses
 
 
+@pytest.mark.parametrize("kernel_size", [1, 4])
+def test_weights_of_other_sizes_want_another_state(kernel_size: int) -> None:
+    layer, x = CausalConv1d(16, 16, 2), random(2, 16, 7)
+    state = layer.init_state(2)
+    layer.step(x[:, :, 0], state)
+    layer.weight = nn.Parameter(random(16, 16, kernel_size))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="size"):
+            layer.step(x[:, :, 0], state)
+    layer.kernel_size = (kernel_size,)
+    assert torch.equal(stream(layer, x), layer(x))
+
+
 def test_changed_settings_and_parameters_are_seen_by_the_next_state() -> None:
     layer = CausalConv1d(3, 5, 2)
     x = random(2, 3, 7)
@@ -175,13 +244,66 @@ def test_new_weights_may_lie_where_old_ones_did() -> None:
         torch.testing.assert_close(y, layer(x[:, :, None])[:, :, 0])
 
 
-def test_weights_made_in_inference_mode_have_no_version_and_are_read_each_time() -> None:
+@pytest.mark.parametrize("weight_dtype", [None, torch.bfloat16])
+def test_weights_made_in_inference_mode_have_no_version_and_are_packed_where_they_change(
+    weight_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packs = count_packs(monkeypatch)
     with torch.inference_mode():
         layer = CausalConv1d(3, 5, 2)
-        x = random(2, 3, 7)
-        assert torch.equal(stream(layer, x), layer(x))
+        other = CausalConv1d(3, 5, 2)
+    x = random(2, 3)
+
+    def step_is_of_the_weights(layer: Conv1d) -> bool:
+        fresh = copy.deepcopy(layer)
+        y = layer.step(x, layer.init_state(2), weight_dtype=weight_dtype)
+        return torch.equal(y, fresh.step(x, fresh.init_state(2), weight_dtype=weight_dtype))
+
+    assert step_is_of_the_weights(layer)
+    layer.step(x, layer.init_state(2))  # in the other dtype, too
+    packs.clear()
+    state = layer.init_state(2)
+    for dtype in (weight_dtype, None):
+        layer.step(x, state, weight_dtype=dtype)
+    assert packs == []
+    with torch.inference_mode():
         layer.weight.mul_(2)
-        assert torch.equal(stream(layer, x), layer(x))
+        assert step_is_of_the_weights(layer)
+        layer.bias.add_(1)
+    assert step_is_of_the_weights(layer)
+    assert torch.equal(layer.step(x, layer.init_state(2)), layer(x[:, :, None])[:, :, 0])
+    layer.weight = other.weight
+    assert step_is_of_the_weights(layer)
+
+
+@pytest.mark.parametrize("parametrized", [False, True])
+def test_a_state_copies_of_an_embedding_only_what_is_packed(parametrized: bool) -> None:
+    layer = EmbeddingConv1d(28, 10, 8, 2, padding="causal")
+    if parametrized:
+        nn.utils.parametrizations.weight_norm(layer.embedding)
+    tokens = torch.tensor([3, 5])
+    layer.step(tokens, layer.init_state(2))
+    with Clones() as clones:
+        layer.init_state(2)
+    assert layer.conv.weight.shape in clones.shapes
+    assert ((28, 10) in clones.shapes) == parametrized
+    for tensor in layer.embedding.parameters():
+        tensor.data.mul_(2)
+    y = layer.step(tokens, layer.init_state(2))
+    torch.testing.assert_close(y, layer(tokens[:, None])[:, :, 0])
+
+
+class Clones(TorchDispatchMode):
+    """The shapes of what is cloned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, function, _types, given=(), options=None):
+        if function is torch.ops.aten.clone.default:
+            self.shapes.append(tuple(given[0].shape))
+        return function(*given, **(options or {}))
 
 
 @parametrize("case", [*STREAMS, *ODD_CHAINS])

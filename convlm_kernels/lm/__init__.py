@@ -1,10 +1,11 @@
 """Character language models on `convlm_kernels.Conv1d`: data, models, training, generation."""
 
-from .batch import Batch, Event, Sampling, generate
+from .batch import Batch, Event, generate
 from .checkpoint import Checkpoint, load_checkpoint
 from .data import Alphabet, Data, Split, contexts, make_data
 from .generation import sample
 from .models import CNN, MLP, DilatedCNN
+from .sampling import Sampling
 from .steps import CapturedSteps, PlainSteps
 from .training import Losses, Progress, Schedule, evaluate, train
 from .words import load_words

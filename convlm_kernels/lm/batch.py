@@ -13,46 +13,12 @@ from torch import Tensor
 from .. import step_ops
 from ..streaming import StreamState, state_of
 from .char_model import CharModel
+from .sampling import Sampling, positive
 
 NO_TOKEN = (
     "there is no token to draw: its logits hold a NaN or an infinity, or rule out every token"
 )
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn from logits.
-
-    temperature: below 1 keeps to the likely, above 1 strays; 0 always takes the likeliest.
-    top_k: draw among the k likeliest only. top_p: among the fewest of these that have together at
-    least this probability. stop: the token that ends a request. never: tokens that are not drawn.
-    Raises ValueError for a temperature, top_k or top_p that is out of range, and where it is used
-    for a `stop` or `never` that the model has no token for.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    stop: int | None = None
-    never: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 1e38:  # float32 logits are divided by it
-            raise ValueError(
-                f"temperature must be at least 0 and at most 1e38, got {self.temperature}"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-
-    def check_tokens(self, vocab: int) -> None:
-        """Raises ValueError unless a model of so many tokens has all that are named here."""
-        named = {"stop": () if self.stop is None else (self.stop,), "never": self.never}
-        for argument, tokens in named.items():
-            if not all(0 <= token < vocab for token in tokens):
-                value = getattr(self, argument)
-                raise ValueError(f"{argument} must be of tokens from 0 to {vocab - 1}, got {value}")
+PIECE = 4096  # so many numbers are drawn for a request at once: few are given all they ask for
 
 
 class _Event(NamedTuple):
@@ -86,12 +52,26 @@ class Event(_Event):
 class _Request:
     name: Hashable
     prompt: list[int]
-    uniform: Tensor  # one number for each token
-    taken: int = 0
+    left: int  # so many tokens it may yet be given
+    uniform: Tensor  # a number for each token, as far as they are drawn
+    more: torch.Generator | None  # which others come from
+    used: int = 0  # of the numbers
 
-    @property
-    def left(self) -> int:
-        return len(self.uniform) - self.taken
+    def numbers(self, count: int) -> Tensor:
+        """(count,), one for each of the next tokens."""
+        missing = self.used + count - len(self.uniform)
+        if missing > 0:
+            drawn = _draw(-(-missing // PIECE) * PIECE, self.more)
+            self.uniform, self.used = torch.cat([self.uniform[self.used :], drawn]), 0
+        return self.uniform[self.used : self.used + count]
+
+    def take(self, count: int) -> None:
+        self.left -= count
+        self.used += count
+
+
+def _draw(count: int, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
 
 
 class Batch:
@@ -105,13 +85,15 @@ class Batch:
         self.sampling = sampling or Sampling()
         self.sampling.check_tokens(model.vocab)
         self._state = model.init_state(0)
+        self._names: set[Hashable] = set()
         self._running: list[_Request] = []
         self._joining: list[_Request] = []
+        self._failed: list[Event] = []  # which no step has told of
         # A token of each that no step has taken.
         self._newest = self._to_device(torch.empty(0, dtype=torch.int64, device="cpu"))
 
     def __len__(self) -> int:
-        return len(self._running) + len(self._joining)
+        return len(self._names)
 
     def add(
         self,
@@ -125,32 +107,49 @@ class Batch:
         name: what its events are called. prompt: at least a context of tokens. generator: a CPU
         generator; the same state gives the same tokens, whatever else is in the batch. Raises
         ValueError for a prompt that is too short or has an unknown token, for no `max_tokens`, and
-        for a name that is in the batch already; TypeError for a prompt of other than integers.
+        for a name that is in the batch already; TypeError for a prompt or `max_tokens` of other
+        than integers, and for a name that cannot be hashed.
         """
-        try:
-            prompt = [index(token) for token in prompt]
-        except TypeError:
-            raise TypeError(f"prompt must be integers, got {prompt!r}") from None
-        if len(prompt) < self.model.context:
-            raise ValueError(
-                f"prompt must be at least a context of {self.model.context} tokens, "
-                f"got {len(prompt)}"
-            )
-        if not all(0 <= token < self.model.vocab for token in prompt):
-            raise ValueError(
-                f"prompt must be tokens from 0 to {self.model.vocab - 1}, got {prompt}"
-            )
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
-        if any(request.name == name for request in (*self._running, *self._joining)):
+        self._add(
+            name, self._tokens_of("prompt", prompt), positive("max_tokens", max_tokens), generator
+        )
+
+    def _add(
+        self,
+        name: Hashable,
+        prompt: list[int],
+        max_tokens: int,
+        generator: torch.Generator | None,
+    ) -> None:
+        if name in self._names:
             raise ValueError(f"there is a request {name!r} in the batch")
-        uniform = torch.rand(max_tokens, generator=generator, dtype=torch.float64, device="cpu")
-        self._joining.append(_Request(name, prompt, uniform))
+        uniform, more = _draw(min(max_tokens, PIECE), generator), None
+        if max_tokens > PIECE:
+            seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
+            more = torch.Generator("cpu").manual_seed(int(seed))
+        self._joining.append(_Request(name, prompt, max_tokens, uniform, more))
+        self._names.add(name)
+
+    def _tokens_of(self, argument: str, prompt: Sequence[int]) -> list[int]:
+        try:
+            tokens = [index(token) for token in prompt]
+        except TypeError:
+            raise TypeError(f"{argument} must be integers, got {prompt!r}") from None
+        if len(tokens) < self.model.context:
+            raise ValueError(
+                f"{argument} must be at least a context of {self.model.context} tokens, "
+                f"got {len(tokens)}"
+            )
+        if not all(0 <= token < self.model.vocab for token in tokens):
+            raise ValueError(
+                f"{argument} must be tokens from 0 to {self.model.vocab - 1}, got {tokens}"
+            )
+        return tokens
 
     def drop(self, name: Hashable) -> None:
         """A request leaves before its end. KeyError where there is none of that name."""
-        if name not in [request.name for request in (*self._running, *self._joining)]:
-            raise KeyError(name)
+        self._names.remove(name)
+        self._failed = [event for event in self._failed if event.name != name]
         self._joining = [request for request in self._joining if request.name != name]
         self._keep([i for i, request in enumerate(self._running) if request.name != name])
 
@@ -159,27 +158,29 @@ class Batch:
 
         Fewer where one of them may have no more. Those that are at their end leave; so does one
         for which there is no token to draw, or whose prompt cannot be run, with an event that has
-        an `error`.
+        an `error`. Where this raises, no request has been given anything.
         """
-        if count < 1:
-            raise ValueError(f"count must be at least 1, got {count}")
-        events = self._join()
+        count = positive("count", count)
+        self._join()
         if not self._running:
-            return events
+            return self._failures()
         count = min(count, *(request.left for request in self._running))
         tokens = self._generate(count)
+        events = self._failures()
         stop = self.sampling.stop
         running = []
         for i, (request, row) in enumerate(zip(self._running, tokens.tolist(), strict=True)):
             ends_at = [row.index(token) for token in (stop, -1) if token in row]
             row = row[: min(ends_at, default=count) + 1]
-            request.taken += len(row)
+            request.take(len(row))
             last = bool(ends_at) or request.left == 0
             ends = [False] * (len(row) - 1) + [last]
             events += [
                 Event(request.name, token, end) for token, end in zip(row, ends, strict=True)
             ]
-            if not last:
+            if last:
+                self._names.remove(request.name)
+            else:
                 running.append(i)
         self._newest = tokens[:, -1]
         if len(running) < len(self._running):
@@ -189,7 +190,7 @@ class Batch:
     def _generate(self, count: int) -> Tensor:
         embedding, weights, biases, plan = self.model.stream_network().packed()
         sampling = self.sampling
-        uniform = torch.stack([r.uniform[r.taken : r.taken + count] for r in self._running])
+        uniform = torch.stack([request.numbers(count) for request in self._running])
         logit_bias = None
         if sampling.never:
             logit_bias = torch.zeros(self.model.vocab, dtype=biases.dtype, device="cpu")
@@ -205,12 +206,18 @@ class Batch:
             logit_bias,
             self._to_device(uniform),
             sampling.temperature,
-            self.model.vocab if sampling.top_k is None else sampling.top_k,
+            self.model.vocab if sampling.top_k is None else min(sampling.top_k, self.model.vocab),
             sampling.top_p,
             -1 if sampling.stop is None else sampling.stop,
         )
 
-    def _join(self) -> list[Event]:
+    def _failures(self) -> list[Event]:
+        """The events of those that could not join; they leave."""
+        failed, self._failed = self._failed, []
+        self._names.difference_update(event.name for event in failed)
+        return failed
+
+    def _join(self) -> None:
         """Runs the prompts of those that join, each length at once, up to their last token.
 
         Where that fails, these requests end: it would fail again, and the others go on.
@@ -218,7 +225,6 @@ class Batch:
         by_length: dict[int, list[_Request]] = {}
         for request in self._joining:
             by_length.setdefault(len(request.prompt), []).append(request)
-        failures = []
         for length, requests in by_length.items():
             try:
                 prompts = torch.tensor([request.prompt for request in requests], device="cpu")
@@ -228,12 +234,11 @@ class Batch:
                 state = StreamState.join(self._state, state)
                 newest = torch.cat([self._newest, prompts[:, -1]])
             except Exception as error:
-                failures += [Event.of_failure(request.name, error) for request in requests]
+                self._failed += [Event.of_failure(request.name, error) for request in requests]
             else:
                 self._state, self._newest = state, newest
                 self._running += requests
             self._joining = [r for r in self._joining if len(r.prompt) != length]
-        return failures
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.model.embedding.weight.device)
@@ -257,20 +262,20 @@ def generate(
     """The tokens that follow each of `prompts`, as they come; events are named by its number.
 
     batch: at most so many at once; when one is done, the next joins. None: all. chunk: tokens that
-    each gets between two looks at who is done. Neither changes the tokens. Otherwise as `Batch`.
+    each gets between two looks at who is done. Neither changes the tokens. Otherwise as `Batch`; a
+    prompt that is refused is so before the first event.
     """
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    at_once = None if batch is None else positive("batch", batch)
+    chunk, max_tokens = positive("chunk", chunk), positive("max_tokens", max_tokens)
     running = Batch(model, sampling)
-    waiting = iter(enumerate(prompts))
+    checked = [running._tokens_of(f"prompts[{n}]", prompt) for n, prompt in enumerate(prompts)]
+    waiting = iter(enumerate(checked))
     while True:
-        while batch is None or len(running) < batch:
-            number, prompt = next(waiting, (None, ()))
+        while at_once is None or len(running) < at_once:
+            number, prompt = next(waiting, (None, []))
             if number is None:
                 break
-            running.add(number, prompt, max_tokens, generator)
+            running._add(number, prompt, max_tokens, generator)
         if not running:
             return
         yield from running.step(chunk)

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 import torch
 
 from ..backends import BACKENDS
-from .batch import Sampling
 from .bench_command import run_benchmarks
 from .checkpoint import load_checkpoint, load_model
 from .data import make_data
@@ -30,6 +29,7 @@ from .runs import (
     run_training,
     to_device,
 )
+from .sampling import Sampling
 from .training import TrainingError
 from .words import load_words
 

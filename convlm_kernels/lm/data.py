@@ -76,8 +76,16 @@ class Alphabet:
         return [number[character] for character in text]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The symbols up to, not including, the first stop."""
-        return "".join(self.symbols[token] for token in tokens).split(STOP, 1)[0]
+        """The symbols up to, not including, the first stop; ValueError for what is no token.
+
+        So is the -1 of an `Event` with an error.
+        """
+        symbols = []
+        for token in tokens:
+            if not 0 <= token < len(self.symbols):
+                raise ValueError(f"tokens must be from 0 to {self.stop}, got {token}")
+            symbols.append(self.symbols[token])
+        return "".join(symbols).split(STOP, 1)[0]
 
 
 class Split(NamedTuple):

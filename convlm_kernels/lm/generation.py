@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ..backends import can_run_steps
-from .batch import Event, Sampling, generate
+from .batch import Event, generate
 from .char_model import CharModel
 from .data import Alphabet
+from .sampling import Sampling, integer
 
 
 class GenerationError(RuntimeError):
@@ -46,9 +47,11 @@ def sample(
     that has not stopped is cut. batch: at most so many words at once, all if None. chunk: steps
     between two looks at which words have stopped. Neither changes a word. generator: a CPU
     generator; the same state, count and settings give the same words. Raises ValueError for a
-    character that is not in `alphabet`, or an alphabet that is not the model's, and RuntimeError,
-    naming the sample, where its logits leave no character to draw.
+    character that is not in `alphabet`, or an alphabet that is not the model's, TypeError for a
+    number that must be an integer and is none, and RuntimeError, naming the sample, where its
+    logits leave no character to draw.
     """
+    count, max_length = integer("count", count), integer("max_length", max_length)
     words = [""] * max(count, 0)
     for piece in sample_pieces(
         model,

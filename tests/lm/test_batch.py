@@ -202,6 +202,112 @@ def test_a_stopped_state_stays_where_it_was(model, stop):
         assert set(row[steps:]) <= {stop}
 
 
+def test_a_bad_prompt_is_refused_before_any_event(model):
+    """Which would end those that run."""
+    prompts = [tokens_of(length).tolist() for length in (4, 5, 3, 4)]
+    with pytest.raises(ValueError, match=r"prompts\[2\] must be at least a context of 4 tokens"):
+        next(generate(model, prompts, 5, batch=2))
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_failure_is_told_of_after_a_step_that_raised(model, monkeypatch, dropped):
+    batch, prompt = Batch(model), tokens_of(4).tolist()
+    batch.add("runs", prompt, 3, torch.Generator().manual_seed(0))
+    given = batch.step()
+
+    def refuse(*_):
+        raise RuntimeError("not enough memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "prefill", refuse)
+        patched.setattr(step_ops, "generate", refuse)
+        batch.add("cannot join", prompt, 3)
+        with pytest.raises(RuntimeError, match="not enough memory"):
+            batch.step()
+    assert len(batch) == 2
+    with pytest.raises(ValueError, match="there is a request 'cannot join'"):
+        batch.add("cannot join", prompt, 3)
+    if dropped:
+        batch.drop("cannot join")
+    failures, given = [], given + batch.step(9)
+    if not dropped:
+        failures = [given.pop(1)]
+    assert [event.name for event in failures if event.error] == ["cannot join"][dropped:]
+    assert not batch
+    assert given == [
+        event._replace(name="runs")
+        for event in generate(model, [prompt], 3, generator=torch.Generator().manual_seed(0))
+    ]
+
+
+def test_a_name_is_looked_for_among_others_without_comparing_it_to_each(model):
+    class Name:
+        compared = 0
+
+        def __hash__(self):
+            return id(self) // 16
+
+        def __eq__(self, other):
+            Name.compared += 1
+            return self is other
+
+    batch, prompt = Batch(model), tokens_of(4).tolist()
+    for _ in range(500):
+        batch.add(Name(), prompt, 3)
+    assert Name.compared < 500 * 499 / 20
+
+
+def test_numbers_are_drawn_in_pieces(model, monkeypatch):
+    """Who asks for many tokens may be given few; neither chunks nor pieces can be told."""
+    prompt, seed = tokens_of(4).tolist(), torch.Generator().manual_seed
+    batch = Batch(model, Sampling(top_k=10**20))
+    batch.add("endless", prompt, 10**12, seed(0))
+    endless = [event.token for event in batch.step(20)]
+    assert len(batch) == 1
+
+    def run(max_tokens, **options):
+        events = generate(model, [prompt] * 2, max_tokens, generator=seed(0), **options)
+        return sorted(events, key=lambda event: event.name)
+
+    assert [event.token for event in run(20)[:20]] == endless
+    monkeypatch.setattr("convlm_kernels.lm.batch.PIECE", 4)
+    expected = run(30)
+    for options in ({"chunk": 7}, {"chunk": 30}, {"batch": 1}):
+        assert run(30, **options) == expected
+    assert len({event.token for event in expected}) > 5
+    assert [event.token for event in expected[:4]] == endless[:4]
+    assert [event.token for event in expected[4:30]] != [event.token for event in expected[34:]]
+
+
+def test_bad_types(model):
+    for options, message in (
+        ({"temperature": "1"}, "temperature must be a number, got '1'"),
+        ({"top_p": None}, "top_p must be a number, got None"),
+        ({"top_k": 2.5}, "top_k must be an integer, got 2.5"),
+        ({"stop": 2.0}, "stop must be an integer, got 2.0"),
+        ({"never": [1.5]}, r"never must be integers, got \[1.5\]"),
+        ({"never": 3}, "never must be integers, got 3"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            Sampling(**options)
+    sampling = Sampling(torch.tensor(0.5), torch.tensor(3), 1, torch.tensor(2), never=[0, 1])
+    assert sampling == Sampling(0.5, 3, 1.0, 2, (0, 1))
+    assert [type(value) for value in vars(sampling).values()] == [float, int, float, int, tuple]
+    batch = Batch(model)
+    with pytest.raises(TypeError, match="max_tokens must be an integer, got 2.5"):
+        batch.add("half", [1, 2, 3, 4], 2.5)
+    with pytest.raises(TypeError, match="unhashable"):
+        batch.add(["a"], [1, 2, 3, 4], 2)
+    with pytest.raises(TypeError, match="count must be an integer, got 1.5"):
+        batch.step(1.5)
+    for name in ("max_tokens", "batch", "chunk"):
+        with pytest.raises(TypeError, match=f"{name} must be an integer, got 1.5"):
+            next(generate(model, [[1, 2, 3, 4]], **{"max_tokens": 5, name: 1.5}))
+    for name in ("count", "max_length"):
+        with pytest.raises(TypeError, match=f"{name} must be an integer, got 1.5"):
+            sample(model, ALPHABET, **{name: 1.5})
+
+
 def test_bad_arguments(model):
     batch = Batch(model)
     with pytest.raises(ValueError, match="at least a context of 4 tokens, got 3"):

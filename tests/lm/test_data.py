@@ -57,6 +57,9 @@ def test_alphabet_is_that_of_the_words():
     assert alphabet.symbols == ".abeç;"
     assert alphabet.encode("abe") == [1, 2, 3]
     assert alphabet.decode([4, 1, 5, 5]) == "ça"
+    for token in (-1, 6):  # the first is that of an event with an error
+        with pytest.raises(ValueError, match=f"tokens must be from 0 to 5, got {token}"):
+            alphabet.decode([1, token, 2])
 
 
 @pytest.mark.parametrize("word", ["st.ann", "a;b"])
