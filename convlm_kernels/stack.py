@@ -16,9 +16,7 @@ from .plain import has_hooks, reason_not_a_plain_embedding
 from .stack_layers import (
     StackLayer,
     operands_of,
-    reason_not_a_plain_layer,
     reason_not_fusable,
-    settings_of,
 )
 from .stack_ops import Settings
 from .streaming import Streaming
@@ -155,15 +153,12 @@ class DilatedStack(Streaming, nn.Sequential):
         reason = reason_not_fusable(x, kernels)
         if reason is not None:
             return reason
-        for name, layer in zip(names, layers, strict=True):
-            reason = reason_not_a_plain_layer(layer, x, kernels)
-            if reason is not None:
-                return f"layer {name} {reason}"
-        settings = settings_of(layers)
-        if isinstance(settings, tuple):
-            number, reason = settings
+        found = operands_of(layers, x, kernels)
+        if len(found) == 2:
+            number, reason = found
             return f"layer {names[number]} {reason}"
-        weights, biases = operands_of(layers, x)
+        weights, some, settings = found
+        biases = [x.new_empty(0) if bias is None else bias for bias in some]
         tokens = None
         if x is not input:
             tokens, padding_idx = input, first.embedding.padding_idx

@@ -21,7 +21,7 @@ from convlm_kernels import (
 )
 from convlm_kernels.lm import CNN, MLP, DilatedCNN
 from convlm_kernels.lm.char_model import CharModel
-from convlm_kernels.stack_layers import operands_of, settings_of
+from convlm_kernels.stack_layers import operands_of
 
 BATCHES = [1, 4, 64]  # small ones are convolutions, large ones look-ups
 REDUCTIONS = ["mean", "sum", "none"]
@@ -77,7 +77,7 @@ def test_tokens_of_a_loss(batch: int) -> None:
 def test_targets_of_a_stack(batch: int, reduction: str, gradients: bool) -> None:
     embedding = torch.randn(7, 3, requires_grad=gradients)
     layers = [StackLayer(3, 6, 2)]
-    (weights, biases), settings = operands_of(layers, embedding), settings_of(layers)
+    weights, biases, settings = operands_of(layers, embedding)
     operands = weights, biases, settings, reduction
     target = torch.zeros(batch, 5, dtype=torch.int64)
     target[0, 0] = -100
