@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from . import stack_autograd, stack_ops
-from .embedding import _without_gradient
+from .embedding import spare_positions, spare_word
 from .embedding_layer import EmbeddingConv1d
+from .lookup import embed, wants_gradients
 from .network_layers import NetworkLayer
 from .plain import has_hooks, reason_not_a_plain_embedding
 from .stack_layers import (
@@ -91,9 +92,22 @@ class DilatedStack(Streaming, nn.Sequential):
         operands = self._operands(input)
         if isinstance(operands, str):
             return super().forward(input)
-        y = stack_autograd.stack(*operands[:-1], self.share_contexts, operands.kernels)
         batched_dim = 3 if operands.tokens is None else 2
+        operands = self._with_padding_word(operands)
+        y = stack_autograd.stack(*operands[:-1], self.share_contexts, operands.kernels)
         return y if input.dim() == batched_dim else y.squeeze(0)
+
+    def _with_padding_word(self, operands: _Operands) -> _Operands:
+        """The same, where the word that gets no gradient gets none."""
+        x, tokens, *_, kernels = operands
+        first: Any = next(iter(self._modules.values()))
+        if tokens is None or first.embedding.padding_idx is None or not wants_gradients(x):
+            return operands
+        padding_idx: int = first.embedding.padding_idx
+        if not stack_autograd.are_gathered(x, tokens, kernels):
+            return operands._replace(x=spare_word(x, padding_idx))
+        x = spare_positions(embed(tokens, x, kernels), tokens, padding_idx)
+        return operands._replace(x=x, tokens=None)
 
     def plan(self, input: Tensor) -> StackPlan:
         """Whether ``input`` would run fused, and if not, why; over tokens, what it would share."""
@@ -161,9 +175,7 @@ class DilatedStack(Streaming, nn.Sequential):
         biases = [x.new_empty(0) if bias is None else bias for bias in some]
         tokens = None
         if x is not input:
-            tokens, padding_idx = input, first.embedding.padding_idx
-            if padding_idx is not None:
-                x = _without_gradient(x, padding_idx)
+            tokens = input
         if x.is_cuda or kernels != "native":
             sizes = x, input.shape[-1], tokens is not None
             reason = stack_ops.reason_does_not_fit(*sizes, weights, settings, kernels)
