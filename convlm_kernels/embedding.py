@@ -97,7 +97,7 @@ def embedding_conv1d(
     window = _window(weight, stride, padding, dilation)
     if padding_idx is not None:
         padding_idx = check_padding_idx(padding_idx, embedding.shape[0])
-        if not lookup.wants_gradients(embedding):
+        if not may_get_gradient(embedding):
             padding_idx = None
     if autocast_enabled(tokens):
         embedding, weight, bias = functional._autocast(tokens.device.type, embedding, weight, bias)
@@ -227,6 +227,12 @@ def check_padding_idx(padding_idx: int, vocab: int) -> int:
     if not -vocab <= padding_idx < vocab:
         raise ValueError(f"padding_idx must lie in [-{vocab}, {vocab}), got {padding_idx}")
     return padding_idx % vocab
+
+
+def may_get_gradient(embedding: Tensor) -> bool:
+    """Whether a gradient of it is wanted, of what is traced or exported also later."""
+    recorded = backends.is_traced() or torch.compiler.is_exporting()
+    return recorded or lookup.wants_gradients(embedding)
 
 
 def spare_word(embedding: Tensor, padding_idx: int) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from . import stack_autograd, stack_ops
-from .embedding import spare_positions, spare_word
+from .embedding import may_get_gradient, spare_positions, spare_word
 from .embedding_layer import EmbeddingConv1d
-from .lookup import embed, wants_gradients
+from .lookup import embed
 from .network_layers import NetworkLayer
 from .plain import has_hooks, reason_not_a_plain_embedding
 from .stack_layers import (
@@ -101,7 +101,7 @@ class DilatedStack(Streaming, nn.Sequential):
         """The same, where the word that gets no gradient gets none."""
         x, tokens, *_, kernels = operands
         first: Any = next(iter(self._modules.values()))
-        if tokens is None or first.embedding.padding_idx is None or not wants_gradients(x):
+        if tokens is None or first.embedding.padding_idx is None or not may_get_gradient(x):
             return operands
         padding_idx: int = first.embedding.padding_idx
         if not stack_autograd.are_gathered(x, tokens, kernels):

@@ -291,3 +291,13 @@ def test_where_no_gradient_is_wanted_a_padding_word_is_one_like_others() -> None
             DilatedStack(layer)(torch.zeros(9, 20, dtype=torch.int64))
         seen.append(sizes.seen)
     assert seen[0] == seen[1]
+
+
+def test_what_was_exported_without_gradients_spares_a_padding_word_later() -> None:
+    layer, tokens = EmbeddingConv1d(30, 8, 3, 2, padding_idx=7), torch.tensor([[7, 3, 7, 7]])
+    with torch.no_grad():
+        exported = torch.export.export(layer, (tokens,)).module()
+    exported(tokens).sum().backward()
+    gradient = exported.get_parameter("embedding.weight").grad
+    assert gradient[3].any()
+    assert not gradient[7].any()
