@@ -263,8 +263,10 @@ def cross_entropy(
         A scalar, or with "none" (batch, out_length).
 
     Raises:
+        ValueError: an unknown ``reduction``.
         RuntimeError: a target outside [0, out_channels), and as :func:`stack`.
     """
+    indices.check_reduction(reduction)
     composed = transformed() or torch.compiler.is_compiling()
     wants_gradients = _wants_gradients(x, *weights, *biases)
     if composed or (wants_gradients and reduction != "mean"):

@@ -103,6 +103,23 @@ def test_targets_of_a_model(kind: type[CharModel], batch: int) -> None:
 
 
 @pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", [CNN, MLP, DilatedCNN])
+def test_an_unknown_reduction(kind: type[CharModel], fused: bool, gradients: bool) -> None:
+    model: Any = kind(7, 4, 3)
+    model.fused = fused
+    x, y = torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
+    message = "reduction must be 'mean', 'sum' or 'none', got 'Sum'"
+    with torch.set_grad_enabled(gradients), pytest.raises(ValueError, match=message):
+        model.loss(x, y, "Sum")
+    operands = torch.randn(7, 3), x, y, [torch.randn(6, 3, 4)], [torch.randn(6)], [1, 1, 0, 0]
+    with pytest.raises(ValueError, match=message):
+        stack_autograd.cross_entropy(*operands, "Sum")
+    with pytest.raises(ValueError, match=message):
+        indices.cross_entropy(torch.randn(1, 7, 1), y, "Sum")
+
+
+@pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("batch", [1, 9])
 def test_tokens_of_a_stack(batch: int, gradients: bool) -> None:
     """Of fewer positions than words, too."""

@@ -86,8 +86,10 @@ class CharModel(Streamed, Pretrained):
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy of the predictions from `x` (batch, length) and what follows, `y`.
 
-        Every position counts: a `y` of -100 is no token, and raises RuntimeError.
+        Every position counts: a `y` of -100 is no token, and raises RuntimeError. The reduction is
+        "mean", "sum" or "none"; ValueError for another.
         """
+        indices.check_reduction(reduction)
         return loss_of(self(x), y, reduction)
 
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
