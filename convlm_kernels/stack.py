@@ -156,6 +156,8 @@ class DilatedStack(Streaming, nn.Sequential):
             if reason is not None:
                 return f"the embedding of layer {names[0]} {reason}"
             x, layers[0] = first.embedding.weight, first.conv
+        elif isinstance(first, EmbeddingConv1d):  # also one that is sharded
+            return f"layer {names[0]} is a {type(first).__name__}"
         if input.dim() not in (batched_dim - 1, batched_dim):
             return f"the input has {input.dim()} dimensions"
         if x is not input and input.dtype not in (torch.int64, torch.int32):

@@ -308,6 +308,16 @@ def few_words(batch: int = 12, length: int = 14) -> Tensor:
     return tokens
 
 
+def test_an_embedding_that_others_derived_is_called() -> None:
+    class Derived(EmbeddingConv1d):
+        pass
+
+    torch.manual_seed(0)
+    stack, tokens = DilatedStack(Derived(7, 4, 6, 2), StackLayer(6, 5, 2)), few_words()
+    assert stack.plan(tokens).reason == "layer 0 is a Derived"
+    torch.testing.assert_close(stack(tokens), layer_by_layer(stack)(tokens))
+
+
 @pytest.mark.parametrize("share", [False, True], ids=["dense", "shared"])
 @pytest.mark.parametrize("padding", [0, "causal"])
 def test_over_tokens_it_is_layer_by_layer(padding: str | int, share: bool) -> None:
