@@ -96,13 +96,16 @@ def embedding_conv1d(
     weight = _by_tap(embedding, weight)
     window = _window(weight, stride, padding, dilation)
     if padding_idx is not None:
-        embedding = _without_gradient(embedding, check_padding_idx(padding_idx, embedding.shape[0]))
+        padding_idx = check_padding_idx(padding_idx, embedding.shape[0])
+        if not may_get_gradient(embedding):
+            padding_idx = None
     if autocast_enabled(tokens):
         embedding, weight, bias = functional._autocast(tokens.device.type, embedding, weight, bias)
     if tokens.dim() == 1:
-        batch = _run(tokens[None], embedding, weight, bias, window, activation, backend)
-        return batch.squeeze(0)
-    return _run(tokens, embedding, weight, bias, window, activation, backend)
+        tokens = tokens[None]
+        y = _run(tokens, embedding, weight, bias, window, padding_idx, activation, backend)
+        return y.squeeze(0)
+    return _run(tokens, embedding, weight, bias, window, padding_idx, activation, backend)
 
 
 def _run(
@@ -111,6 +114,7 @@ def _run(
     weight: Tensor,
     bias: Tensor | None,
     window: Window,
+    padding_idx: int | None,
     activation: str | None,
     backend: str,
 ) -> Tensor:
@@ -119,9 +123,13 @@ def _run(
     if kernels is None:
         x = indices.embed(tokens, embedding)
     elif _prefers_table(embedding, batch, length, weight.shape[2], window):
+        if padding_idx is not None:
+            embedding = spare_word(embedding, padding_idx)
         return _by_table(tokens, embedding, weight, bias, window, activation or "none", kernels)
     else:
         x = lookup.embed(tokens, embedding, kernels)
+    if padding_idx is not None:
+        x = spare_positions(x, tokens, padding_idx)
     stride, pad_left, pad_right, dilation = window
     pads = pad_left, pad_right
     return conv1d(x, weight, bias, stride, pads, dilation, activation=activation, backend=backend)
@@ -221,6 +229,18 @@ def check_padding_idx(padding_idx: int, vocab: int) -> int:
     return padding_idx % vocab
 
 
-def _without_gradient(embedding: Tensor, row: int) -> Tensor:
+def may_get_gradient(embedding: Tensor) -> bool:
+    """Whether a gradient of it is wanted, of what is traced or exported also later."""
+    recorded = backends.is_traced() or torch.compiler.is_exporting()
+    return recorded or lookup.wants_gradients(embedding)
+
+
+def spare_word(embedding: Tensor, padding_idx: int) -> Tensor:
+    """The embedding, of which one row gets no gradient; a copy, for few words."""
     rows = torch.arange(embedding.shape[0], device=embedding.device)
-    return torch.where((rows == row)[:, None], embedding.detach(), embedding)
+    return torch.where((rows == padding_idx)[:, None], embedding.detach(), embedding)
+
+
+def spare_positions(x: Tensor, tokens: Tensor, padding_idx: int) -> Tensor:
+    """The same of embeddings (batch, embedding_dim, length) that were gathered."""
+    return torch.where((tokens == padding_idx)[:, None], x.detach(), x)

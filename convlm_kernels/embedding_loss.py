@@ -65,8 +65,7 @@ def embedding_conv1d_cross_entropy(
         RuntimeError: a target outside [0, out_channels) on the CPU, or one of another shape or
             dtype; tokens without a batch, and as :func:`embedding_conv1d`.
     """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    indices.check_reduction(reduction)
     backends.check_name(backend)
     _check_tokens(tokens)
     if tokens.dim() != 2:

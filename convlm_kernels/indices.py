@@ -31,8 +31,10 @@ def cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") -> Te
     value can be looked at without waiting for it, and gives NaN elsewhere: on a GPU and compiled.
 
     Raises:
+        ValueError: an unknown reduction.
         RuntimeError: such a target, or one of another shape or dtype; names it.
     """
+    check_reduction(reduction)
     batch, classes, length = logits.shape
     if target.dtype not in (torch.int64, torch.int32):
         raise RuntimeError(f"target must be int64 or int32, got {target.dtype}")
@@ -52,6 +54,12 @@ def cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") -> Te
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.mean()
+
+
+def check_reduction(reduction: str) -> None:
+    """Raises ValueError unless it is one of a loss of ours."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
 
 
 def _raise_outside(argument: str, indices: Tensor, size: str, count: int) -> NoReturn:

@@ -151,10 +151,14 @@ def _why_not(module: nn.Module, first: bool) -> str | None:
         return f"there is no kernel for {module.weight.dtype}"
     if module.padding_mode != "zeros":
         return f"padding_mode must be 'zeros', got {module.padding_mode!r}"
-    kernel_size, stride = module.weight.shape[2], as_int("stride", module.stride)
+    if getattr(module, "gated", False) and module.activation is not None:
+        return "it has a gate and an activation"
+    stride = as_int("stride", module.stride)
+    _, channels, kernel_size = module.weight.shape
     dilation, padding = as_int("dilation", module.dilation), module.padding
     if stride != 1:
-        if not (first and module.in_channels == dilation == 1 and kernel_size % stride == 0):
+        one_channel = channels == module.groups == 1
+        if not (first and one_channel and dilation == 1 and kernel_size % stride == 0):
             return (
                 f"stride must be 1, got {stride} (a first layer of one channel, without dilation, "
                 "may have one that divides its kernel_size: a position is then so many numbers)"
@@ -173,15 +177,15 @@ def _why_not(module: nn.Module, first: bool) -> str | None:
 
 
 def _layer_of(module: Any) -> NetworkLayer:
-    stride = as_int("stride", module.stride)
-    kernel_size, dilation = module.weight.shape[2] // stride, as_int("dilation", module.dilation)
-    pad_left, _ = resolve_padding(module.padding, module.weight.shape[2], stride, dilation)
+    stride, dilation = as_int("stride", module.stride), as_int("dilation", module.dilation)
+    out_channels, in_channels, kernel_size = module.weight.shape  # not as it was made with
+    pad_left, _ = resolve_padding(module.padding, kernel_size, stride, dilation)
     return NetworkLayer(
         module,
-        module.in_channels * stride,
-        module.out_channels,
+        in_channels * module.groups * stride,
+        out_channels,
         module.groups,
-        kernel_size,
+        kernel_size // stride,
         dilation,
         pad_left,
         getattr(module, "activation", None),

@@ -9,7 +9,9 @@ gradients go back the same way. Halo exchange is as old as parallel stencil code
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 import torch.distributed as dist
@@ -124,7 +126,8 @@ class SequenceParallelConv1d(Conv1d):
     may be of any, also of different, lengths; halos may reach past the neighbouring process.
 
     Parameters must be equal on all processes, and are if they are made under one seed. One
-    collective call tells all processes the others' lengths; give ``lengths`` to save it.
+    collective call tells all processes the others' lengths; ``layer(input, lengths)`` saves it with
+    those of all processes, in their order and the same list everywhere.
 
     Args:
         *args, **kwargs: as for :class:`Conv1d`; only zeros may pad.
@@ -134,7 +137,9 @@ class SequenceParallelConv1d(Conv1d):
         (batch, in_channels, own length) to (batch, out_channels, own outputs).
 
     Raises:
-        ValueError: another ``padding_mode`` than zeros; a process that would have no output.
+        TypeError: a length that is no integer.
+        ValueError: another ``padding_mode`` than zeros; a process that would have no output;
+            ``lengths`` of more or fewer processes, or with another length for this one.
         RuntimeError: ``torch.distributed`` is not initialised.
     """
 
@@ -146,7 +151,7 @@ class SequenceParallelConv1d(Conv1d):
             )
         self.group = group
 
-    def forward(self, input: Tensor, lengths: list[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, lengths: Sequence[SupportsIndex] | None = None) -> Tensor:
         if not dist.is_initialized():
             raise RuntimeError(
                 "torch.distributed is not initialised: start with torchrun and call "
@@ -158,6 +163,8 @@ class SequenceParallelConv1d(Conv1d):
             )
         if lengths is None:
             lengths = _all_lengths(input, self.group)
+        else:
+            lengths = _checked_lengths(lengths, input, self.group)
         stride, dilation = as_int("stride", self.stride), as_int("dilation", self.dilation)
         kernel_size = self.weight.shape[2]
         pads = resolve_padding(self.padding, kernel_size, stride, dilation)
@@ -195,6 +202,30 @@ def _all_lengths(x: Tensor, group: dist.ProcessGroup | None) -> list[int]:
     lengths: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(lengths, x.shape[-1], group=group)
     return lengths
+
+
+def _checked_lengths(
+    lengths: Sequence[SupportsIndex], x: Tensor, group: dist.ProcessGroup | None
+) -> list[int]:
+    """What was given for all processes, as far as this one can tell; others would wait for it."""
+    processes, rank = dist.get_world_size(group), dist.get_rank(group)
+    if len(lengths) != processes:
+        raise ValueError(
+            f"lengths must be one for each of {processes} processes, got {list(lengths)}"
+        )
+    checked = []
+    for process, length in enumerate(lengths):
+        if not hasattr(length, "__index__"):
+            raise TypeError(f"lengths[{process}] must be an integer, got {length!r}")
+        checked.append(operator.index(length))
+    if min(checked) < 0:
+        raise ValueError(f"lengths must not be negative, got {checked}")
+    if checked[rank] != x.shape[-1]:
+        raise ValueError(
+            f"lengths[{rank}] must be the length of this process's input, {x.shape[-1]}, "
+            f"got {checked[rank]}"
+        )
+    return checked
 
 
 def _split_outputs(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
 # Where the methods are defined of which settings and parameters tell all.
@@ -31,6 +32,14 @@ def has_hooks(module: nn.Module) -> bool:
 def has_global_hooks() -> bool:
     """Whether a call of any module does more than its forward."""
     return bool(_module._has_any_global_hook())
+
+
+def have_gradient_hooks(parameters: Iterable[Tensor | None]) -> bool:
+    """Whether autograd does more with a gradient of theirs than to leave it in ``.grad``."""
+    for p in parameters:
+        if p is not None and (p._backward_hooks or p._post_accumulate_grad_hooks):
+            return True
+    return False
 
 
 def reason_overridden(module: nn.Module, methods: tuple[str, ...]) -> str | None:

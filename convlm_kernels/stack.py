@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from . import stack_autograd, stack_ops
-from .embedding import _without_gradient
+from .embedding import may_get_gradient, spare_positions, spare_word
 from .embedding_layer import EmbeddingConv1d
+from .lookup import embed
 from .network_layers import NetworkLayer
 from .plain import has_hooks, reason_not_a_plain_embedding
 from .stack_layers import (
     StackLayer,
     operands_of,
-    reason_not_a_plain_layer,
     reason_not_fusable,
-    settings_of,
 )
 from .stack_ops import Settings
 from .streaming import Streaming
@@ -93,9 +92,22 @@ class DilatedStack(Streaming, nn.Sequential):
         operands = self._operands(input)
         if isinstance(operands, str):
             return super().forward(input)
-        y = stack_autograd.stack(*operands[:-1], self.share_contexts, operands.kernels)
         batched_dim = 3 if operands.tokens is None else 2
+        operands = self._with_padding_word(operands)
+        y = stack_autograd.stack(*operands[:-1], self.share_contexts, operands.kernels)
         return y if input.dim() == batched_dim else y.squeeze(0)
+
+    def _with_padding_word(self, operands: _Operands) -> _Operands:
+        """The same, where the word that gets no gradient gets none."""
+        x, tokens, *_, kernels = operands
+        first: Any = next(iter(self._modules.values()))
+        if tokens is None or first.embedding.padding_idx is None or not may_get_gradient(x):
+            return operands
+        padding_idx: int = first.embedding.padding_idx
+        if not stack_autograd.are_gathered(x, tokens, kernels):
+            return operands._replace(x=spare_word(x, padding_idx))
+        x = spare_positions(embed(tokens, x, kernels), tokens, padding_idx)
+        return operands._replace(x=x, tokens=None)
 
     def plan(self, input: Tensor) -> StackPlan:
         """Whether ``input`` would run fused, and if not, why; over tokens, what it would share."""
@@ -144,6 +156,8 @@ class DilatedStack(Streaming, nn.Sequential):
             if reason is not None:
                 return f"the embedding of layer {names[0]} {reason}"
             x, layers[0] = first.embedding.weight, first.conv
+        elif isinstance(first, EmbeddingConv1d):  # also one that is sharded
+            return f"layer {names[0]} is a {type(first).__name__}"
         if input.dim() not in (batched_dim - 1, batched_dim):
             return f"the input has {input.dim()} dimensions"
         if x is not input and input.dtype not in (torch.int64, torch.int32):
@@ -155,20 +169,15 @@ class DilatedStack(Streaming, nn.Sequential):
         reason = reason_not_fusable(x, kernels)
         if reason is not None:
             return reason
-        for name, layer in zip(names, layers, strict=True):
-            reason = reason_not_a_plain_layer(layer, x, kernels)
-            if reason is not None:
-                return f"layer {name} {reason}"
-        settings = settings_of(layers)
-        if isinstance(settings, tuple):
-            number, reason = settings
+        found = operands_of(layers, x, kernels)
+        if len(found) == 2:
+            number, reason = found
             return f"layer {names[number]} {reason}"
-        weights, biases = operands_of(layers, x)
+        weights, some, settings = found
+        biases = [x.new_empty(0) if bias is None else bias for bias in some]
         tokens = None
         if x is not input:
-            tokens, padding_idx = input, first.embedding.padding_idx
-            if padding_idx is not None:
-                x = _without_gradient(x, padding_idx)
+            tokens = input
         if x.is_cuda or kernels != "native":
             sizes = x, input.shape[-1], tokens is not None
             reason = stack_ops.reason_does_not_fit(*sizes, weights, settings, kernels)

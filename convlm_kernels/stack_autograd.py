@@ -200,16 +200,24 @@ def stack(
         return exported_stack(x, tokens, weights, biases, settings, share, kernels)
     if transformed():
         return compose(x, tokens, weights, biases, settings, kernels)
-    # Compiled or exported, it is one graph for any number of positions.
-    native = kernels == "native" and not (exported or torch.compiler.is_compiling())
-    if native and tokens is not None and x.shape[0] > tokens.shape[0] * tokens.shape[1]:
-        # Rows of the embedding that no position reads would be multiplied too.
+    if tokens is not None and not exported and are_gathered(x, tokens, kernels):
         x, tokens = lookup.embed(tokens, x, kernels), None
     if _wants_gradients(x, *weights, *biases):
         return _Stack.apply(tokens, settings, share, kernels, x, *weights, *biases)
     operands = x, tokens, weights, biases, settings
     y, _ = stack_ops.OPERATORS[kernels].stack_forward(*operands, share, False)
     return y
+
+
+def are_gathered(x: Tensor, tokens: Tensor, kernels: str) -> bool:
+    """Whether a stack on the embedding ``x`` first gathers the rows that positions read.
+
+    Else the other rows would be multiplied too. Compiled or exported, it is one graph for any
+    number of positions.
+    """
+    if kernels != "native" or torch.compiler.is_compiling():
+        return False
+    return x.shape[0] > tokens.shape[0] * tokens.shape[1]
 
 
 def _run_exported(
@@ -255,8 +263,10 @@ def cross_entropy(
         A scalar, or with "none" (batch, out_length).
 
     Raises:
+        ValueError: an unknown ``reduction``.
         RuntimeError: a target outside [0, out_channels), and as :func:`stack`.
     """
+    indices.check_reduction(reduction)
     composed = transformed() or torch.compiler.is_compiling()
     wants_gradients = _wants_gradients(x, *weights, *biases)
     if composed or (wants_gradients and reduction != "mean"):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import backends, stack_autograd, stack_ops
 from .functional import autocast_enabled
@@ -97,62 +97,90 @@ def _add_residual(y: Tensor, x: Tensor) -> Tensor:
     return y + x[..., first:]
 
 
-def operands_of(layers: Iterable[nn.Module], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights, and biases, which are empty where a layer has none."""
-    weights, biases = [], []
-    for layer in layers:
-        weight, bias = parameters_of(layer)
-        weights.append(weight)
-        biases.append(x.new_empty(0) if bias is None else bias)
-    return weights, biases
-
-
 # With more channels, fast filtering makes the layers' own kernels faster from three taps on.
 _WIDEST = 128
 
 
-def settings_of(layers: Iterable[Any]) -> Settings | tuple[int, str]:
-    """What the fused operators must know about plain layers besides their parameters.
-
-    Or the number of the first one that they cannot run, and why.
+def convolves_embeddings(layer: Any, shape: tuple[int, ...], size: int) -> bool:
+    """Whether a plain ``layer``, its weight of this ``shape``, moves by one embedding and without
+    padding over embeddings of ``size`` numbers, end to end as one channel: as a look-up does.
     """
-    found = tuple([_settings(layer) for layer in layers])
-    if torch.compiler.is_compiling():
-        return _judge(found)
-    try:
-        return _remembered(found)
-    except TypeError:  # a list among them, which cannot be looked up
-        return _judge(found)
-
-
-def _settings(layer: Any) -> tuple[Any, ...]:
-    """What :func:`_row` is told."""
-    gated, residual = False, False
-    if isinstance(layer, StackLayer):
-        gated, residual = layer.gated, layer.residual
     return (
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.groups,
-        layer.padding_mode,
-        layer.kernel_size,
-        layer.in_channels,
-        layer.out_channels,
-        layer.activation,
-        gated,
-        residual,
+        layer.stride == (size,)
+        and layer.padding == (0,)
+        and layer.dilation == (1,)
+        and layer.groups == 1
+        and len(shape) == 3
+        and shape[1] == 1
+        and shape[2] % size == 0
+        and type(layer) is not StackLayer  # a look-up has no gates and residuals
     )
 
 
-def _judge(layers: tuple[tuple[Any, ...], ...]) -> Settings | tuple[int, str]:
-    rows = []
+# Weights, biases and settings of layers that run as one operator.
+Operands = tuple[list[Tensor], list[Tensor | None], Settings]
+
+
+def operands_of(
+    layers: Iterable[Any], x: Tensor, kernels: str = "native", end_to_end: int = 0
+) -> Operands | tuple[int, str]:
+    """What the fused operators take of ``layers`` on ``x``, a signal or an embedding.
+
+    Or the number of the first one that they cannot run, and why. ``end_to_end`` is the size of the
+    embeddings that the first layer takes, if it is to be one that :func:`convolves_embeddings`.
+    """
+    weights, biases, rows = [], [], []
     for number, layer in enumerate(layers):
-        row = _row(*layer)
-        if isinstance(row, str):
-            return number, row
-        rows.append(row)
-    return stack_ops.settings_of(rows)
+        reason = reason_not_a_plain_layer(layer, x, kernels)
+        if reason is not None:
+            return number, reason
+        weight, bias = parameters_of(layer)
+        shape = weight.shape  # which may be another than the layer was made with
+        if end_to_end and number == 0 and not convolves_embeddings(layer, shape, end_to_end):
+            return 0, "does not move by one embedding"
+        weights.append(weight)
+        biases.append(bias)
+        gated, residual = False, False
+        if type(layer) is StackLayer:
+            gated, residual = layer.gated, layer.residual
+        rows.append(  # what _row is told
+            (
+                layer.stride,
+                layer.padding,
+                layer.dilation,
+                layer.groups,
+                layer.padding_mode,
+                layer.activation,
+                gated,
+                residual,
+                shape,
+            )
+        )
+    settings = _settings_of(tuple(rows), end_to_end)
+    return settings if isinstance(settings, tuple) else (weights, biases, settings)
+
+
+def _settings_of(rows: tuple[tuple[Any, ...], ...], end_to_end: int) -> Settings | tuple[int, str]:
+    if torch.compiler.is_compiling():
+        return _judge(rows, end_to_end)
+    try:
+        return _remembered(rows, end_to_end)
+    except TypeError:  # a list among them, which cannot be looked up
+        return _judge(rows, end_to_end)
+
+
+def _judge(rows: tuple[tuple[Any, ...], ...], end_to_end: int) -> Settings | tuple[int, str]:
+    if end_to_end:
+        (_, *settings, shape), *others = rows
+        by_tap = shape[0], end_to_end, shape[2] // end_to_end
+        rows = ((1, *settings, by_tap), *others)
+    found = []
+    for number, row in enumerate(rows):
+        layer = _row(*row)
+        if isinstance(layer, str):
+            return number, layer
+        found.append(layer)
+    return stack_ops.settings_of(found)
 
 
 _remembered = functools.lru_cache(maxsize=256)(_judge)
@@ -164,15 +192,16 @@ def _row(
     dilation: Any,
     groups: int,
     padding_mode: str,
-    kernel_size: tuple[int],
-    in_channels: int,
-    out_channels: int,
     activation: str | None,
     gated: bool,
     residual: bool,
+    shape: tuple[int, ...],
 ) -> LayerSettings | str:
     """A layer's settings, or why there are none."""
-    stride, dilation, taps = as_int("stride", stride), as_int("dilation", dilation), kernel_size[0]
+    stride, dilation = as_int("stride", stride), as_int("dilation", dilation)
+    if len(shape) != 3:
+        return f"has a weight of {len(shape)} dimensions"
+    out_channels, in_channels, taps = shape
     if stride != 1:
         return f"has stride {stride}"
     if groups != 1:
@@ -184,6 +213,8 @@ def _row(
         return "pads on the right"
     if residual and left > dilation * (taps - 1):
         return "has a residual and more positions than its input"
+    if gated and activation is not None:
+        return "has a gate and an activation"
     if taps > 2 and min(in_channels, out_channels) > _WIDEST:
         return f"has more than {_WIDEST} channels and more than two taps"
     return LayerSettings(dilation, left, "gate" if gated else activation or "none", residual)
@@ -219,9 +250,13 @@ def reason_not_a_plain_layer(layer: Any, x: Tensor, kernels: str = "native") -> 
         return f"is a {type(layer).__name__}"
     if has_hooks(layer):
         return "has hooks"
-    native = ("cuda",) if x.is_cuda else ("auto", "cpp")
-    if layer.backend not in (native if kernels == "native" else (kernels,)):
-        return f"asks for backend={layer.backend!r}"
+    backend = layer.backend
+    if kernels != "native":
+        asked = backend == kernels
+    else:
+        asked = backend == "cuda" if x.is_cuda else backend in ("auto", "cpp")
+    if not asked:
+        return f"asks for backend={backend!r}"
     weight, _ = parameters_of(layer)
     on_cpu = weight.is_cpu and x.is_cpu  # in less time than devices are made and compared
     if weight.dtype != x.dtype or not (on_cpu or weight.device == x.device):

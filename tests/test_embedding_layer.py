@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from convlm_kernels import Conv1d, DilatedStack, EmbeddingConv1d, StackLayer
 
@@ -248,3 +250,54 @@ def test_a_wrapped_convolution_loads_its_own_weights() -> None:
     again.load_state_dict(layer.state_dict())
     tokens = torch.zeros(2, 5, dtype=torch.long)
     assert torch.equal(again(tokens), layer(tokens))
+
+
+class Sizes(TorchDispatchMode):
+    """How many numbers the results of operators have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.seen += [t.numel() for t in tree_leaves(result) if isinstance(t, Tensor)]
+        return result
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("kind", [EmbeddingConv1d, DilatedStack])
+def test_a_padding_word_makes_no_copy_of_a_large_vocabulary(kind: Any, gradients: bool) -> None:
+    layer = EmbeddingConv1d(5000, 8, 3, 2, padding_idx=7)
+    model = DilatedStack(layer) if kind is DilatedStack else layer
+    tokens = torch.tensor([[7, 3, 7, 4000]])
+    with torch.set_grad_enabled(gradients), Sizes() as sizes:
+        y = model(tokens)
+    assert sizes.seen
+    assert max(sizes.seen) < layer.embedding.weight.numel()
+    if gradients:
+        composed = layer.conv(layer.embedding(tokens).mT)
+        own, right = (torch.autograd.grad(t.sum(), layer.embedding.weight) for t in (y, composed))
+        torch.testing.assert_close(own, right)
+
+
+def test_where_no_gradient_is_wanted_a_padding_word_is_one_like_others() -> None:
+    seen = []
+    for padding_idx in (None, 7):
+        layer = EmbeddingConv1d(30, 8, 3, 2, padding_idx=padding_idx)
+        with torch.no_grad(), Sizes() as sizes:
+            layer(torch.zeros(9, 20, dtype=torch.int64))
+            DilatedStack(layer)(torch.zeros(9, 20, dtype=torch.int64))
+        seen.append(sizes.seen)
+    assert seen[0] == seen[1]
+
+
+def test_what_was_exported_without_gradients_spares_a_padding_word_later() -> None:
+    layer, tokens = EmbeddingConv1d(30, 8, 3, 2, padding_idx=7), torch.tensor([[7, 3, 7, 7]])
+    with torch.no_grad():
+        exported = torch.export.export(layer, (tokens,)).module()
+    exported(tokens).sum().backward()
+    gradient = exported.get_parameter("embedding.weight").grad
+    assert gradient[3].any()
+    assert not gradient[7].any()

@@ -28,7 +28,7 @@ from convlm_kernels import (
     stack_ops,
     swap_conv1d,
 )
-from convlm_kernels.stack_layers import operands_of, settings_of
+from convlm_kernels.stack_layers import operands_of
 
 
 def counted(function: Callable[[], Any]) -> dict[str, int]:
@@ -70,10 +70,9 @@ def test_a_stack_counts_as_its_layers(wants_x: bool) -> None:
     layers = [StackLayer(4, 6, 2, activation="tanh"), StackLayer(6, 6, 3, dilation=2, gated=True)]
     theirs = nn.Sequential(*layers)
     x = torch.randn(3, 4, 20, requires_grad=wants_x)
-    operands = operands_of(layers, x), settings_of(layers)
+    weights, biases, settings = operands_of(layers, x)
 
     def fused() -> Tensor:
-        (weights, biases), settings = operands
         return stack_autograd.stack(x, None, weights, biases, settings)
 
     expected = counted(lambda: theirs(x).sum().backward())
@@ -88,7 +87,7 @@ def test_a_stack_with_its_loss() -> None:
     target = torch.randint(7, tokens.shape)
     embedding = torch.randn(28, 4, requires_grad=True)
     layers = [StackLayer(4, 6, 2, activation="tanh"), StackLayer(6, 7, 2, dilation=2)]
-    (weights, biases), settings = operands_of(layers, embedding), settings_of(layers)
+    weights, biases, settings = operands_of(layers, embedding)
     operands = embedding, tokens, target, weights, biases
     forward = total(lambda: DilatedStack(*layers)(embedding[tokens].mT))
     mean = counted(lambda: stack_autograd.cross_entropy(*operands, settings).backward())

@@ -21,7 +21,7 @@ from convlm_kernels import (
 )
 from convlm_kernels.lm import CNN, MLP, DilatedCNN
 from convlm_kernels.lm.char_model import CharModel
-from convlm_kernels.stack_layers import operands_of, settings_of
+from convlm_kernels.stack_layers import operands_of
 
 BATCHES = [1, 4, 64]  # small ones are convolutions, large ones look-ups
 REDUCTIONS = ["mean", "sum", "none"]
@@ -77,7 +77,7 @@ def test_tokens_of_a_loss(batch: int) -> None:
 def test_targets_of_a_stack(batch: int, reduction: str, gradients: bool) -> None:
     embedding = torch.randn(7, 3, requires_grad=gradients)
     layers = [StackLayer(3, 6, 2)]
-    (weights, biases), settings = operands_of(layers, embedding), settings_of(layers)
+    weights, biases, settings = operands_of(layers, embedding)
     operands = weights, biases, settings, reduction
     target = torch.zeros(batch, 5, dtype=torch.int64)
     target[0, 0] = -100
@@ -100,6 +100,23 @@ def test_targets_of_a_model(kind: type[CharModel], batch: int) -> None:
     for take in (model.training_step, lambda x, y: model.sgd_step(x, y, 0.1)):
         with pytest.raises(RuntimeError, match=no_index("target", "out_channels = 7", -100)):
             take(x, target)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", [CNN, MLP, DilatedCNN])
+def test_an_unknown_reduction(kind: type[CharModel], fused: bool, gradients: bool) -> None:
+    model: Any = kind(7, 4, 3)
+    model.fused = fused
+    x, y = torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
+    message = "reduction must be 'mean', 'sum' or 'none', got 'Sum'"
+    with torch.set_grad_enabled(gradients), pytest.raises(ValueError, match=message):
+        model.loss(x, y, "Sum")
+    operands = torch.randn(7, 3), x, y, [torch.randn(6, 3, 4)], [torch.randn(6)], [1, 1, 0, 0]
+    with pytest.raises(ValueError, match=message):
+        stack_autograd.cross_entropy(*operands, "Sum")
+    with pytest.raises(ValueError, match=message):
+        indices.cross_entropy(torch.randn(1, 7, 1), y, "Sum")
 
 
 @pytest.mark.parametrize("gradients", [False, True])

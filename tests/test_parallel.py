@@ -72,6 +72,16 @@ def refuses(rank: int) -> None:
         layer(random(1, 4, 9 if rank == 0 else 2))
     with pytest.raises(RuntimeError, match=r"got shape \(4, 9\)"):
         layer(random(4, 9))
+    wrong: list[tuple[type[Exception], list[Any], str]] = [
+        (ValueError, [], r"lengths must be one for each of 2 processes, got \[\]"),
+        (ValueError, [9, 9, 9], r"for each of 2 processes, got \[9, 9, 9\]"),
+        (TypeError, [9, 9.0], r"lengths\[1\] must be an integer, got 9.0"),
+        (ValueError, [8, 8], rf"lengths\[{rank}\] must be the length of .* input, 9, got 8"),
+        (ValueError, [9, -9] if rank == 0 else [-9, 9], "lengths must not be negative, got "),
+    ]
+    for error, lengths, message in wrong:
+        with pytest.raises(error, match=message):
+            layer(random(1, 4, 9), lengths)
 
 
 def test_what_cannot_be_split_is_said(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from convlm_kernels import CausalConv1d, Conv1d, EmbeddingConv1d, stack_ops
 from convlm_kernels.stack import DilatedStack, StackLayer
-from convlm_kernels.stack_layers import reason_not_fusable, settings_of
+from convlm_kernels.stack_layers import operands_of, reason_not_fusable
 
 
 @pytest.mark.parametrize("padding", ["causal", 0])
@@ -76,6 +76,39 @@ def test_fused_is_layer_by_layer(dtype: torch.dtype) -> None:
     )
     torch.testing.assert_close(fused, composed)
     torch.testing.assert_close(stack(x[0]), composed[0][0])
+
+
+def more_taps(stack: DilatedStack) -> None:
+    stack[1].weight = nn.Parameter(random(*stack[1].weight.shape[:2], 5, dtype=torch.float64))
+
+
+def other_channels(stack: DilatedStack) -> None:
+    layer: Any = stack[-1]
+    layer.weight = nn.Parameter(random(7, *layer.weight.shape[1:], dtype=torch.float64))
+    layer.bias = None
+
+
+@pytest.mark.parametrize("change", [more_taps, other_channels])
+def test_layers_that_were_changed(change: Callable[[DilatedStack], None]) -> None:
+    stack, x = wavenet(), random(3, 4, 21, dtype=torch.float64)
+    change(stack)
+    composed = layer_by_layer(stack)(x)
+    torch.testing.assert_close(stack(x), composed)
+    state, length = stack.init_state(3), composed.shape[2]
+    steps = [stack.step(x[:, :, position], state) for position in range(x.shape[2])]
+    torch.testing.assert_close(torch.stack(steps, 2)[:, :, -length:], composed.detach())
+    prefilled = stack.prefill(x, stack.init_state(3))
+    torch.testing.assert_close(prefilled[:, :, -length:], composed)
+
+
+def test_an_activation_that_a_gate_got_later() -> None:
+    stack, x = wavenet(), random(3, 4, 21, dtype=torch.float64)
+    gated: Any = stack[1]
+    gated.activation = "relu"
+    torch.testing.assert_close(stack(x), layer_by_layer(stack)(x))
+    assert stack.plan(x).reason == "layer 1 has a gate and an activation"
+    with pytest.raises(ValueError, match=r"layer '1' .* cannot stream: it has a gate and an activ"):
+        stack.init_state()
 
 
 def test_derivatives() -> None:
@@ -237,7 +270,8 @@ class OnGpu(NamedTuple):
 def test_what_fits_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     stack: Any = wavenet(torch.float32)
-    operands = [layer.weight for layer in stack], settings_of(list(stack))
+    weights, _, settings = operands_of(stack, torch.empty(0))
+    operands = weights, settings
     x: Any = OnGpu((2, 4, 9))
     assert stack_ops.reason_does_not_fit(x, 9, False, *operands) is None
     reason = stack_ops.reason_does_not_fit(x, 10_000, False, *operands)
@@ -272,6 +306,16 @@ def few_words(batch: int = 12, length: int = 14) -> Tensor:
     )
     tokens[0, 3] = 5
     return tokens
+
+
+def test_an_embedding_that_others_derived_is_called() -> None:
+    class Derived(EmbeddingConv1d):
+        pass
+
+    torch.manual_seed(0)
+    stack, tokens = DilatedStack(Derived(7, 4, 6, 2), StackLayer(6, 5, 2)), few_words()
+    assert stack.plan(tokens).reason == "layer 0 is a Derived"
+    torch.testing.assert_close(stack(tokens), layer_by_layer(stack)(tokens))
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["dense", "shared"])

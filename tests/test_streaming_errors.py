@@ -26,6 +26,7 @@ class OtherForward(CausalConv1d):
         (Conv1d(3, 3, 3, padding=(3, 0)), r"at most \(2, 0\), got \(3, 0\)"),
         (CausalConv1d(3, 3, 3, stride=2), "stride must be 1, got 2"),
         (Conv1d(1, 3, 5, stride=2), "stride must be 1, got 2"),
+        (Conv1d(3, 3, 4, stride=2, groups=3), "stride must be 1, got 2"),
         (Conv1d(1, 3, 4, stride=2, padding=1), r"with a stride padding must be 0, got \(1,\)"),
         (Conv1d(3, 3, 3, padding=(2, 0), padding_mode="reflect"), "must be 'zeros', got 'reflect'"),
         (

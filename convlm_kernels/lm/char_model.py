@@ -5,7 +5,6 @@ the logits at position i belong to the character after tokens[:, i : i + context
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any, Self
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import indices
 from ..embedding import embedding_conv1d
-from ..layers import Conv1d
+from ..layers import Conv1d, parameters_of
 from ..network_layers import cannot_stream, check_is_plain, check_is_plain_embedding
 from ..optim import sgd_step
 from ..plain import (
@@ -23,7 +22,7 @@ from ..plain import (
     reason_overridden,
 )
 from ..prefill import prefill
-from ..stack_layers import reason_not_a_plain_layer
+from ..stack_layers import convolves_embeddings, reason_not_a_plain_layer
 from ..streaming import Streamed, StreamState
 from .pretrained import Pretrained
 
@@ -32,6 +31,8 @@ EMBEDDING_METHODS = "embed", "embed_as_signal", "embed_and_convolve"
 LOGITS_METHODS = ("forward",)
 LOSS_METHODS = "forward", "loss"
 STEP_METHODS = "forward", "loss", "training_step"
+
+LookUp = tuple[Tensor, Tensor, Tensor | None]  # embedding, weight and bias
 
 
 def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
@@ -57,8 +58,9 @@ class CharModel(Streamed, Pretrained):
     A step takes the next token of each sample. The first logits need a whole context, and are NaN
     before that.
 
-    What a subclass overrides (`forward`, `loss`, `training_step`, `embed`, ...), or a hook adds, is
-    called: then no operator does its work along with that of others.
+    What a subclass overrides (`forward`, `loss`, `training_step`, `embed`, ...), or a hook adds, on
+    a module or on the gradient of a parameter, is called: then no operator does its work along with
+    that of others. Layers and their settings may be changed at any time.
     """
 
     def __init__(self, vocab: int, context: int, embedding: int) -> None:
@@ -84,8 +86,10 @@ class CharModel(Streamed, Pretrained):
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy of the predictions from `x` (batch, length) and what follows, `y`.
 
-        Every position counts: a `y` of -100 is no token, and raises RuntimeError.
+        Every position counts: a `y` of -100 is no token, and raises RuntimeError. The reduction is
+        "mean", "sum" or "none"; ValueError for another.
         """
+        indices.check_reduction(reduction)
         return loss_of(self(x), y, reduction)
 
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -114,18 +118,24 @@ class CharModel(Streamed, Pretrained):
         """Whether :meth:`sgd_step` on `x` is work for a GPU alone, which nobody waits for."""
         return False
 
-    def is_plain(self, layers: Iterable[nn.Module]) -> bool:
-        """Whether the embedding and `layers` do nothing but what their parameters say."""
+    def embeds_plainly(self) -> bool:
+        """Whether :meth:`embed` does nothing but what the weight of the embedding says."""
         if reason_overridden(self, EMBEDDING_METHODS) is not None:
             return False
         embedding: Any = self._modules["embedding"]
-        if reason_not_a_plain_embedding(embedding) is not None or embedding.padding_idx is not None:
-            return False
-        if has_global_hooks():
-            return False
+        return reason_not_a_plain_embedding(embedding) is None and embedding.padding_idx is None
+
+    def look_up_of(self, conv: Any) -> LookUp | None:
+        """What a look-up takes that may stand for calls of the embedding and of `conv`, or None."""
+        if has_global_hooks() or not self.embeds_plainly():
+            return None
         words = self.words()
-        reasons = [reason_not_a_plain_layer(layer, words) for layer in layers]
-        return not any(reasons)
+        if reason_not_a_plain_layer(conv, words) is not None:
+            return None
+        weight, bias = parameters_of(conv)
+        if not convolves_embeddings(conv, weight.shape, words.shape[1]):
+            return None
+        return words, weight, bias
 
     def is_as_written(self, methods: tuple[str, ...]) -> bool:
         """Whether calls of the model and of these `methods` do what is written here, and no more.

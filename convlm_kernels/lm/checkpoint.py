@@ -22,7 +22,7 @@ from .char_model import CharModel
 from .data import Alphabet
 from .files import write_whole
 from .models import build_model
-from .pretrained import is_pretrained
+from .pretrained import each_by_itself, is_pretrained
 from .training import Progress
 
 FILE = "checkpoint.safetensors"
@@ -45,7 +45,7 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Writes the file at `path`, or leaves what is there as it is."""
-        write_whole(path, save(self.tensors(), {HEADER: json.dumps(self.header())}))
+        write_whole(path, save(each_by_itself(self.tensors()), {HEADER: json.dumps(self.header())}))
 
     def header(self) -> dict[str, Any]:
         return {

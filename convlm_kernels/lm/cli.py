@@ -28,6 +28,7 @@ from .runs import (
     print_losses,
     run_training,
     to_device,
+    words_of,
 )
 from .sampling import Sampling
 from .training import TrainingError
@@ -197,7 +198,7 @@ def add_sample(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 def add_eval(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = commands.add_parser("eval", help="losses of a trained model on train, val and test")
     add_checkpoint(parser)
-    parser.add_argument("--words", help="other words than those it was trained on")
+    parser.add_argument("--words", help="a file of other words than those it was trained on")
     parser.set_defaults(run=run_eval)
     return parser
 
@@ -279,7 +280,7 @@ def run_eval(args: argparse.Namespace) -> int:
     else:
         run = load_checkpoint(args.checkpoint, args.backend)
         model, alphabet = run.model, run.alphabet
-        words = load_words(args.words or run.settings["words"])
+        words = words_of(run, args.checkpoint) if args.words is None else load_words(args.words)
         title = f"{run.kind} model at step {run.progress.step:,}"
     data = make_data(words, model.context, alphabet=alphabet)
     print(f"{title}, {len(words):,} words")

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import stack_autograd, stack_ops
-from ..layers import Conv1d, parameters_of
+from ..layers import Conv1d
 from ..lookup import by_tap, end_to_end
 from ..network_layers import NetworkLayer, layers_of
 from ..optim import PLAIN, mark_changed
-from ..plain import has_hooks
-from ..stack_layers import reason_not_fusable
-from ..stack_ops import LayerSettings, Settings
+from ..plain import has_hooks, have_gradient_hooks
+from ..stack_layers import operands_of, reason_not_fusable
+from ..stack_ops import Settings
 from .char_model import (
     LOGITS_METHODS,
     LOSS_METHODS,
@@ -23,6 +23,9 @@ from .char_model import (
     batch_of,
     check_positive,
 )
+
+# A model as fused operators take it: the embedding, the weights, and the biases or None; settings.
+Stack = tuple[list[Any], Settings]
 
 
 class DilatedCNN(CharModel):
@@ -69,9 +72,6 @@ class DilatedCNN(CharModel):
                     backend=backend,
                 )
             )
-        self.settings = stack_ops.settings_of(
-            LayerSettings(2**i, 0, "tanh" if i < depth - 1 else "none", False) for i in range(depth)
-        )
 
     def sizes(self) -> dict[str, int]:
         return {**super().sizes(), "hidden": self.hidden}
@@ -81,36 +81,38 @@ class DilatedCNN(CharModel):
         return layers_of(self.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if self.is_a_stack(tokens.shape[-1]):
+        stack = self.as_stack(tokens.shape[-1])
+        if stack is not None:
             self.check_tokens(tokens)
-            words, weights, biases, settings = self.stack_operands(self.stack_parameters())
+            words, weights, biases, settings = self.operands(*stack)
             return stack_autograd.stack(
                 words, tokens, weights, biases, settings, self.share_contexts
             )
-        first: Any = self.layers[0]
-        if self.fused and self.is_a_chain() and self.is_plain((first,)):
-            return self.layers[1:](self.embed_and_convolve(tokens, first))
-        return self.layers(self.embed_as_signal(tokens))
+        layers: Any = self.layers
+        if self.fused and is_a_chain(layers) and self.look_up_of(layers[0]) is not None:
+            return layers[1:](self.embed_and_convolve(tokens, layers[0]))
+        return layers(self.embed_as_signal(tokens))
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        if not (self.is_a_stack_with_loss(x.shape[-1]) and self.is_as_written(LOGITS_METHODS)):
+        stack = self.as_stack_with_loss(x.shape[-1], LOGITS_METHODS)
+        if stack is None:
             return super().loss(x, y, reduction)
         self.check_tokens(x)
-        words, weights, biases, settings = self.stack_operands(self.stack_parameters())
+        words, weights, biases, settings = self.operands(*stack)
         return stack_autograd.cross_entropy(
             words, x, y, weights, biases, settings, reduction, self.share_contexts
         )
 
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
-        parameters = self.stack_parameters()
-        fused = self.is_a_stack_with_loss(x.shape[-1]) and self.is_as_written(LOSS_METHODS)
-        if not fused or are_tied(parameters):
+        stack = self.as_stack_with_loss(x.shape[-1], LOSS_METHODS)
+        if stack is None or not are_apart(stack[0]):
             return super().training_step(x, y, rows)
         x, y = batch_of(x, y, rows)
         self.check_tokens(x)
+        parameters, _ = stack
         with torch.set_grad_enabled(False):
-            words, weights, biases, settings = self.stack_operands(parameters)
+            words, weights, biases, settings = self.operands(*stack)
             loss, gradients = stack_ops.stack_cross_entropy(
                 words, x, y, weights, biases, settings, self.share_contexts
             )
@@ -122,75 +124,70 @@ class DilatedCNN(CharModel):
 
     def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor | None = None) -> Tensor:
         """In one operator where the loss comes with its gradients."""
-        parameters = self.stack_parameters()
-        if not self.is_trained_at_once(x, parameters):
+        stack = self.as_stack_trained_at_once(x.shape[-1])
+        if stack is None:
             return super().sgd_step(x, y, lr, rows)
         self.check_tokens(x)
         with torch.set_grad_enabled(False):
-            words, weights, biases, settings = self.stack_operands(parameters)
+            words, weights, biases, settings = self.operands(*stack)
             loss = stack_ops.stack_sgd_(
                 words, x, y, rows, weights, biases, settings, self.share_contexts, lr
             )
-        mark_changed([p for p in parameters if p is not None])
+        mark_changed([p for p in stack[0] if p is not None])
         return loss
 
     def steps_on_gpu(self, x: Tensor) -> bool:
-        return x.is_cuda and self.is_trained_at_once(x, self.stack_parameters())
-
-    def is_trained_at_once(self, x: Tensor, parameters: list[Any]) -> bool:
-        """Whether a step of SGD on rows like those of `x` is one operator."""
-        return (
-            self.is_a_stack_with_loss(x.shape[-1])
-            and self.is_as_written(STEP_METHODS)
-            and all_require_grad(*parameters)
-            and not are_tied(parameters)
-        )
-
-    def stack_parameters(self) -> list[Tensor]:
-        """The embedding, the weights, and the biases: those of `parameters`, in less time."""
-        weights, biases = zip(*map(parameters_of, self.convolutions()), strict=True)
-        return [self.words(), *weights, *biases]
-
-    def convolutions(self) -> list[Any]:
-        layers: Any = self._modules["layers"]
-        return list(layers._modules.values())
-
-    def is_a_chain(self) -> bool:
-        """Whether a call of the layers is one of each after the other."""
-        layers: Any = self._modules["layers"]
-        return type(layers) is nn.Sequential and not has_hooks(layers)
+        return x.is_cuda and self.as_stack_trained_at_once(x.shape[-1]) is not None
 
     def is_a_stack(self, length: int | None = None) -> bool:
         """Whether fused operators take the whole model, on rows of `length` tokens (default: one
         context).
         """
+        return self.as_stack(length) is not None
+
+    def as_stack(self, length: int | None = None) -> Stack | None:
+        """What they take, as the layers are now; None where :meth:`is_a_stack` is False."""
         words = self.words()
-        plain = (
-            self.fused
-            and reason_not_fusable(words) is None
-            and self.is_a_chain()
-            and self.is_plain(self.convolutions())
-        )
-        if not plain or words.is_cpu:
-            return plain
-        _, weights, _, settings = self.stack_operands(self.stack_parameters())
-        length = max(self.context, length or 0)  # a shorter one is refused for what it is
-        return stack_ops.reason_does_not_fit(words, length, True, weights, settings) is None
+        if not self.fused or reason_not_fusable(words) is not None:
+            return None
+        layers: Any = self._modules["layers"]
+        if not (is_a_chain(layers) and self.embeds_plainly()):
+            return None
+        found = operands_of(layers._modules.values(), words, end_to_end=words.shape[1])
+        if len(found) == 2:
+            return None
+        weights, biases, settings = found
+        stack = [words, *weights, *biases], settings
+        if not words.is_cpu:
+            length = max(self.context, length or 0)  # a shorter one is refused for what it is
+            operands = words, length, True, self.operands(*stack)[1], settings
+            if stack_ops.reason_does_not_fit(*operands) is not None:
+                return None
+        return stack
 
-    def is_a_stack_with_loss(self, length: int | None = None) -> bool:
-        """Whether the loss comes with its gradients."""
+    def as_stack_with_loss(self, length: int, methods: tuple[str, ...]) -> Stack | None:
+        """What operators take that give the loss with its gradients; None where there are none, or
+        `methods` must be called.
+        """
         has_loss = self.words().dtype in (torch.float32, torch.float64)
-        return has_loss and self.is_a_stack(length)
+        return self.as_stack(length) if has_loss and self.is_as_written(methods) else None
 
-    def stack_operands(
-        self, parameters: list[Any]
+    def as_stack_trained_at_once(self, length: int) -> Stack | None:
+        """What the one operator takes that is a step of SGD, or None."""
+        stack = self.as_stack_with_loss(length, STEP_METHODS)
+        if stack is None or not all_require_grad(*stack[0]) or not are_apart(stack[0]):
+            return None
+        return stack
+
+    def operands(
+        self, parameters: list[Any], settings: Settings
     ) -> tuple[Tensor, list[Tensor], list[Tensor], Settings]:
         """Embedding, weights whose kernels count characters, biases, and settings."""
         depth = len(parameters) // 2
         words, weights = parameters[0], parameters[1 : 1 + depth]
         biases = [words.new_empty(0) if b is None else b for b in parameters[1 + depth :]]
         weights[0] = self.by_tap(weights[0], words)
-        return words, weights, biases, self.settings
+        return words, weights, biases, settings
 
     def by_tap(self, weight: Tensor, words: Tensor) -> Tensor:
         """The first `weight` as (hidden, embedding, 2).
@@ -227,9 +224,15 @@ class _LastingView(NamedTuple):
         return type(None), ()  # a copied or saved model makes its own
 
 
-def are_tied(parameters: list[Tensor]) -> bool:
-    """Whether one tensor stands for two: their gradients add up, as autograd does it.
+def is_a_chain(layers: Any) -> bool:
+    """Whether a call of `layers` is one of each after the other, of some."""
+    return type(layers) is nn.Sequential and not has_hooks(layers) and bool(layers._modules)
 
-    Two biases that are None count as such.
+
+def are_apart(parameters: list[Tensor | None]) -> bool:
+    """Whether each is a tensor of its own, for which nothing but its gradient is to be found.
+
+    Where one stands for two their gradients add up, and where one has hooks on its gradient these
+    are called, as autograd does it. Two biases that are None count as one for two.
     """
-    return len({id(parameter) for parameter in parameters}) < len(parameters)
+    return len({*map(id, parameters)}) == len(parameters) and not have_gradient_hooks(parameters)

@@ -10,13 +10,15 @@ from ..embedding_loss import (
     sgd_step_of_loss,
     steps_on_gpu,
 )
-from ..layers import Conv1d, parameters_of
+from ..layers import Conv1d
 from ..network_layers import NetworkLayer, cannot_stream, check_is_plain, layers_of
+from ..plain import have_gradient_hooks
 from .char_model import (
     LOGITS_METHODS,
     LOSS_METHODS,
     STEP_METHODS,
     CharModel,
+    LookUp,
     all_require_grad,
 )
 from .dilated import DilatedCNN
@@ -52,7 +54,7 @@ class CNN(CharModel):
         return self.conv(self.embed_as_signal(tokens))
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        if not (self.is_by_look_up() and self.is_as_written(LOGITS_METHODS)):
+        if self.look_up_with_loss(LOGITS_METHODS) is None:
             return super().loss(x, y, reduction)
         self.check_tokens(x)
         conv = self.conv
@@ -68,11 +70,11 @@ class CNN(CharModel):
 
     def training_step(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Without autograd where the loss comes with its gradients."""
-        if not (self.is_by_look_up() and self.is_as_written(LOSS_METHODS)):
-            return super().training_step(x, y, rows)
-        parameters, backend = self.look_up_parameters()
-        found = loss_with_gradients(x, y, rows, *parameters, backend=backend)
-        if found is None:
+        conv: Any = self._modules["conv"]  # in less time than by its name
+        parameters, found = self.look_up_with_loss(LOSS_METHODS), None
+        if parameters is not None and not have_gradient_hooks(parameters):
+            found = loss_with_gradients(x, y, rows, *parameters, backend=conv.backend)
+        if parameters is None or found is None:
             return super().training_step(x, y, rows)
         loss, *gradients = found
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -82,32 +84,38 @@ class CNN(CharModel):
 
     def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor | None = None) -> Tensor:
         """In one operator where the loss comes with its gradients."""
-        if self.is_by_look_up() and self.is_as_written(STEP_METHODS):
-            parameters, backend = self.look_up_parameters()
-            if all_require_grad(*parameters):
-                loss = sgd_step_of_loss(x, y, rows, *parameters, lr, backend=backend)
-                if loss is not None:
-                    return loss
+        conv: Any = self._modules["conv"]
+        parameters = self.look_up_trained_at_once()
+        if parameters is not None:
+            loss = sgd_step_of_loss(x, y, rows, *parameters, lr, backend=conv.backend)
+            if loss is not None:
+                return loss
         return super().sgd_step(x, y, lr, rows)
 
     def steps_on_gpu(self, x: Tensor) -> bool:
-        parameters, backend = self.look_up_parameters()
-        return (
-            self.is_by_look_up()
-            and self.is_as_written(STEP_METHODS)
-            and all_require_grad(*parameters)
-            and steps_on_gpu(x, *parameters[:2], backend)
-        )
+        parameters = self.look_up_trained_at_once()
+        return parameters is not None and steps_on_gpu(x, *parameters[:2], self.conv.backend)
 
     def is_by_look_up(self) -> bool:
         """Whether the embedding and the convolution are computed as one."""
-        conv: Any = self._modules["conv"]
-        return self.fused and self.is_plain((conv,))
+        return self.fused and self.look_up_of(self._modules["conv"]) is not None
 
-    def look_up_parameters(self) -> tuple[tuple[Tensor, Tensor, Tensor | None], str]:
-        """Embedding, weight and bias, and the backend of the convolution."""
+    def look_up_with_loss(self, methods: tuple[str, ...]) -> LookUp | None:
+        """What gives the loss and its gradients in one operator; None where there is none, as for
+        activations, or `methods` must be called.
+        """
         conv: Any = self._modules["conv"]
-        return (self.words(), *parameters_of(conv)), conv.backend
+        if not self.fused or not self.is_as_written(methods):
+            return None
+        look_up = self.look_up_of(conv)
+        return None if look_up is None or conv.activation is not None else look_up
+
+    def look_up_trained_at_once(self) -> LookUp | None:
+        """What takes a step of SGD in one operator, or None."""
+        parameters = self.look_up_with_loss(STEP_METHODS)
+        if parameters is None or not all_require_grad(*parameters):
+            return None
+        return None if have_gradient_hooks(parameters) else parameters
 
 
 class MLP(CharModel):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from .files import write_whole
 from .options import DTYPES
@@ -40,7 +40,8 @@ class Pretrained(nn.Module):
         """Writes `folder`: the weights, and a config.json that says how to build the model again.
 
         `alphabet` is what its tokens mean; `Alphabet.from_pretrained` reads it back. The config is
-        written last, so a folder that has one has weights.
+        written last, so a folder that has one has weights. One weight that stands for two is
+        written twice, and read as two.
 
         Raises OSError, naming the file, where it cannot be written.
         """
@@ -50,8 +51,7 @@ class Pretrained(nn.Module):
         if alphabet is not None:
             config["alphabet"] = alphabet.symbols
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        write_whole(folder / WEIGHTS, save(weights, {"format": "pt"}))
+        write_whole(folder / WEIGHTS, save(each_by_itself(self.state_dict()), {"format": "pt"}))
         write_whole(folder / CONFIG, json.dumps(config, indent=2).encode())
 
     @classmethod
@@ -66,7 +66,7 @@ class Pretrained(nn.Module):
         folder = Path(folder)
         config = read_config(folder)
         config.pop("alphabet", None)
-        kinds = {kind.__name__: kind for kind in (cls, *cls.__subclasses__())}
+        kinds = cls._kinds()
         try:
             (name,), dtype = config.pop("architectures"), config.pop("dtype")
             if name not in kinds:
@@ -83,6 +83,28 @@ class Pretrained(nn.Module):
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{folder} does not hold a model of ours: {error}") from error
         return model
+
+    @classmethod
+    def _kinds(cls) -> dict[str, type[Self]]:
+        """The class and all that are derived from it, by name; of two of one name the nearer."""
+        kinds: dict[str, type[Self]] = {}
+        nearest = [cls]
+        while nearest:
+            for kind in nearest:
+                kinds.setdefault(kind.__name__, kind)
+            nearest = [derived for kind in nearest for derived in kind.__subclasses__()]
+        return kinds
+
+
+def each_by_itself(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same, contiguous and none in the memory of another: what safetensors can write."""
+    found, memories = {}, set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if memory in memories else tensor
+        found[name] = found[name].contiguous()
+        memories.add(memory)
+    return found
 
 
 def is_pretrained(folder: str | os.PathLike[str]) -> bool:

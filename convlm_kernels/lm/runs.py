@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import shutil
 import signal
 from argparse import Namespace
@@ -142,6 +143,9 @@ def train_and_report(
         steps = captured_steps(run, examples, args)
     with stop_when_told(processes.ask_to_stop):
         train(model, examples, schedule, run.progress, after_step, steps)
+    if run.progress.stop and not saved:  # what one step left is not worth an earlier training
+        print("stopped before there was anything to save")
+        return 130
     save()
     if run.progress.stop:
         print(f"stopped at step {run.progress.step:,}; --resume goes on from there")
@@ -191,14 +195,24 @@ def resume(folder: Path, given: dict[str, Any], backend: str) -> tuple[Checkpoin
                 f"{option} {value} contradicts {folder}, which was begun with {run.settings[name]}"
             )
     run.settings |= given
-    words = load_words(run.settings["words"])
-    if fingerprint(words) != run.settings["words_sha256"]:
-        raise ValueError(f"the words are not those that {folder} was begun with")
+    words = words_of(run, folder)
     if run.progress.step > run.settings["steps"]:
         raise ValueError(
             f"{folder} is at step {run.progress.step} already, past --steps {run.settings['steps']}"
         )
     return run, words
+
+
+def words_of(run: Checkpoint, where: str | os.PathLike[str]) -> list[str]:
+    """Those that a training was begun with; ValueError where others stand in their place now."""
+    source = run.settings["words"]
+    words = load_words(source)
+    if fingerprint(words) != run.settings["words_sha256"]:
+        raise ValueError(
+            f"the words in {source or 'the packaged list'} are not those that {where} was begun "
+            "with; --words says where those are"
+        )
+    return words
 
 
 def schedule_of(settings: dict[str, Any]) -> Schedule:

@@ -12,7 +12,7 @@ import torch
 from commands import SMALL
 
 import convlm_kernels
-from convlm_kernels.lm import load_checkpoint
+from convlm_kernels.lm import PlainSteps, load_checkpoint
 
 
 def test_train_then_eval_and_sample(convlm, words_file, tmp_path):
@@ -314,6 +314,44 @@ def test_interrupted_training_saves(endless, number):
     assert "Traceback" not in error
     step = load_checkpoint(folder).progress.step
     assert f"stopped at step {step:,}" in out
+
+
+def test_a_training_that_is_stopped_in_its_first_step_leaves_an_earlier_one(
+    convlm, words_file, monkeypatch
+):
+    train = ["train", "--out=run", "--words", words_file, *SMALL]
+    assert convlm(*train, "--steps=5")[0] == 0
+    before = contents("run")
+    take = PlainSteps.take
+
+    def take_and_interrupt(steps, rows, lr):
+        take(steps, rows, lr)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(PlainSteps, "take", take_and_interrupt)
+    code, out, _ = convlm(*train, "--steps=9", "--overwrite")
+    assert code == 130
+    assert out.endswith("stopped before there was anything to save\n")
+    assert contents("run") == before
+    assert convlm(*train[:2], "--resume", "--steps=9")[0] == 130
+    assert load_checkpoint("run").progress.step == 6
+
+
+def test_eval_is_of_the_words_that_a_training_was_begun_with(convlm, words_file):
+    convlm("train", "--words=words.txt", "--steps=2", "--out=run", *SMALL)
+    evaluated = convlm("eval", "run")
+    assert evaluated[0] == 0
+    others = words_file.read_text().replace("aba", "abc")
+    words_file.write_text(others)
+    Path("others.txt").write_text(others)
+    for checkpoint in ("run", "run/checkpoint.safetensors"):
+        code, _, error = convlm("eval", checkpoint)
+        assert code == 2
+        assert f"words in words.txt are not those that {checkpoint} was begun with" in error
+    code, out, _ = convlm("eval", "run", "--words=others.txt")
+    assert code == 0
+    assert out != evaluated[1]
+    assert "words file  cannot be read" in convlm("eval", "run", "--words=")[2]
 
 
 def test_a_sample_without_a_character_to_draw(convlm, words_file):

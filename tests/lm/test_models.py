@@ -309,7 +309,7 @@ def test_a_dilated_model_falls_apart_into_layers():
     assert model.is_a_stack()
     assert not DilatedCNN(fused=False).is_a_stack()
     assert not DilatedCNN(backend="torch").is_a_stack()
-    assert not DilatedCNN().bfloat16().is_a_stack_with_loss()
+    assert not DilatedCNN().bfloat16().as_stack_with_loss(8, ())
     model.layers[1].register_forward_hook(lambda *_: None)
     assert not model.is_a_stack()
     x, y = torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64)

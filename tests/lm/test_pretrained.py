@@ -6,7 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convlm_kernels.lm import CNN, MLP, Alphabet, DilatedCNN
+from convlm_kernels.lm import (
+    CNN,
+    MLP,
+    Alphabet,
+    Checkpoint,
+    DilatedCNN,
+    Progress,
+    load_checkpoint,
+)
 from convlm_kernels.lm.char_model import CharModel
 
 MODELS = {
@@ -45,6 +53,38 @@ def test_the_files_are_those_of_others(tmp_path):
     assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
     with pytest.raises(ValueError, match="has no alphabet: it was saved without one"):
         Alphabet.from_pretrained(tmp_path)
+
+
+def test_kinds_that_others_derive(tmp_path):
+    class Ours(DilatedCNN):
+        pass
+
+    class OursToo(Ours):
+        pass
+
+    OursToo(7, context=4).save_pretrained(tmp_path)
+    for kind in (CharModel, DilatedCNN, Ours, OursToo):
+        assert type(kind.from_pretrained(tmp_path)) is OursToo
+    with pytest.raises(ValueError, match="it is a 'OursToo', and one of CNN.* is expected"):
+        CNN.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("saved", ["folder", "checkpoint"])
+def test_weights_that_are_not_each_by_themselves(tmp_path, saved):
+    """One for two, a part of another's memory, and one that is not contiguous."""
+    model = DilatedCNN(7, context=16, embedding=3, hidden=5)
+    model.layers[2].weight = model.layers[1].weight
+    model.layers[0].bias.data = model.layers[1].bias.data
+    model.embedding.weight.data = torch.randn(3, 7).T
+    if saved == "folder":
+        model.save_pretrained(tmp_path)
+        loaded = DilatedCNN.from_pretrained(tmp_path)
+    else:
+        run = Checkpoint("dilated", model, Alphabet(".abcde;"), {}, Progress.start(0))
+        run.save(tmp_path / "checkpoint.safetensors")
+        loaded = load_checkpoint(tmp_path).model
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
 
 
 def test_another_kind_is_refused(tmp_path):
