@@ -169,7 +169,10 @@ def with_rows(stack: Stack, inputs: Inputs, rows: Tensor) -> tuple:
 def test_a_step_of_some_rows(dtype: torch.dtype) -> None:
     stack = FEW_TOKENS[1]
     inputs = inputs_of(stack, dtype)
-    turned = inputs._replace(weights=[w.mT.contiguous().mT for w in inputs.weights])
+    turned = inputs._replace(
+        x=torch.stack([inputs.x, inputs.x.neg()], 2)[..., 0],  # every second element of a room
+        weights=[w.mT.contiguous().mT for w in inputs.weights],
+    )
     rows = torch.tensor([2, 9, 0, 9, 2, 9])[::2]
     target = target_of(stack, inputs)[rows]
     some = inputs.x, inputs.tokens[rows], target, inputs.weights, inputs.biases

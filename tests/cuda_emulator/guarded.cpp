@@ -78,9 +78,9 @@ void GuardedCall::output(const char* name, void*& data, int64_t elements) {
   data = operands.back().copy->data();
 }
 
-void GuardedCall::updated(const char* name, void*& data, int64_t elements) {
+void GuardedCall::updated(const char* name, void*& data, int64_t span) {
   if (data == nullptr) return;
-  auto copy = std::make_unique<Guarded>(elements * item);
+  auto copy = std::make_unique<Guarded>(span * item);
   std::memcpy(copy->data(), data, copy->size());
   operands.push_back({name, std::move(copy), nullptr, data, false});
   data = operands.back().copy->data();

@@ -42,8 +42,9 @@ class GuardedCall {
   // `data` then points to as many elements that nothing wrote yet; null stays so.
   void output(const char* name, void*& data, int64_t elements);
 
-  // `data` then points to a copy; what becomes of it is an output.
-  void updated(const char* name, void*& data, int64_t elements);
+  // `data` then points to a copy of as many elements, and all between them; what becomes of them
+  // is an output.
+  void updated(const char* name, void*& data, int64_t span);
 
   // Hands the outputs over. Throws std::runtime_error where an element of one was never written,
   // an input was changed, or anything outside a buffer was.

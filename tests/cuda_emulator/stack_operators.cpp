@@ -12,10 +12,6 @@ namespace {
 
 Capability emulated_capability = 90;
 
-int64_t elements(const StackLayer& layer) {
-  return layer.columns * layer.in_channels * layer.kernel_size;
-}
-
 void guard(emulator::GuardedCall& call, StackProblem& p) {
   StackArguments& a = p.arguments;
   const int64_t channels = p.layers.front().in_channels;
@@ -28,15 +24,21 @@ void guard(emulator::GuardedCall& call, StackProblem& p) {
   call.output("y", a.output, results);
   call.output("losses", a.losses, a.batch * a.out_length);
   call.output("loss", p.loss, 1);
-  // A step updates parameters, the elements of each of which lie together.
-  const auto result = p.as_step ? &emulator::GuardedCall::updated : &emulator::GuardedCall::output;
-  const int64_t inputs = channels * (a.input_is_rows ? p.vocab : a.batch * a.length);
-  (call.*result)("grad_x", a.grad_input.data, inputs);
+  const auto result = [&](const char* name, MutableTensor& t, int64_t d0, int64_t d1, int64_t d2) {
+    if (!p.as_step) return call.output(name, t.data, d0 * d1 * d2);
+    // A step updates parameters, the elements of which may lie apart.
+    const int64_t last = (d0 - 1) * t.stride[0] + (d1 - 1) * t.stride[1] + (d2 - 1) * t.stride[2];
+    call.updated(name, t.data, last + 1);
+  };
+  if (a.input_is_rows)
+    result("grad_x", a.grad_input, p.vocab, channels, 1);
+  else
+    result("grad_x", a.grad_input, a.batch, channels, a.length);
   for (StackLayer& layer : p.layers) {
     call.input("weight", layer.weight, layer.columns, layer.in_channels, layer.kernel_size);
     call.input("bias", layer.bias, layer.columns);
-    (call.*result)("grad_weight", layer.grad_weight.data, elements(layer));
-    (call.*result)("grad_bias", layer.grad_bias.data, layer.columns);
+    result("grad_weight", layer.grad_weight, layer.columns, layer.in_channels, layer.kernel_size);
+    result("grad_bias", layer.grad_bias, layer.columns, 1, 1);
   }
 }
 
