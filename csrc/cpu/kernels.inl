@@ -55,6 +55,7 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/grad_weight_joined.inl"
 #include "cpu/grad_weight_fast.inl"
 #include "cpu/window_costs.inl"
+#include "cpu/correlation_costs.inl"
 #include "cpu/select.inl"
 #include "cpu/select_grad_weight.inl"
 #include "cpu/position_classes.inl"

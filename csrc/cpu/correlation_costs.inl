@@ -1,0 +1,138 @@
+// What the direct kernels of a correlation cost, in multiply-adds of vectors, for one group and, if
+// not said otherwise, one sample. The prices of copies, tiles and sums were fitted to the times of
+// 14,000 random problems.
+
+// Of one channel: a stream to begin, and its vectors to copy. Streams of nothing but padding are
+// left out.
+template <class S>
+int64_t staging_cost(const Correlation<S>& p, const Staging& plan, int64_t start, int64_t vector) {
+  return smaller(plan.streams, taps_inside(p, 0, p.outputs).count()) *
+         (start + vector * divide_up(plan.width, kLanes<Compute<S>>));
+}
+
+// The arrays of a plan that is only looked at.
+template <class S>
+Staging staging_of(const Correlation<S>& p) {
+  Staging plan;
+  plan.stream_start = static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * p.taps));
+  plan.tap_start = plan.stream_start + p.taps;
+  return plan;
+}
+
+// Of one channel and row: products in strips that leave out the taps of which all of them read
+// nothing but padding: on average `more` outputs than read a part of the input are multiplied.
+template <class S>
+int64_t products_in_strips(const Correlation<S>& p, int64_t more) {
+  int64_t products = 0;
+  for (int64_t j = 0; j < p.taps; ++j) {
+    const int64_t inside = outputs_inside(p, j);
+    if (inside > 0) products += smaller(p.outputs, inside + more);
+  }
+  return products;
+}
+
+// Of one of `classes` of positions that go together.
+template <class S>
+int64_t cost_by_positions(const Correlation<S>& p, int64_t classes = 1) {
+  using T = Operand<S>;
+  constexpr int W = kLanes<Compute<S>>;
+  constexpr int64_t kStream = 31, kCopy = 4, kGather = 11, kTile = 100;
+  const int64_t output = p.out_step == 1 ? 4 : 10;  // some are not next to each other
+  const int64_t vectors = divide_up(p.outputs, W);
+  const int64_t products = larger(taps_inside(p, 0, p.outputs).count(),
+                                  divide_up(products_in_strips(p, kMaxVectors * W / 2), W)) *
+                           (p.rows == 1 ? 2 : 1);  // a lone row waits for its sums
+  Staging staging = staging_of(p);
+  const int64_t strips = plan_tile<T>(p, p.taps, kMaxVectors, staging);
+  const int64_t tiles = divide_up(vectors, strips * kMaxVectors);
+  const int64_t copying = staging_cost(p, staging, kStream, p.in_step == 1 ? kCopy : kGather);
+  return p.rows * divide_up(p.channels, kDepth<T>) * products +
+         tiles * p.channels * copying / classes + output * p.rows * vectors +
+         kTile * divide_up(p.rows, kMaxRows) * divide_up(vectors, kMaxVectors);
+}
+
+template <class S>
+int64_t cost_by_rows(const Correlation<S>& p) {
+  constexpr int W = kLanes<Compute<S>>;
+  constexpr int64_t kStream = 15, kCopy = 6, kOutput = 11, kTile = 64;
+  const int64_t vectors = divide_up(p.rows, W);
+  int64_t copying = 0;
+  if (!std::is_same_v<S, Compute<S>> || !reads_no_padding(p)) {
+    Staging staging = staging_of(p);
+    plan_for_scalars(staging, p.outputs, p.in_step, p.tap_offset, p.taps, W);
+    copying = staging_cost(p, staging, kStream, kCopy);
+  }
+  return vectors * divide_up(p.channels, kDepth<Operand<S>>) * products_in_strips(p, kMaxRows / 2) +
+         p.channels * copying + kOutput * vectors * p.outputs +
+         kTile * divide_up(p.outputs, kMaxRows) * divide_up(vectors, kMaxVectors);
+}
+
+constexpr int64_t kMostJoinedVectors = 8;  // longer samples fill their vectors alone
+
+// Of `batch` samples.
+template <class S>
+int64_t cost_of_joined(const Correlation<S>& p, int64_t batch) {
+  constexpr int W = kLanes<Compute<S>>;
+  if (p.outputs > kMostJoinedVectors * W) return kNever;
+  constexpr int64_t kPiece = 3, kCopy = 5, kStream = 10, kGather = 18, kOutput = 3, kSum = 8;
+  const int64_t vectors = divide_up(batch * p.outputs, W);
+  int64_t gathering = 0;
+  if (p.in_step * p.in_position > 1) {
+    Staging staging = staging_of(p);
+    plan_for_vectors(staging, p.outputs, p.in_step, p.tap_offset, p.taps, W);
+    gathering = staging_cost(p, staging, kStream, kGather);
+  }
+  return p.taps * (p.rows * divide_up(p.channels, kDepth<Operand<S>>) * vectors +
+                   p.channels * (kPiece * batch + kCopy * vectors)) +
+         batch * p.channels * gathering + p.rows * (kOutput * batch + kSum * vectors);
+}
+
+// Of these the batch may choose: their bits are the same.
+template <class S>
+int64_t cost_by_rows_or_joined(const Correlation<S>& p) {
+  return smaller(cost_by_rows(p), cost_of_joined(p, kUsualBatch) / kUsualBatch);
+}
+
+// A sample's share of packing weights.
+template <class S>
+int64_t packing_cost(const Correlation<S>& p) {
+  constexpr int64_t kElement = 4, kFewTurned = 6;  // of one channel and row
+  const int64_t taps = taps_inside(p, 0, p.outputs).count();
+  const bool all = natural_weight(p) && 2 * taps > p.taps;
+  const int64_t cost = all                  ? p.taps
+                       : is_turned(p, taps) ? larger(taps, kFewTurned)
+                                            : kElement * taps;
+  return cost * p.rows * p.channels / kUsualBatch;
+}
+
+// Where inputs are multiplied by taps first: of a correlation, or of all classes of positions.
+template <class S>
+int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
+  constexpr int W = kLanes<Compute<S>>;
+  constexpr int64_t kProduct = 5, kSample = 2, kCopy = 3, kBlock = 3;
+  constexpr int64_t kRow = 15, kAddend = 30;
+  const Correlation<S>& p = parts[0];
+  if (p.length == 0 || p.in_step != 1) return kNever;
+  if (part_count == 1 && p.taps == 1 && p.rows > 2) return kNever;
+  const TapReach reach = tap_reach(parts, part_count);
+  if (reach.count() == 0) return kNever;
+  const int64_t columns = p.rows * reach.count(), blocks = divide_up(columns, kMaxRows);
+  const bool is_long = p.length > kTapPositions;
+  const int64_t output = p.out_step == 1 ? 6 : 18;  // of classes: put in their turn
+  const int64_t adding = is_long ? 10 : 3;  // to outputs, or to sums that wait for the next inputs
+  const int64_t vectors =
+      is_long ? kUsualBatch * divide_up(p.length, W) : divide_up(kUsualBatch * p.length, W);
+  // Classes of many taps have more weights and products than stay close.
+  const int64_t products = is_long && p.out_step > 1 ? 5 * columns / 8 : columns / 2;
+  int64_t of_all =
+      vectors * (divide_up(p.channels, kDepth<Operand<S>>) * (products + kBlock * blocks) +
+                 kCopy * p.channels + kProduct * columns);
+  const int64_t packing = reach.count() >= kFewestTapsInPlace ? 1 : 4;
+  if (!weight_may_stay<Operand<S>>(p, reach)) of_all += packing * p.channels * columns;
+  int64_t cost = of_all / kUsualBatch + kRow * p.rows + (is_long ? 0 : kSample * p.channels);
+  for (int64_t i = 0; i < part_count; ++i)
+    cost += divide_up(parts[i].outputs, W) *
+            (taps_inside(parts[i], 0, parts[i].outputs).count() * (adding * p.rows + kAddend) +
+             output * p.rows);
+  return cost;
+}
