@@ -55,13 +55,14 @@ def seed_rows(setting: Setting) -> Split:
 
 def models(setting: Setting) -> list[Model]:
     seed = cache(partial(seed_rows, setting))
-    rows, predictions = (1, 8) if setting.small else (4, 512)
+    # Rows enough that a batch seldom has one twice, whose contexts would be shared.
+    rows, batch, predictions = (1, 1, 8) if setting.small else (32, 4, 512)
     of_words = f" on {Path(setting.words).stem}" if setting.words else ""
     return [
         Model(f"CNN{of_words}", CNN, 32, seed),
         Model(f"dilated, dense{of_words}", dense, 32, seed),
         Model(f"dilated, shared contexts{of_words}", DilatedCNN, 32, seed),
-        Model("10 layers of 128, bytes", byte_model, rows, partial(byte_rows, 4, predictions)),
+        Model("10 layers of 128, bytes", byte_model, batch, partial(byte_rows, rows, predictions)),
     ]
 
 
