@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from .. import step_ops
 from ..streaming import StreamState, state_of
 from .char_model import CharModel
-from .sampling import Sampling, positive
+from .sampling import Sampling, integers, positive
 
 NO_TOKEN = (
     "there is no token to draw: its logits hold a NaN or an infinity, or rule out every token"
@@ -131,10 +130,7 @@ class Batch:
         self._names.add(name)
 
     def _tokens_of(self, argument: str, prompt: Sequence[int]) -> list[int]:
-        try:
-            tokens = [index(token) for token in prompt]
-        except TypeError:
-            raise TypeError(f"{argument} must be integers, got {prompt!r}") from None
+        tokens = integers(argument, prompt)
         if len(tokens) < self.model.context:
             raise ValueError(
                 f"{argument} must be at least a context of {self.model.context} tokens, "

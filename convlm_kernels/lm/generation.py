@@ -10,7 +10,7 @@ from ..backends import can_run_steps
 from .batch import Event, generate
 from .char_model import CharModel
 from .data import Alphabet
-from .sampling import Sampling, integer
+from .sampling import Sampling, integer, positive
 
 
 class GenerationError(RuntimeError):
@@ -51,8 +51,8 @@ def sample(
     number that must be an integer and is none, and RuntimeError, naming the sample, where its
     logits leave no character to draw.
     """
-    count, max_length = integer("count", count), integer("max_length", max_length)
-    words = [""] * max(count, 0)
+    count, max_length = positive("count", count), integer("max_length", max_length)
+    words = [""] * count
     for piece in sample_pieces(
         model,
         alphabet,
@@ -81,8 +81,7 @@ def sample_pieces(
     generator: torch.Generator | None,
 ) -> Iterator[Piece]:
     """The words of `sample` as they come: of each the prefix first, then every character."""
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+    count = positive("count", count)
     if max_length < max(1, len(prefix)):
         raise ValueError(f"max_length must hold the prefix and be at least 1, got {max_length}")
     if len(alphabet) != model.vocab:

@@ -13,8 +13,16 @@ def integer(argument: str, value: Any) -> int:
         raise TypeError(f"{argument} must be an integer, got {value!r}") from None
 
 
+def integers(argument: str, values: Any) -> list[int]:
+    """The same of each."""
+    try:
+        return [index(value) for value in values]
+    except TypeError:
+        raise TypeError(f"{argument} must be integers, got {values!r}") from None
+
+
 def positive(argument: str, value: Any) -> int:
-    """The same, and ValueError below 1."""
+    """As :func:`integer`, and ValueError below 1."""
     number = integer(argument, value)
     if number < 1:
         raise ValueError(f"{argument} must be at least 1, got {number}")
@@ -55,7 +63,7 @@ class Sampling:
             "top_k": None if self.top_k is None else positive("top_k", self.top_k),
             "top_p": float(self.top_p),
             "stop": None if self.stop is None else integer("stop", self.stop),
-            "never": _integers("never", self.never),
+            "never": tuple(integers("never", self.never)),
         }
         for argument, value in given.items():
             object.__setattr__(self, argument, value)
@@ -67,10 +75,3 @@ class Sampling:
             if not all(0 <= token < vocab for token in tokens):
                 value = getattr(self, argument)
                 raise ValueError(f"{argument} must be of tokens from 0 to {vocab - 1}, got {value}")
-
-
-def _integers(argument: str, values: Any) -> tuple[int, ...]:
-    try:
-        return tuple(index(value) for value in values)
-    except TypeError:
-        raise TypeError(f"{argument} must be integers, got {values!r}") from None

@@ -142,6 +142,17 @@ DOUBLED = [
 ]
 
 
+def assert_same_steps(model, plain, x, y):
+    """The loss, its gradients and what SGD makes of them are those of `plain`."""
+    torch.testing.assert_close(model.loss(x, y), plain.loss(x, y))
+    torch.testing.assert_close(model.training_step(x, y), plain.training_step(x, y))
+    for own, right in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, right.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.sgd_step(x, y, 0.5), plain.sgd_step(x, y, 0.5))
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-6)
+    assert not model.steps_on_gpu(x)
+
+
 @pytest.mark.parametrize("kind", [CNN, DilatedCNN])
 @pytest.mark.parametrize("make", [*DOUBLED, halved_gradients])
 def test_steps_are_of_the_loss_that_was_written(kind, make):
@@ -154,13 +165,7 @@ def test_steps_are_of_the_loss_that_was_written(kind, make):
     tokens = torch.randint(28, (32, 24))
     x, y = tokens[:, :-1], tokens[:, 8:]
     torch.testing.assert_close(model(x), plain(x))
-    torch.testing.assert_close(model.loss(x, y), plain.loss(x, y))
-    torch.testing.assert_close(model.training_step(x, y), plain.training_step(x, y))
-    for own, right in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(own.grad, right.grad, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(model.sgd_step(x, y, 0.5), plain.sgd_step(x, y, 0.5))
-    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-6)
-    assert not model.steps_on_gpu(x)
+    assert_same_steps(model, plain, x, y)
     plain_kind = kind()
     plain_kind.load_state_dict(model.state_dict())
     changed = make is not halved_gradients
@@ -257,13 +262,7 @@ def test_layers_that_were_changed_are_computed_as_they_are(kind, change):
     for reduction in ("mean", "none"):
         with torch.no_grad():
             torch.testing.assert_close(model.loss(x, y, reduction), plain.loss(x, y, reduction))
-    torch.testing.assert_close(model.loss(x, y), plain.loss(x, y))
-    torch.testing.assert_close(model.training_step(x, y), plain.training_step(x, y))
-    for own, right in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(own.grad, right.grad, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(model.sgd_step(x, y, 0.5), plain.sgd_step(x, y, 0.5))
-    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-6)
-    assert not model.steps_on_gpu(x)
+    assert_same_steps(model, plain, x, y)
 
 
 @pytest.mark.parametrize("kind", [CNN, DilatedCNN])
