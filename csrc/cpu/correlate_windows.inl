@@ -14,11 +14,6 @@ Windows<S> windows_of(const Correlation<S>& p, int64_t group) {
           p.tap_offset};
 }
 
-template <class S>
-bool windows_in_place(const Correlation<S>& p) {
-  return std::is_same_v<S, Compute<S>> && windows_of(p, 0).in_place();
-}
-
 // tile[i * tile_pitch + r] = the product of windows[i] and row r of the weight, for a vector of
 // rows, of which `rows` exist.
 template <class S>
@@ -64,6 +59,7 @@ void correlate_windows(const Correlation<S>& p) {
   const int64_t tile_positions = divide_up(positions, tiles);
   const int64_t blocks = divide_up(p.rows, W), padded = blocks * W;
   const int64_t ranges = smaller(blocks, divide_up(threads(), tiles * p.groups));
+  const bool in_place = std::is_same_v<S, T> && windows_of(p, 0).in_place();
   T* biases = static_cast<T*>(
       scratch(Slot::partial, p.bias == nullptr ? 0 : sizeof(T) * p.groups * padded));
   if (p.bias != nullptr)
@@ -82,7 +78,6 @@ void correlate_windows(const Correlation<S>& p) {
           const int64_t first = positions * index / tiles;
           const int64_t count = positions * (index + 1) / tiles - first;
           const Windows<S> in = windows_of(p, group);
-          const bool in_place = windows_in_place(p);
           const T* windows[kMostPositions];
           for (int64_t i = 0; i < count; ++i)
             windows[i] = in_place ? if_same<const T>(const_cast<S*>(in.start(first + i))) +

@@ -2,6 +2,11 @@
 // not said otherwise, one sample. The prices of copies, tiles and sums were fitted to the times of
 // 14,000 random problems.
 
+// Of what a kernel is not for; a few times as much is still a number.
+constexpr int64_t kNever = INT64_MAX / 16;
+// The batch must not show in the bits, which kernels of the same ones share.
+constexpr int64_t kUsualBatch = 8;
+
 // Of one channel: a stream to begin, and its vectors to copy. Streams of nothing but padding are
 // left out.
 template <class S>

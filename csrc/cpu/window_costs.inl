@@ -1,11 +1,6 @@
 // What the kernels of windows cost, for one sample of `kUsualBatch`, in multiply-adds of vectors.
 // Fitted to the times of 4,000 random problems.
 
-// Of what a kernel is not for; a few times as much is still a number.
-constexpr int64_t kNever = INT64_MAX / 16;
-// The batch must not show in the bits, which kernels of the same ones share.
-constexpr int64_t kUsualBatch = 8;
-
 // To lay out what one sample's outputs read.
 inline int64_t cost_to_stage_windows(int64_t channels, int64_t taps, int64_t outputs,
                                      int64_t in_step) {
