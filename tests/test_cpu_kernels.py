@@ -154,7 +154,7 @@ def test_groups_fill_the_vectors_of_short_rows(function: str, case: Case) -> Non
     "case",
     [
         Case("squeeze and excitation", 1, 512, 512, 1, 1),
-        Case("the same, narrow", 1, 512, 32, 1, 1),
+        Case("the same, narrow", 1, 512, 64, 1, 1),
         Case("an input as long as the reach", 1, 512, 512, 7, 7),
         Case("four positions of a causal layer", 1, 512, 512, 4, 3, 1, 1, 1, (2, 0)),
         Case("classes of a stride", 1, 256, 256, 6, 4, 2),

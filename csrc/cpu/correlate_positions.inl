@@ -14,20 +14,34 @@ struct PartOfPositions {
   int64_t weight_offset;  // within those of a block of rows
 };
 
-// Strips of positions are as wide as the core, and a tile is staged for several of them: how many.
+// The shape of the core's tiles for some rows: few need several vectors each, or they wait for
+// their sums.
+struct TileShape {
+  bool tall;
+  int64_t rows, vectors;  // at most
+  explicit TileShape(int64_t all_rows)
+      : tall(all_rows > kMaxRows),
+        rows(tall ? kTallRows : kMaxRows),
+        vectors(tall ? kTallVectors : kMaxVectors) {}
+};
+
+// Strips of positions are as wide as the core, and a tile is staged for several of them: how many,
+// but no more than `most`. What few rows read soon again need not stay in the L2 cache: that less
+// is staged twice counts for more.
 template <class T, class S>
-int64_t plan_tile(const Correlation<S>& p, int64_t taps, int64_t most_vectors, Staging& staging) {
+int64_t plan_tile(const Correlation<S>& p, int64_t taps, int64_t most, Staging& staging) {
   constexpr int W = kLanes<T>;
-  constexpr int64_t kStagedBytes =
-      256 * 1024;  // a quarter of the L2 cache, weights and outputs need the rest
+  constexpr int64_t kFewRows = 64, kStagedBytes = 512 * 1024, kStagedBytesOfFewRows = 2048 * 1024;
   constexpr int64_t kMaxTileVectors = 128;
+  const TileShape shape(p.rows);
   const int64_t vectors = divide_up(p.outputs, W), channels = divide_up(p.channels, kDepth<T>);
   const auto plan = [&](int64_t strips) {
     (p.in_step == 1 ? plan_for_scalars : plan_for_vectors)(
-        staging, smaller(vectors, strips * most_vectors) * W, p.in_step, p.tap_offset, taps, W);
-    return channels * staging.channel_pitch() * static_cast<int64_t>(sizeof(T)) <= kStagedBytes;
+        staging, smaller(vectors, strips * shape.vectors) * W, p.in_step, p.tap_offset, taps, W);
+    return channels * staging.channel_pitch() * static_cast<int64_t>(sizeof(T)) <=
+           (p.rows <= kFewRows ? kStagedBytesOfFewRows : kStagedBytes);
   };
-  int64_t most = smaller(divide_up(vectors, most_vectors), kMaxTileVectors / most_vectors);
+  most = smaller(most, smaller(divide_up(vectors, shape.vectors), kMaxTileVectors / shape.vectors));
   if (plan(most)) return most;
   int64_t fewest = 1;
   while (fewest < most) {
@@ -51,11 +65,8 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
       16;  // enough for the threads of a common processor; the bits do not depend on it
 
   const Correlation<S>& p = parts[0];
-  // Few rows need several vectors each, or they wait for their sums.
-  const bool tall = p.rows > kMaxRows;
-  const int64_t most_rows = tall ? kTallRows : kMaxRows;
-  const int64_t most_vectors = tall ? kTallVectors : kMaxVectors;
-  const int64_t tile_size = W * most_rows * most_vectors;
+  const TileShape shape(p.rows);
+  const int64_t tile_size = W * shape.rows * shape.vectors;
   // All classes of a stride, in order: together they are whole rows of the output.
   const bool interleaved = part_count > 1 && part_count == p.out_step;
   int64_t length = 0;
@@ -74,10 +85,11 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   staging.tap_start = memory + taps;
 
   const int64_t vectors = divide_up(p.outputs, W);
-  const int64_t strips = divide_up(vectors, most_vectors);
-  const int64_t tile_strips = plan_tile<T>(p, taps, most_vectors, staging);
+  const int64_t strips = divide_up(vectors, shape.vectors);
+  const int64_t fewest_tiles = divide_up(threads(), p.batch * p.groups);
+  const int64_t tile_strips = plan_tile<T>(p, taps, divide_up(strips, fewest_tiles), staging);
   const int64_t tiles = divide_up(strips, tile_strips);
-  const int64_t blocks = divide_up(p.rows, most_rows);
+  const int64_t blocks = divide_up(p.rows, shape.rows);
   const int64_t weight_pitch = divide_up(p.rows, blocks);
   const int64_t block_size = channels * taps * weight_pitch;
   Staging of_part = staging;
@@ -108,7 +120,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   const int64_t splits = smaller(blocks, divide_up(kJobs, larger(1, p.batch * p.groups * tiles)));
   const int64_t jobs = p.batch * p.groups * tiles * splits;
   parallel_jobs(
-      jobs, divide_up(p.rows, splits) * p.channels * taps * tile_strips * most_vectors * W,
+      jobs, divide_up(p.rows, splits) * p.channels * taps * tile_strips * shape.vectors * W,
       [&](int64_t begin, int64_t end) {
         T* staged =
             static_cast<T*>(scratch(Slot::staged, sizeof(T) * channels * staging.channel_pitch()));
@@ -180,7 +192,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                                    plain ? if_same<Stored<T>>(out) : nullptr,
                                    q.out_row,
                                    bias};
-                if (tall)
+                if (shape.tall)
                   multiply<T, true, kTallRows, kTallVectors>(product, rows, width, steps,
                                                              kForwardChain<T>);
                 else

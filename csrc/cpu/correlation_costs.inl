@@ -1,6 +1,6 @@
 // What the direct kernels of a correlation cost, in multiply-adds of vectors, for one group and, if
 // not said otherwise, one sample. The prices of copies, tiles and sums were fitted to the times of
-// 14,000 random problems.
+// 30,000 random problems.
 
 // Of what a kernel is not for; a few times as much is still a number.
 constexpr int64_t kNever = INT64_MAX / 16;
@@ -36,30 +36,36 @@ int64_t products_in_strips(const Correlation<S>& p, int64_t more) {
   return products;
 }
 
-// Of one of `classes` of positions that go together.
+struct CostByPositions {
+  int64_t copying;  // which classes of positions that go together do once
+  int64_t rest;
+  int64_t all() const { return copying + rest; }
+};
+
 template <class S>
-int64_t cost_by_positions(const Correlation<S>& p, int64_t classes = 1) {
+CostByPositions cost_by_positions(const Correlation<S>& p) {
   using T = Operand<S>;
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kStream = 31, kCopy = 4, kGather = 11, kTile = 100;
-  const int64_t output = p.out_step == 1 ? 4 : 10;  // some are not next to each other
+  constexpr int64_t kStream = 56, kCopy = 4, kTile = 100;
+  const int64_t gather = p.in_step <= 4 ? 6 : 14;  // with shuffles of their own, or without
+  const int64_t output = p.out_step == 1 ? 7 : 3;  // some are put in their turn elsewhere
   const int64_t vectors = divide_up(p.outputs, W);
   const int64_t products = larger(taps_inside(p, 0, p.outputs).count(),
                                   divide_up(products_in_strips(p, kMaxVectors * W / 2), W)) *
                            (p.rows == 1 ? 2 : 1);  // a lone row waits for its sums
   Staging staging = staging_of(p);
-  const int64_t strips = plan_tile<T>(p, p.taps, kMaxVectors, staging);
-  const int64_t tiles = divide_up(vectors, strips * kMaxVectors);
-  const int64_t copying = staging_cost(p, staging, kStream, p.in_step == 1 ? kCopy : kGather);
-  return p.rows * divide_up(p.channels, kDepth<T>) * products +
-         tiles * p.channels * copying / classes + output * p.rows * vectors +
-         kTile * divide_up(p.rows, kMaxRows) * divide_up(vectors, kMaxVectors);
+  const int64_t strips = plan_tile<T>(p, p.taps, vectors, staging);
+  const int64_t tiles = divide_up(vectors, strips * TileShape(p.rows).vectors);
+  const int64_t copying = staging_cost(p, staging, kStream, p.in_step == 1 ? kCopy : gather);
+  return {tiles * p.channels * copying,
+          p.rows * divide_up(p.channels, kDepth<T>) * products + output * p.rows * vectors +
+              kTile * divide_up(p.rows, kMaxRows) * divide_up(vectors, kMaxVectors)};
 }
 
 template <class S>
 int64_t cost_by_rows(const Correlation<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kStream = 15, kCopy = 6, kOutput = 11, kTile = 64;
+  constexpr int64_t kStream = 7, kCopy = 15, kOutput = 9, kTile = 54;
   const int64_t vectors = divide_up(p.rows, W);
   int64_t copying = 0;
   if (!std::is_same_v<S, Compute<S>> || !reads_no_padding(p)) {
@@ -79,7 +85,7 @@ template <class S>
 int64_t cost_of_joined(const Correlation<S>& p, int64_t batch) {
   constexpr int W = kLanes<Compute<S>>;
   if (p.outputs > kMostJoinedVectors * W) return kNever;
-  constexpr int64_t kPiece = 3, kCopy = 5, kStream = 10, kGather = 18, kOutput = 3, kSum = 8;
+  constexpr int64_t kPiece = 3, kCopy = 5, kStream = 32, kGather = 18, kOutput = 3, kSum = 8;
   const int64_t vectors = divide_up(batch * p.outputs, W);
   int64_t gathering = 0;
   if (p.in_step * p.in_position > 1) {
@@ -101,7 +107,7 @@ int64_t cost_by_rows_or_joined(const Correlation<S>& p) {
 // A sample's share of packing weights.
 template <class S>
 int64_t packing_cost(const Correlation<S>& p) {
-  constexpr int64_t kElement = 4, kFewTurned = 6;  // of one channel and row
+  constexpr int64_t kElement = 5, kFewTurned = 8;  // of one channel and row
   const int64_t taps = taps_inside(p, 0, p.outputs).count();
   const bool all = natural_weight(p) && 2 * taps > p.taps;
   const int64_t cost = all                  ? p.taps
@@ -115,7 +121,7 @@ template <class S>
 int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   constexpr int W = kLanes<Compute<S>>;
   constexpr int64_t kProduct = 5, kSample = 2, kCopy = 3, kBlock = 3;
-  constexpr int64_t kRow = 15, kAddend = 30;
+  constexpr int64_t kRow = 15, kAddend = 20;
   const Correlation<S>& p = parts[0];
   if (p.length == 0 || p.in_step != 1) return kNever;
   if (part_count == 1 && p.taps == 1 && p.rows > 2) return kNever;
@@ -123,7 +129,7 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   if (reach.count() == 0) return kNever;
   const int64_t columns = p.rows * reach.count(), blocks = divide_up(columns, kMaxRows);
   const bool is_long = p.length > kTapPositions;
-  const int64_t output = p.out_step == 1 ? 6 : 18;  // of classes: put in their turn
+  const int64_t output = p.out_step == 1 ? 8 : 18;  // of classes: put in their turn
   const int64_t adding = is_long ? 10 : 3;  // to outputs, or to sums that wait for the next inputs
   const int64_t vectors =
       is_long ? kUsualBatch * divide_up(p.length, W) : divide_up(kUsualBatch * p.length, W);
@@ -132,7 +138,7 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   int64_t of_all =
       vectors * (divide_up(p.channels, kDepth<Operand<S>>) * (products + kBlock * blocks) +
                  kCopy * p.channels + kProduct * columns);
-  const int64_t packing = reach.count() >= kFewestTapsInPlace ? 1 : 4;
+  const int64_t packing = reach.count() >= kFewestTapsInPlace ? 1 : 5;
   if (!weight_may_stay<Operand<S>>(p, reach)) of_all += packing * p.channels * columns;
   int64_t cost = of_all / kUsualBatch + kRow * p.rows + (is_long ? 0 : kSample * p.channels);
   for (int64_t i = 0; i < part_count; ++i)

@@ -104,12 +104,21 @@ struct GradInput {
   static Kernel kernel_of_all(const GradInputArguments& a, Correlation<S>* parts, int64_t& count) {
     const Conv1dGeometry& g = a.geometry;
     if (g.batch == 0 || g.length == 0 || g.stride == 1) return Kernel::rows;
-    for_each_class(a, false, [&](const Correlation<S>& p) {
-      parts[count++] = p;
-      return true;
-    });
-    const Kernel kernel = kernel_of_classes(parts, count);
-    return kernel == Kernel::positions && has_patches(g) ? Kernel::rows : kernel;
+    const auto list_classes = [&](bool with_patches) {
+      count = 0;
+      for_each_class(a, with_patches, [&](const Correlation<S>& p) {
+        parts[count++] = p;
+        return true;
+      });
+    };
+    CostOfClasses direct{};
+    if (has_patches(g)) {
+      list_classes(true);
+      direct = {cost_of_classes(parts, count).apart, kNever};
+    }
+    list_classes(false);
+    if (!has_patches(g)) direct = cost_of_classes(parts, count);
+    return kernel_of_classes(parts, count, direct);
   }
 
   // With one channel per group and no dilation, classes that are alike differ only by which tap

@@ -64,6 +64,10 @@ void interleave(const Compute<S>* strips, int64_t pitch, int64_t step, int64_t l
   if (step == 2) i = interleave_vectors<2>(strips, pitch, whole, out);
   if (step == 3) i = interleave_vectors<3>(strips, pitch, whole, out);
   if (step == 4) i = interleave_vectors<4>(strips, pitch, whole, out);
+  if (step > kMostInterleaved && sizeof(S) < sizeof(double)) {  // which are copied as fast
+    transpose(strips, pitch, step, whole, out, step);
+    i = whole;
+  }
   for (; i * step < length; ++i) {
     const int64_t rest = smaller(step, length - i * step);
     for (int64_t r = 0; r < rest; ++r) from_compute(strips[r * pitch + i], out[i * step + r]);

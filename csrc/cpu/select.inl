@@ -68,37 +68,60 @@ inline bool is_interleaved(const Conv1dGeometry& g) {
 
 constexpr int64_t kMostTogether = 16;  // the sums of a tile stay in the L1 cache
 
+// What classes of positions cost, one after the other and, but for the products of their taps, all
+// at once.
+struct CostOfClasses {
+  int64_t apart = 0, together = 0;
+};
+
+template <class S>
+CostOfClasses cost_of_classes(const Correlation<S>* parts, int64_t part_count) {
+  // An output, and one more for what nothing but a pass of its own clears.
+  constexpr int64_t kOutput = 1;
+  CostOfClasses cost;
+  int64_t copying = 0, classes = 0;
+  for (int64_t i = 0; i < part_count; ++i) {
+    const Correlation<S> part = of_taps_inside(parts[i]);
+    const int64_t storing = kOutput * part.rows * part.outputs;
+    const int64_t always = storing + packing_cost(part);
+    cost.together += always;
+    cost.apart += always;
+    if (part.taps == 0) {
+      cost.apart += storing;
+      continue;
+    }
+    const CostByPositions positions = cost_by_positions(part);
+    cost.apart += smaller(positions.all(), cost_by_rows_or_joined(part));
+    cost.together += positions.rest;
+    copying += positions.copying;
+    ++classes;
+  }
+  cost.together =
+      classes > 0 && part_count <= kMostTogether ? cost.together + copying / classes : kNever;
+  return cost;
+}
+
 // How all classes of positions of one grad_input go together: by taps, windows or positions. Each
 // goes on its own for `rows`.
 template <class S>
-Kernel kernel_of_classes(const Correlation<S>* parts, int64_t part_count) {
-  // An output, and one more for what nothing but a pass of its own clears.
-  constexpr int64_t kOutput = 1;
-  int64_t classes = 0, weights = 0;
-  for (int64_t i = 0; i < part_count; ++i) classes += of_taps_inside(parts[i]).taps > 0;
-  int64_t always = 0, apart = 0, together = classes > 0 && part_count <= kMostTogether ? 0 : kNever;
-  for (int64_t i = 0; i < part_count; ++i) {
-    const Correlation<S> part = of_taps_inside(parts[i]);
-    weights += part.rows * part.products();
-    const int64_t storing = kOutput * part.rows * part.outputs;
-    always += storing + packing_cost(part);
-    apart +=
-        part.taps == 0 ? storing : smaller(cost_by_positions(part), cost_by_rows_or_joined(part));
-    if (part.taps > 0) together += cost_by_positions(part, classes);
-  }
+Kernel kernel_of_classes(const Correlation<S>* parts, int64_t part_count,
+                         const CostOfClasses& direct) {
+  int64_t weights = 0;
+  for (int64_t i = 0; i < part_count; ++i)
+    weights += parts[i].rows * of_taps_inside(parts[i]).products();
   const int64_t taps = cost_of_taps_first(parts, part_count);
-  const int64_t others = always + smaller(apart, together);
+  const int64_t others = smaller(direct.apart, direct.together);
   if (windows_pay<S>(weights, cost_into_windows(parts, part_count), smaller(taps, others)))
     return Kernel::windows;
   if (taps < others) return Kernel::taps;
-  return together < apart ? Kernel::positions : Kernel::rows;
+  return direct.together < direct.apart ? Kernel::positions : Kernel::rows;
 }
 
 template <class S>
 Kernel direct_correlation_kernel(const Correlation<S>& p) {
   if (p.out_step == 1 && (is_by_groups(p) || has_few_channels(p.rows, p.channels, p.taps)))
     return Kernel::depthwise;
-  const int64_t positions = cost_by_positions(p), others = cost_by_rows_or_joined(p);
+  const int64_t positions = cost_by_positions(p).all(), others = cost_by_rows_or_joined(p);
   if (p.out_step == 1) {
     const int64_t packed = smaller(positions, others) + packing_cost(p);
     const int64_t taps = cost_of_taps_first(&p, 1);
@@ -108,7 +131,7 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
     if (taps < packed) return Kernel::taps;
   }
   // Long rows that are read in place come from far; positions stage them in the order of memory.
-  if (8 * positions <= 9 * others) return Kernel::positions;
+  if (16 * positions <= 17 * others) return Kernel::positions;
   const bool joined = 8 * cost_of_joined(p, p.batch) <= 9 * p.batch * cost_by_rows(p);
   return joined ? Kernel::joined : Kernel::rows;
 }
