@@ -51,10 +51,10 @@ int64_t cost_into_windows(const Correlation<S>* parts, int64_t part_count) {
 }
 
 // Alone, a sample has its weights packed for itself, and in a large batch they cost next to
-// nothing: windows win near ties where there are many weights.
+// nothing: windows win near ties where there are many weights. They multiply no pairs.
 template <class S>
 bool windows_pay(int64_t weights, int64_t windows, int64_t others) {
   constexpr int64_t kMany = 16 * 1024;
-  const bool many = weights >= kMany && kDepth<Operand<S>> == 1;
-  return many ? 3 * windows <= 4 * others : windows <= others;
+  if (kDepth<Operand<S>> > 1) return 5 * windows <= 4 * others;
+  return weights >= kMany ? 3 * windows <= 4 * others : windows <= others;
 }
