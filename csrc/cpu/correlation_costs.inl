@@ -46,9 +46,9 @@ template <class S>
 CostByPositions cost_by_positions(const Correlation<S>& p) {
   using T = Operand<S>;
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kStream = 56, kCopy = 4, kTile = 100;
-  const int64_t gather = p.in_step <= 4 ? 6 : 14;  // with shuffles of their own, or without
-  const int64_t output = p.out_step == 1 ? 7 : 3;  // some are put in their turn elsewhere
+  constexpr int64_t kStream = 48, kCopy = 4, kTile = 100;
+  const int64_t gather = p.in_step <= 4 ? 7 : 14;  // with shuffles of their own, or without
+  const int64_t output = p.out_step == 1 ? 7 : 2;  // some are put in their turn elsewhere
   const int64_t vectors = divide_up(p.outputs, W);
   const int64_t products = larger(taps_inside(p, 0, p.outputs).count(),
                                   divide_up(products_in_strips(p, kMaxVectors * W / 2), W)) *
@@ -65,9 +65,9 @@ CostByPositions cost_by_positions(const Correlation<S>& p) {
 template <class S>
 int64_t cost_by_rows(const Correlation<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kStream = 7, kCopy = 15, kOutput = 9, kTile = 54;
+  constexpr int64_t kStream = 10, kCopy = 10, kLine = 1, kOutput = 9, kTile = 54;
   const int64_t vectors = divide_up(p.rows, W);
-  int64_t copying = 0;
+  int64_t copying = kLine * divide_up(p.outputs * p.in_step, W);  // or reading in place
   if (!std::is_same_v<S, Compute<S>> || !reads_no_padding(p)) {
     Staging staging = staging_of(p);
     plan_for_scalars(staging, p.outputs, p.in_step, p.tap_offset, p.taps, W);
@@ -120,8 +120,8 @@ int64_t packing_cost(const Correlation<S>& p) {
 template <class S>
 int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kProduct = 5, kSample = 2, kCopy = 3, kBlock = 3;
-  constexpr int64_t kRow = 15, kAddend = 20;
+  constexpr int64_t kProduct = 5, kSample = 3, kCopy = 3, kBlock = 3;
+  constexpr int64_t kRow = 20, kAddend = 20;
   const Correlation<S>& p = parts[0];
   if (p.length == 0 || p.in_step != 1) return kNever;
   if (part_count == 1 && p.taps == 1 && p.rows > 2) return kNever;
@@ -129,8 +129,8 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   if (reach.count() == 0) return kNever;
   const int64_t columns = p.rows * reach.count(), blocks = divide_up(columns, kMaxRows);
   const bool is_long = p.length > kTapPositions;
-  const int64_t output = p.out_step == 1 ? 8 : 18;  // of classes: put in their turn
-  const int64_t adding = is_long ? 10 : 3;  // to outputs, or to sums that wait for the next inputs
+  const int64_t output = p.out_step == 1 ? 9 : 13;  // of classes: put in their turn
+  const int64_t adding = is_long ? 20 : 4;  // to outputs, or to sums that wait for the next inputs
   const int64_t vectors =
       is_long ? kUsualBatch * divide_up(p.length, W) : divide_up(kUsualBatch * p.length, W);
   // Classes of many taps have more weights and products than stay close.
@@ -141,9 +141,12 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   const int64_t packing = reach.count() >= kFewestTapsInPlace ? 1 : 5;
   if (!weight_may_stay<Operand<S>>(p, reach)) of_all += packing * p.channels * columns;
   int64_t cost = of_all / kUsualBatch + kRow * p.rows + (is_long ? 0 : kSample * p.channels);
-  for (int64_t i = 0; i < part_count; ++i)
-    cost += divide_up(parts[i].outputs, W) *
-            (taps_inside(parts[i], 0, parts[i].outputs).count() * (adding * p.rows + kAddend) +
-             output * p.rows);
+  for (int64_t i = 0; i < part_count; ++i) {
+    int64_t addends = 0;  // vectors
+    for (int64_t j = 0; j < parts[i].taps; ++j)
+      addends += divide_up(outputs_inside(parts[i], j), W);
+    cost +=
+        addends * (adding * p.rows + kAddend) + output * p.rows * divide_up(parts[i].outputs, W);
+  }
   return cost;
 }
