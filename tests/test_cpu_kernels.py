@@ -168,6 +168,20 @@ def test_weights_that_meet_few_positions_are_read_as_they_lie(
         assert kernel(function, case._replace(batch=32), dtype) == "windows"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@parametrize(
+    "case",
+    [
+        Case("a number for each position", 2, 300, 1, 1000, 1),
+        Case("two, with padding", 2, 300, 2, 100, 1, 1, 1, 1, (3, 1)),
+        Case("few weights, groups", 2, 24, 15, 100, 1, 1, 1, 3),
+    ],
+)
+def test_one_tap_of_few_rows_is_a_sum_of_rows_in_place(case: Case, dtype: str) -> None:
+    assert kernel("forward", case, dtype) == "depthwise"
+    assert kernel("forward", case._replace(stride=2), dtype) != "depthwise"
+
+
 def test_windows_are_for_few_positions() -> None:
     many = Case("", 32, 512, 512, 50, 3, 1, 1, 1, (2, 0))
     assert all(kernel(function, many) != "windows" for function in FUNCTIONS)

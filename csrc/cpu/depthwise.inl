@@ -86,6 +86,21 @@ CONVLM_INLINE void for_each_stretch(const SlidingInput& s, const S* in, int64_t 
   staged(outer, last);
 }
 
+// sum[v][:] = sum over j of weight[j] * load(in + offset[j] + v * lanes), in chains.
+template <int VECTORS, class In, class T, class Load>
+CONVLM_INLINE void sum_products(const In* in, const T* weight, const int64_t* offset,
+                                int64_t products, const Load& load, Vector<T> (&sum)[VECTORS]) {
+  const int64_t chain = Chains(1, products, kForwardChain<T>).inner;
+  for (int64_t first = 0; first < products; first += chain) {
+    Vector<T> more[VECTORS] = {};
+    for (int64_t j = first; j < smaller(products, first + chain); ++j)
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) more[v] += weight[j] * load(in + offset[j] + v * kLanes<T>);
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) sum[v] = first == 0 ? more[v] : sum[v] + more[v];
+  }
+}
+
 // out[q] = activation(bias + sum over j of weight[j] * in[q + offset[j]]) for q < count.
 template <class In, class S>
 void correlate_row(const In* in, const Compute<S>* weight, const int64_t* offset, int64_t products,
@@ -93,23 +108,26 @@ void correlate_row(const In* in, const Compute<S>* weight, const int64_t* offset
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
   constexpr int kVectors = 4;
+  const auto whole = [](const In* p) { return load(p); };
   int64_t q = 0;
   for (; q + kVectors * W <= count; q += kVectors * W) {
     Vector<T> sum[kVectors] = {};
-    for (int64_t j = 0; j < products; ++j) {
-      const In* p = in + q + offset[j];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[v] += weight[j] * load(p + v * W);
-    }
+    sum_products(in + q, weight, offset, products, whole, sum);
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) store(out + q + v * W, activate(sum[v] + bias, activation));
   }
+  Vector<T> sum[1] = {};
+  if (count < W) {
+    const int width = static_cast<int>(count);
+    const auto part = [&](const In* p) { return load_partial(p, width); };
+    sum_products(in, weight, offset, products, part, sum);
+    return store_partial(out, activate(sum[0] + bias, activation), width);
+  }
+  // The last vector overlaps the one before: partial ones are slow to load.
   for (; q < count; q += W) {
-    const int width = static_cast<int>(smaller(W, count - q));
-    Vector<T> sum{};
-    for (int64_t j = 0; j < products; ++j)
-      sum += weight[j] * load_partial(in + q + offset[j], width);
-    store_partial(out + q, activate(sum + bias, activation), width);
+    q = smaller(q, count - W);
+    sum_products(in + q, weight, offset, products, whole, sum);
+    store(out + q, activate(sum[0] + bias, activation));
   }
 }
 

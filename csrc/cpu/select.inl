@@ -37,6 +37,14 @@ inline bool has_few_channels(int64_t rows, int64_t channels, int64_t taps) {
          channels * taps <= kGradWeightChain;
 }
 
+// Hardly more than a sum of rows, which are read in place. Measured.
+template <class S>
+bool is_sum_of_rows(const Correlation<S>& p) {
+  constexpr int64_t kFewRows = 2, kFewWeights = 64;
+  return p.taps == 1 && p.in_step == 1 && p.in_position == 1 && p.outputs >= kLanes<Compute<S>> &&
+         (p.rows <= kFewRows || p.rows * p.channels <= kFewWeights);
+}
+
 // Short rows of many groups of few channels: groups fill vectors, positions would not. Measured.
 // A sum is one chain.
 template <class S>
@@ -119,7 +127,8 @@ Kernel kernel_of_classes(const Correlation<S>* parts, int64_t part_count,
 
 template <class S>
 Kernel direct_correlation_kernel(const Correlation<S>& p) {
-  if (p.out_step == 1 && (is_by_groups(p) || has_few_channels(p.rows, p.channels, p.taps)))
+  if (p.out_step == 1 &&
+      (is_by_groups(p) || has_few_channels(p.rows, p.channels, p.taps) || is_sum_of_rows(p)))
     return Kernel::depthwise;
   const int64_t positions = cost_by_positions(p).all(), others = cost_by_rows_or_joined(p);
   if (p.out_step == 1) {
