@@ -26,8 +26,8 @@ struct TileShape {
 };
 
 // Strips of positions are as wide as the core, and a tile is staged for several of them: how many,
-// but no more than `most`. What few rows read soon again need not stay in the L2 cache: that less
-// is staged twice counts for more.
+// but no more than `most`, which must not show in the bits. What few rows read soon again need not
+// stay in the L2 cache: that less is staged twice counts for more.
 template <class T, class S>
 int64_t plan_tile(const Correlation<S>& p, int64_t taps, int64_t most, Staging& staging) {
   constexpr int W = kLanes<T>;
@@ -41,18 +41,26 @@ int64_t plan_tile(const Correlation<S>& p, int64_t taps, int64_t most, Staging& 
     return channels * staging.channel_pitch() * static_cast<int64_t>(sizeof(T)) <=
            (p.rows <= kFewRows ? kStagedBytesOfFewRows : kStagedBytes);
   };
-  most = smaller(most, smaller(divide_up(vectors, shape.vectors), kMaxTileVectors / shape.vectors));
-  if (plan(most)) return most;
-  int64_t fewest = 1;
-  while (fewest < most) {
-    const int64_t strips = (fewest + most + 1) / 2;
-    if (plan(strips))
-      fewest = strips;
-    else
-      most = strips - 1;
+  int64_t strips = smaller(divide_up(vectors, shape.vectors), kMaxTileVectors / shape.vectors);
+  if (!plan(strips)) {
+    int64_t too_many = strips;
+    strips = 1;
+    while (too_many - strips > 1) {
+      const int64_t middle = (strips + too_many) / 2;
+      if (plan(middle))
+        strips = middle;
+      else
+        too_many = middle;
+    }
+    plan(strips);
   }
-  plan(fewest);
-  return fewest;
+  if (most >= strips) return strips;
+  // With a step, the width of a tile has a say in its streams, and these in the order of sums.
+  const int64_t streams = staging.streams;
+  plan(most);
+  if (p.in_step == 1 || staging.streams == streams) return most;
+  plan(strips);
+  return strips;
 }
 
 // The correlations of several classes of positions go together: they stage the same input, and
