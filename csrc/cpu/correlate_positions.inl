@@ -94,7 +94,9 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
 
   const int64_t vectors = divide_up(p.outputs, W);
   const int64_t strips = divide_up(vectors, shape.vectors);
-  const int64_t fewest_tiles = divide_up(threads(), p.batch * p.groups);
+  const int64_t samples = p.batch * p.groups;
+  const int64_t fewest_tiles =
+      divide_up(threads_for(samples * p.rows * p.channels * taps * p.outputs), samples);
   const int64_t tile_strips = plan_tile<T>(p, taps, divide_up(strips, fewest_tiles), staging);
   const int64_t tiles = divide_up(strips, tile_strips);
   const int64_t blocks = divide_up(p.rows, shape.rows);
@@ -125,8 +127,8 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
     }
   });
 
-  const int64_t splits = smaller(blocks, divide_up(kJobs, larger(1, p.batch * p.groups * tiles)));
-  const int64_t jobs = p.batch * p.groups * tiles * splits;
+  const int64_t splits = smaller(blocks, divide_up(kJobs, larger(1, samples * tiles)));
+  const int64_t jobs = samples * tiles * splits;
   parallel_jobs(
       jobs, divide_up(p.rows, splits) * p.channels * taps * tile_strips * shape.vectors * W,
       [&](int64_t begin, int64_t end) {
