@@ -315,6 +315,7 @@ LARGE = [
     Case("long enough for every thread to get a share", 4, 24, 40, 3001, 3, 1, 2, 2, (4, 0)),
     Case("depthwise", 4, 40, 40, 3001, 4, 1, 2, 40, (6, 0)),
     Case("depthwise, strided", 4, 40, 40, 3001, 4, 2, 1, 40, (2, 1)),
+    Case("smaller tiles would have a stream for each tap", 2, 2, 16, 8000, 7, 3, 500),
 ]
 
 
@@ -325,7 +326,7 @@ def test_same_bits_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> 
     torch.set_num_threads(1)
     expected = run_all(case, p)
     assert run_all(case, p) == expected, "repeated"
-    for count in (2, 3):
+    for count in (2, 3, 8):
         torch.set_num_threads(count)
         assert run_all(case, p) == expected, f"{count} threads"
 

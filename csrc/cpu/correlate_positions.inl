@@ -26,8 +26,8 @@ struct TileShape {
 };
 
 // Strips of positions are as wide as the core, and a tile is staged for several of them: how many,
-// but no more than `most`. What few rows read soon again need not stay in the L2 cache: that less
-// is staged twice counts for more.
+// but no more than `most`, which must not show in the bits. What few rows read soon again need not
+// stay in the L2 cache: that less is staged twice counts for more.
 template <class T, class S>
 int64_t plan_tile(const Correlation<S>& p, int64_t taps, int64_t most, Staging& staging) {
   constexpr int W = kLanes<T>;
@@ -41,18 +41,26 @@ int64_t plan_tile(const Correlation<S>& p, int64_t taps, int64_t most, Staging& 
     return channels * staging.channel_pitch() * static_cast<int64_t>(sizeof(T)) <=
            (p.rows <= kFewRows ? kStagedBytesOfFewRows : kStagedBytes);
   };
-  most = smaller(most, smaller(divide_up(vectors, shape.vectors), kMaxTileVectors / shape.vectors));
-  if (plan(most)) return most;
-  int64_t fewest = 1;
-  while (fewest < most) {
-    const int64_t strips = (fewest + most + 1) / 2;
-    if (plan(strips))
-      fewest = strips;
-    else
-      most = strips - 1;
+  int64_t strips = smaller(divide_up(vectors, shape.vectors), kMaxTileVectors / shape.vectors);
+  if (!plan(strips)) {
+    int64_t too_many = strips;
+    strips = 1;
+    while (too_many - strips > 1) {
+      const int64_t middle = (strips + too_many) / 2;
+      if (plan(middle))
+        strips = middle;
+      else
+        too_many = middle;
+    }
+    plan(strips);
   }
-  plan(fewest);
-  return fewest;
+  if (most >= strips) return strips;
+  // With a step, the width of a tile has a say in its streams, and these in the order of sums.
+  const int64_t streams = staging.streams;
+  plan(most);
+  if (p.in_step == 1 || staging.streams == streams) return most;
+  plan(strips);
+  return strips;
 }
 
 // The correlations of several classes of positions go together: they stage the same input, and
@@ -86,7 +94,9 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
 
   const int64_t vectors = divide_up(p.outputs, W);
   const int64_t strips = divide_up(vectors, shape.vectors);
-  const int64_t fewest_tiles = divide_up(threads(), p.batch * p.groups);
+  const int64_t samples = p.batch * p.groups;
+  const int64_t fewest_tiles =
+      divide_up(threads_for(samples * p.rows * p.channels * taps * p.outputs), samples);
   const int64_t tile_strips = plan_tile<T>(p, taps, divide_up(strips, fewest_tiles), staging);
   const int64_t tiles = divide_up(strips, tile_strips);
   const int64_t blocks = divide_up(p.rows, shape.rows);
@@ -117,8 +127,8 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
     }
   });
 
-  const int64_t splits = smaller(blocks, divide_up(kJobs, larger(1, p.batch * p.groups * tiles)));
-  const int64_t jobs = p.batch * p.groups * tiles * splits;
+  const int64_t splits = smaller(blocks, divide_up(kJobs, larger(1, samples * tiles)));
+  const int64_t jobs = samples * tiles * splits;
   parallel_jobs(
       jobs, divide_up(p.rows, splits) * p.channels * taps * tile_strips * shape.vectors * W,
       [&](int64_t begin, int64_t end) {

@@ -175,7 +175,7 @@ int64_t products_inside(const Correlation<S>& p) {
 // Taps next to each other in the weight, too.
 template <class S>
 bool taps_are_neighbours(const Correlation<S>& p) {
-  return p.weight_tap == 1 && p.tap_index[p.taps - 1] - p.tap_index[0] == p.taps - 1;
+  return p.taps > 0 && p.weight_tap == 1 && p.tap_index[p.taps - 1] - p.tap_index[0] == p.taps - 1;
 }
 
 // Weights of one channel lie together, in the order of the taps.

@@ -64,7 +64,10 @@ void interleave(const Compute<S>* strips, int64_t pitch, int64_t step, int64_t l
   if (step == 2) i = interleave_vectors<2>(strips, pitch, whole, out);
   if (step == 3) i = interleave_vectors<3>(strips, pitch, whole, out);
   if (step == 4) i = interleave_vectors<4>(strips, pitch, whole, out);
-  if (step > kMostInterleaved && sizeof(S) < sizeof(double)) {  // which are copied as fast
+  // Doubles are copied as fast, and AVX2 is slow to store a part of a vector of floats.
+  constexpr bool kSlowParts = CONVLM_VECTOR_BYTES == 32 && sizeof(S) == sizeof(float);
+  constexpr int64_t kFewestTurned = kSlowParts ? kLanes<float> : kMostInterleaved + 1;
+  if (step >= kFewestTurned && sizeof(S) < sizeof(double)) {
     transpose(strips, pitch, step, whole, out, step);
     i = whole;
   }

@@ -72,6 +72,10 @@ void parallel(int64_t jobs, int64_t multiply_adds_per_job,
 
 int64_t threads() { return torch::stable::get_num_threads(); }
 
+int64_t threads_for(int64_t multiply_adds) {
+  return std::max<int64_t>(1, std::min(threads(), multiply_adds / kMultiplyAddsPerPiece));
+}
+
 void* scratch(Slot slot, size_t bytes) {
   thread_local Buffer buffers[static_cast<size_t>(Slot::count)];
   Buffer& buffer = buffers[static_cast<size_t>(slot)];

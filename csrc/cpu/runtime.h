@@ -14,6 +14,8 @@ void parallel(int64_t jobs, int64_t multiply_adds_per_job,
 // How many threads parallel() may use. Work may be cut by it only where the cut does not show in
 // the bits.
 int64_t threads();
+// How many of them so much work is worth.
+int64_t threads_for(int64_t multiply_adds);
 
 // A buffer of this thread, aligned to a cache line, valid until the same slot is asked for again.
 // Its contents are left from earlier calls. Kept between calls: fresh pages cost more than the

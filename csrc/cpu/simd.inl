@@ -177,10 +177,6 @@ CONVLM_INLINE Vector<float> load(const float16* p) {
 #endif
 }
 
-template <class S>
-CONVLM_INLINE void store_elements(S* p, Vector<Compute<S>> v, int count) {
-  for (int i = 0; i < count; ++i) from_compute(v[i], p[i]);
-}
 CONVLM_INLINE void store(float* p, Vector<float> v) {
   *reinterpret_cast<VectorOf<float>::unaligned*>(p) = v;
 }
@@ -214,7 +210,7 @@ CONVLM_INLINE void store(float16* p, Vector<float> v) {
 #elif CONVLM_VECTOR_BYTES == 32
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 #else
-  store_elements(p, v, kLanes<float>);
+  for (int i = 0; i < kLanes<float>; ++i) from_compute(v[i], p[i]);
 #endif
 }
 
@@ -245,7 +241,9 @@ CONVLM_INLINE Vector<Compute<S>> load_partial(const S* p, int count) {
 }
 template <class S>
 CONVLM_INLINE void store_partial(S* p, Vector<Compute<S>> v, int count) {
-  store_elements(p, v, count);
+  S lanes[kLanes<Compute<S>>];  // one conversion for all
+  store(lanes, v);
+  for (int i = 0; i < count; ++i) p[i] = lanes[i];
 }
 #if CONVLM_VECTOR_BYTES == 64
 CONVLM_INLINE Vector<float> load_partial(const float* p, int count) {
@@ -267,6 +265,14 @@ CONVLM_INLINE Vector<float> load_partial(const bfloat16* p, int count) {
 CONVLM_INLINE void store_partial(bfloat16* p, Vector<float> v, int count) {
   _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1u),
                            (__m256i)round_to_bfloat16(v));
+}
+CONVLM_INLINE Vector<float> load_partial(const float16* p, int count) {
+  return _mm512_maskz_cvtph_ps(
+      kAll, _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1u), p));
+}
+CONVLM_INLINE void store_partial(float16* p, Vector<float> v, int count) {
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1u),
+                           _mm512_maskz_cvtps_ph(kAll, v, _MM_FROUND_TO_NEAREST_INT));
 }
 #elif CONVLM_VECTOR_BYTES == 32
 CONVLM_INLINE __m256i first_lanes(int count) {
