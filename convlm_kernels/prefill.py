@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from . import indices
-from .checks import shape_of
-from .functional import autocast_enabled, conv1d
+from .checks import check_one_device, shape_of
+from .functional import autocast_enabled, check_tensors, conv1d
 from .network import Network
 from .network_layers import NetworkLayer
 from .stack_autograd import gate
@@ -26,12 +26,16 @@ def prefill(
         RuntimeError: a dtype or a state that does not, in the words of a step. In any case the
             state stays as it was.
     """
+    check_tensors(x=x)
+    if lengths is not None:
+        check_tensors(lengths=lengths)
     if autocast_enabled(x):
         x = network.uncast(x)
         with torch.autocast(x.device.type, enabled=False):
             return prefill(network, x, state, lengths)
     rings, position = state
     _check_state(network, rings, position)
+    check_one_device("prefill", "rings", rings, x=x, position=position, lengths=lengths)
     if network.embedding is not None:
         if x.dim() != 2:
             raise ValueError(f"tokens must be (batch, length), got shape {tuple(x.shape)}")

@@ -81,9 +81,9 @@ class DilatedCNN(CharModel):
         return layers_of(self.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        self.check_tokens(tokens)
         stack = self.as_stack(tokens.shape[-1])
         if stack is not None:
-            self.check_tokens(tokens)
             words, weights, biases, settings = self.operands(*stack)
             return stack_autograd.stack(
                 words, tokens, weights, biases, settings, self.share_contexts
@@ -94,10 +94,10 @@ class DilatedCNN(CharModel):
         return layers(self.embed_as_signal(tokens))
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        self.check_tokens(x)
         stack = self.as_stack_with_loss(x.shape[-1], LOGITS_METHODS)
         if stack is None:
             return super().loss(x, y, reduction)
-        self.check_tokens(x)
         words, weights, biases, settings = self.operands(*stack)
         return stack_autograd.cross_entropy(
             words, x, y, weights, biases, settings, reduction, self.share_contexts
