@@ -26,6 +26,7 @@ from ..prefill import prefill
 from ..stack_layers import convolves_embeddings, reason_not_a_plain_layer
 from ..streaming import Streamed, StreamState
 from .pretrained import Pretrained
+from .sampling import positive
 
 # For what fused operators and steps may stand, if nobody has overridden it.
 EMBEDDING_METHODS = "embed", "embed_as_signal", "embed_and_convolve"
@@ -224,6 +225,6 @@ def all_require_grad(*parameters: Tensor | None) -> bool:
 
 
 def check_positive(**sizes: int) -> None:
+    """ValueError, which names it, for a size below 1, TypeError for one that is no integer."""
     for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        positive(name, value)

@@ -23,6 +23,7 @@ from .char_model import (
     batch_of,
     check_positive,
 )
+from .sampling import integer
 
 # A model as fused operators take it: the embedding, the weights, and the biases or None; settings.
 Stack = tuple[list[Any], Settings]
@@ -51,7 +52,7 @@ class DilatedCNN(CharModel):
         fused: bool = True,
         backend: str = "auto",
     ) -> None:
-        if context < 2 or context & (context - 1):
+        if integer("context", context) < 2 or context & (context - 1):
             raise ValueError(f"context must be a power of two from 2 on, got {context}")
         check_positive(hidden=hidden)
         super().__init__(vocab, context, embedding)

@@ -399,3 +399,10 @@ def test_sizes_are_positive(size):
 def test_unknown_model():
     with pytest.raises(ValueError, match="one of dilated, cnn, mlp; got 'rnn'"):
         build_model("rnn", {})
+
+
+@pytest.mark.parametrize("size", ["vocab", "context", "embedding", "hidden"])
+@pytest.mark.parametrize("value", ["8", 2.5, None])
+def test_sizes_that_are_no_integers(size, value):
+    with pytest.raises(TypeError, match=f"{size} must be an integer, got {value!r}"):
+        DilatedCNN(**{size: value})
