@@ -68,7 +68,7 @@ def prefill(
         x = _prefill_layer(layer, x, ring, position, taken, writes)
         lag += layer.lag
     for ring, slots, kept in writes:  # now that no layer can fail
-        ring.scatter_(2, slots, kept)
+        ring.scatter_(1, slots, kept)
     position += taken
     return x.masked_fill((times < lag)[:, None], torch.nan) if lag else x
 
@@ -83,7 +83,7 @@ def _prefill_layer(
 ) -> Tensor:
     """The outputs. What later ones will read goes to ``writes``."""
     slots = torch.arange(layer.slots, device=position.device)
-    ring = ring.unflatten(1, (layer.slots, layer.in_channels)).mT  # a view: (batch, channels, slot)
+    ring = ring.unflatten(1, (layer.slots, layer.in_channels))  # a view
 
     def index(numbers: Tensor) -> Tensor:
         return numbers[:, None].expand(-1, layer.in_channels, -1)
@@ -91,10 +91,11 @@ def _prefill_layer(
     padded = x
     if layer.slots:
         oldest_first = (position[:, None] + slots) % layer.slots
-        padded = torch.cat([ring.gather(2, index(oldest_first)), x], dim=2)
+        padded = torch.cat([ring.mT.gather(2, index(oldest_first)), x], dim=2)
         kept = padded.gather(2, index(taken[:, None] + slots))
         newest_last = ((position + taken)[:, None] + slots) % layer.slots
-        writes.append((ring, index(newest_last), kept))
+        # Not through a transposed view, the writing to which torch.compile cannot undo.
+        writes.append((ring, index(newest_last).mT, kept.mT))
     y = conv1d(
         padded,
         layer.weight(),

@@ -117,7 +117,8 @@ class DilatedCNN(CharModel):
             loss, gradients = stack_ops.stack_cross_entropy(
                 words, x, y, weights, biases, settings, self.share_contexts
             )
-            gradients[1] = end_to_end(gradients[1], parameters[1])
+            of_words, of_first, *others = gradients
+            gradients = [of_words, end_to_end(of_first, parameters[1]), *others]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if parameter is not None:
                 parameter.grad = gradient if parameter.requires_grad else None
