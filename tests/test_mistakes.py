@@ -137,3 +137,21 @@ def test_an_index_error_of_a_hook_stays_what_it_is() -> None:
     model.embedding.register_forward_hook(hook)
     with pytest.raises(IndexError, match="of the hook"):
         model(TOKENS)
+
+
+@pytest.mark.parametrize("wrong", ["Tanh", ["relu"], torch.tanh])
+def test_an_activation_that_is_set_to_none_there_is(wrong: Any) -> None:
+    """Later than where a layer is made: the words are those of a layer alone."""
+    stack, model = DilatedStack(StackLayer(3, 3, 2)), DilatedCNN(7, 4, 3)
+    stack[0].activation = model.layers[0].activation = wrong
+    for call in (
+        lambda: stack[0](random(1, 3, 5)),
+        lambda: stack(random(1, 3, 5)),
+        lambda: stack.plan(random(1, 3, 5)),
+        lambda: stack.init_state(),
+        lambda: model(TOKENS),
+        lambda: model.sgd_step(TOKENS, torch.randint(7, (64, 2)), 0.1),
+        lambda: model.init_state(),
+    ):
+        with pytest.raises(ValueError, match="activation must be None or one of tanh, relu"):
+            call()
