@@ -14,6 +14,19 @@ def shape_of(tensor: Tensor) -> str:
     return f"({', '.join(map(str, tensor.shape))})"
 
 
+def check_one_device(
+    function: str, other_argument: str, other: Tensor, **tensors: Tensor | None
+) -> None:
+    """Raises RuntimeError unless all ``tensors`` are where ``other`` is.
+
+    An operator with one tensor on the meta device runs its fake version, whatever the others are.
+    """
+    for argument, tensor in tensors.items():
+        # Not torch._check, whose first call takes half a second to import sympy, which knows sizes.
+        if tensor is not None and tensor.device != other.device:
+            raise RuntimeError(f"{function}: {argument} and {other_argument} must be on one device")
+
+
 class GeometryChecks:
     """Those of ``csrc/checks.h``."""
 
@@ -63,10 +76,7 @@ class GeometryChecks:
     def same_device(
         self, argument: str, tensor: Tensor, other_argument: str, other: Tensor
     ) -> None:
-        self.require(
-            tensor.device == other.device,
-            f"{argument} and {other_argument} must be on one device",
-        )
+        check_one_device(self.function, other_argument, other, **{argument: tensor})
 
     def x(self, x: Tensor) -> None:
         self.three_dimensional("x", x, "(batch, in_channels, length)")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import backends, functional, indices, lookup
-from .functional import autocast_enabled, check_activation, conv1d
+from .functional import autocast_enabled, check_activation, check_tensors, conv1d
 from .geometry import Padding, as_int, output_length, resolve_padding
 from .lookup import Window, by_tap
 
@@ -70,7 +70,7 @@ def embedding_conv1d(
         ``embedding``, or the one that autocast gives a convolution.
 
     Raises:
-        TypeError: an unsupported dtype.
+        TypeError: an argument of the wrong type, or an unsupported dtype.
         ValueError: an unknown ``activation``, ``backend``, or a ``padding_idx`` that is no word.
         RuntimeError: a token outside the vocabulary on the CPU, an impossible geometry, differing
             dtypes, or an explicit backend that cannot run this problem.
@@ -92,7 +92,7 @@ def embedding_conv1d(
         )
     check_activation(activation)
     backends.check_name(backend)
-    _check_tokens(tokens)
+    _check_operands(tokens, embedding, weight, bias)
     weight = _by_tap(embedding, weight)
     window = _window(weight, stride, padding, dilation)
     if padding_idx is not None:
@@ -188,7 +188,14 @@ def _window(weight: Tensor, stride: object, padding: Padding, dilation: object) 
     return stride, *resolve_padding(padding, weight.shape[2], stride, dilation), dilation
 
 
-def _check_tokens(tokens: Tensor) -> None:
+def _check_operands(tokens: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if not (
+        isinstance(tokens, Tensor)
+        and isinstance(embedding, Tensor)
+        and isinstance(weight, Tensor)
+        and (bias is None or isinstance(bias, Tensor))
+    ):
+        check_tensors(tokens=tokens, embedding=embedding, weight=weight, bias=bias)
     if tokens.dim() not in (1, 2):
         raise RuntimeError(
             f"tokens must be (length) or (batch, length), got shape {tuple(tokens.shape)}"

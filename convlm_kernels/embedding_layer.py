@@ -41,8 +41,9 @@ class EmbeddingConv1d(Streaming, nn.Module):
         activation, backend: as for :func:`embedding_conv1d`.
 
     Shape:
-        tokens (batch, length), int64 or int32, to (batch, out_channels, out_length). Where it is
-        causal it takes one token at a time, too: :class:`convlm_kernels.streaming.Streaming`.
+        tokens (batch, length) or (length), int64 or int32, to (batch, out_channels, out_length),
+        without batch as the tokens. Where it is causal it takes one token at a time, too:
+        :class:`convlm_kernels.streaming.Streaming`.
 
     Raises:
         ValueError: an argument that the two modules refuse, or an unknown ``activation`` or

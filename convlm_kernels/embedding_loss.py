@@ -13,13 +13,13 @@ from torch import Tensor
 from . import backends, indices, lookup, lookup_ops, stack_autograd, stack_ops
 from .embedding import (
     _by_tap,
-    _check_tokens,
+    _check_operands,
     _kernels,
     _prefers_table,
     _window,
     embedding_conv1d,
 )
-from .functional import autocast_enabled
+from .functional import autocast_enabled, check_tensors
 from .geometry import Padding
 from .lookup import Window, end_to_end
 from .optim import mark_changed
@@ -61,13 +61,15 @@ def embedding_conv1d_cross_entropy(
         the 16-bit ones.
 
     Raises:
+        TypeError: an argument of the wrong type.
         ValueError: an unknown ``reduction`` or ``backend``.
         RuntimeError: a target outside [0, out_channels) on the CPU, or one of another shape or
             dtype; tokens without a batch, and as :func:`embedding_conv1d`.
     """
     indices.check_reduction(reduction)
     backends.check_name(backend)
-    _check_tokens(tokens)
+    check_tensors(target=target)
+    _check_operands(tokens, embedding, weight, bias)
     if tokens.dim() != 2:
         raise RuntimeError(f"tokens must be (batch, length), got shape {tuple(tokens.shape)}")
     window = _window(_by_tap(embedding, weight), stride, padding, dilation)

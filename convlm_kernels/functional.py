@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ def conv1d(
     if not (isinstance(input, Tensor) and isinstance(weight, Tensor)) or not (
         bias is None or isinstance(bias, Tensor)
     ):
-        _raise_not_tensors(input=input, weight=weight, bias=bias)
+        check_tensors(input=input, weight=weight, bias=bias)
     # As layers hold them; in line, like all that a call of next to no work would notice.
     if type(stride) is tuple and len(stride) == 1:
         (stride,) = stride
@@ -197,8 +197,8 @@ def _autocast(device_type: str, *tensors: Tensor | None) -> Any:
     )
 
 
-def _raise_not_tensors(**arguments: object) -> NoReturn:
+def check_tensors(**arguments: object) -> None:
+    """TypeError, which names it, for the first that is no Tensor; a bias may be None, too."""
     for name, value in arguments.items():
         if not isinstance(value, Tensor) and not (name == "bias" and value is None):
             raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
-    raise AssertionError("unreachable")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,7 +18,8 @@ def embed(tokens: Tensor, embedding: Tensor) -> Tensor:
     try:
         return F.embedding(tokens, embedding).transpose(1, 2)
     except IndexError:
-        _raise_outside("tokens", tokens, "vocab", embedding.shape[0])
+        refuse_outside("tokens", tokens, "vocab", embedding.shape[0])
+        raise
 
 
 def cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
@@ -47,7 +46,8 @@ def cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") -> Te
         try:
             return F.cross_entropy(logits, target, reduction=reduction, ignore_index=_NO_CLASS)
         except IndexError:
-            _raise_outside("target", target, "out_channels", classes)
+            refuse_outside("target", target, "out_channels", classes)
+            raise
     outside = (target < 0) | (target >= classes)
     losses = F.cross_entropy(logits, target.masked_fill(outside, 0), reduction="none")
     losses = losses.masked_fill(outside, torch.nan)
@@ -62,9 +62,14 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
 
 
-def _raise_outside(argument: str, indices: Tensor, size: str, count: int) -> NoReturn:
-    """In the words of ``csrc/cpu/tokens.h``."""
-    where = tuple(((indices < 0) | (indices >= count)).nonzero()[0].tolist())
-    raise RuntimeError(
-        f"{argument} must lie in [0, {size} = {count}), got {indices[where].item()} at {where}"
-    ) from None
+def refuse_outside(argument: str, indices: Tensor, size: str, count: int) -> None:
+    """Raises RuntimeError for the first outside [0, count), in the words of ``csrc/cpu/tokens.h``.
+
+    For where torch has raised an IndexError that names none.
+    """
+    outside = ((indices < 0) | (indices >= count)).nonzero().tolist()
+    if outside:
+        where = tuple(outside[0])
+        raise RuntimeError(
+            f"{argument} must lie in [0, {size} = {count}), got {indices[where].item()} at {where}"
+        ) from None

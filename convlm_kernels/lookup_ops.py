@@ -101,6 +101,7 @@ def _check_cross_entropy(
             "rows must have one dimension and be int64, "
             f"got shape {shape_of(rows)} and {rows.dtype}",
         )
+        checks.same_device("rows", rows, "tokens", tokens)
 
 
 @torch.library.register_fake("convlm::lookup_losses")

@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from . import step_ops
 from .backends import can_run_steps
-from .functional import autocast_enabled, castable
+from .functional import autocast_enabled, castable, check_tensors
 from .network_layers import NetworkLayer
 
 _step = step_ops.step._op  # what it calls: a step is short enough to notice
@@ -207,7 +207,8 @@ class Network:
     def _packed_from(self) -> list[Tensor]:
         """Not the embedding, which comes last, unless it is computed: it is read where it lies."""
         own = None if self.embedding is None else self.embedding._parameters.get("weight")
-        return self._tensors[:-1] if self._tensors[-1] is own else self._tensors
+        held = self._tensors  # none in a replica of DataParallel, whose weights are no parameters
+        return held[:-1] if held and held[-1] is own else held
 
     def _copied(self) -> list[Tensor]:
         return [tensor.detach().clone() for tensor in self._packed_from()]
@@ -261,6 +262,8 @@ class Network:
 
         Without gradients.
         """
+        if not isinstance(x, Tensor):
+            check_tensors(x=x)
         if x.requires_grad:  # costs less than no_grad
             x = x.detach()
         if x.dtype is not self.dtype and self.embedding is None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .activations import ACTIVATIONS
 from .backends import KERNEL_DTYPES
+from .functional import check_activation
 from .geometry import as_int, resolve_padding
 from .lookup import by_tap
 from .plain import reason_to_call
@@ -151,6 +152,7 @@ def _why_not(module: nn.Module, first: bool) -> str | None:
         return f"there is no kernel for {module.weight.dtype}"
     if module.padding_mode != "zeros":
         return f"padding_mode must be 'zeros', got {module.padding_mode!r}"
+    check_activation(getattr(module, "activation", None))
     if getattr(module, "gated", False) and module.activation is not None:
         return "it has a gate and an activation"
     stride = as_int("stride", module.stride)

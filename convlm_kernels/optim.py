@@ -38,7 +38,10 @@ def sgd_step(parameters: Iterable[Tensor], lr: float) -> None:
     Raises:
         RuntimeError: a gradient whose shape, dtype or device is not its parameter's; on the CPU, a
             dtype other than float32, float64, bfloat16 and float16.
+        TypeError: one tensor, where there must be an iterable of them.
     """
+    if isinstance(parameters, Tensor):
+        raise TypeError("parameters must be an iterable of Tensors, got a Tensor")
     if torch.is_grad_enabled():
         with torch.no_grad():
             return sgd_step(parameters, lr)
@@ -52,9 +55,13 @@ def sgd_step(parameters: Iterable[Tensor], lr: float) -> None:
     if not updated:
         return
     if native:
-        sgd_(updated, gradients, lr)
-        mark_changed(updated)
-    else:
+        try:
+            sgd_(updated, gradients, lr)
+        except NotImplementedError:  # a sparse gradient, as that of an embedding
+            native = False
+        else:
+            mark_changed(updated)
+    if not native:
         torch._foreach_add_(updated, gradients, alpha=-lr)
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from . import indices
-from .checks import shape_of
-from .functional import autocast_enabled, conv1d
+from .checks import check_one_device, shape_of
+from .functional import autocast_enabled, check_tensors, conv1d
 from .network import Network
 from .network_layers import NetworkLayer
 from .stack_autograd import gate
@@ -26,12 +26,16 @@ def prefill(
         RuntimeError: a dtype or a state that does not, in the words of a step. In any case the
             state stays as it was.
     """
+    check_tensors(x=x)
+    if lengths is not None:
+        check_tensors(lengths=lengths)
     if autocast_enabled(x):
         x = network.uncast(x)
         with torch.autocast(x.device.type, enabled=False):
             return prefill(network, x, state, lengths)
     rings, position = state
     _check_state(network, rings, position)
+    check_one_device("prefill", "rings", rings, x=x, position=position, lengths=lengths)
     if network.embedding is not None:
         if x.dim() != 2:
             raise ValueError(f"tokens must be (batch, length), got shape {tuple(x.shape)}")
@@ -64,7 +68,7 @@ def prefill(
         x = _prefill_layer(layer, x, ring, position, taken, writes)
         lag += layer.lag
     for ring, slots, kept in writes:  # now that no layer can fail
-        ring.scatter_(2, slots, kept)
+        ring.scatter_(1, slots, kept)
     position += taken
     return x.masked_fill((times < lag)[:, None], torch.nan) if lag else x
 
@@ -79,7 +83,7 @@ def _prefill_layer(
 ) -> Tensor:
     """The outputs. What later ones will read goes to ``writes``."""
     slots = torch.arange(layer.slots, device=position.device)
-    ring = ring.unflatten(1, (layer.slots, layer.in_channels)).mT  # a view: (batch, channels, slot)
+    ring = ring.unflatten(1, (layer.slots, layer.in_channels))  # a view
 
     def index(numbers: Tensor) -> Tensor:
         return numbers[:, None].expand(-1, layer.in_channels, -1)
@@ -87,10 +91,11 @@ def _prefill_layer(
     padded = x
     if layer.slots:
         oldest_first = (position[:, None] + slots) % layer.slots
-        padded = torch.cat([ring.gather(2, index(oldest_first)), x], dim=2)
+        padded = torch.cat([ring.mT.gather(2, index(oldest_first)), x], dim=2)
         kept = padded.gather(2, index(taken[:, None] + slots))
         newest_last = ((position + taken)[:, None] + slots) % layer.slots
-        writes.append((ring, index(newest_last), kept))
+        # Not through a transposed view, the writing to which torch.compile cannot undo.
+        writes.append((ring, index(newest_last).mT, kept.mT))
     y = conv1d(
         padded,
         layer.weight(),

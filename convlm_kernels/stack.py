@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import stack_autograd, stack_ops
 from .embedding import may_get_gradient, spare_positions, spare_word
 from .embedding_layer import EmbeddingConv1d
+from .functional import check_tensors
 from .lookup import embed
 from .network_layers import NetworkLayer
 from .plain import has_hooks, reason_not_a_plain_embedding
@@ -145,6 +146,8 @@ class DilatedStack(Streaming, nn.Sequential):
             return "it has no layers"
         if isinstance(input, torch.fx.Proxy):
             return "torch.fx traces it"
+        if not isinstance(input, Tensor):
+            check_tensors(input=input)
         x, batched_dim = input, 3
         first: Any = layers[0]
         if isinstance(first, EmbeddingConv1d):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import backends, stack_autograd, stack_ops
-from .functional import autocast_enabled
+from .functional import autocast_enabled, check_activation
 from .geometry import Padding, as_int, resolve_padding
 from .layers import CausalConv1d, Conv1d, parameters_of
 from .plain import has_global_hooks, has_hooks
@@ -198,6 +198,7 @@ def _row(
     shape: tuple[int, ...],
 ) -> LayerSettings | str:
     """A layer's settings, or why there are none."""
+    check_activation(activation)
     stride, dilation = as_int("stride", stride), as_int("dilation", dilation)
     if len(shape) != 3:
         return f"has a weight of {len(shape)} dimensions"

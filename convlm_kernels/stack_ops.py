@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from . import _library
+from .checks import check_one_device
 from .geometry import output_length
 
 ACTIVATIONS = ("none", "tanh", "relu", "silu", "gelu", "sigmoid", "gate")  # as C++ numbers them
@@ -165,6 +166,7 @@ def _stack_forward_fake(
     share: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
+    check_one_device("stack_forward", "x", x, tokens=tokens)
     shape, saved = _shapes(x, tokens, weights, settings)
     return x.new_empty(shape), x.new_empty(saved if save else 0, dtype=torch.uint8)
 
@@ -202,14 +204,19 @@ def _stack_cross_entropy_fake(
     settings: Settings,
     share: bool,
 ) -> tuple[Tensor, list[Tensor]]:
+    check_one_device("stack_cross_entropy", "x", x, tokens=tokens, target=target)
     return x.new_empty(()), empty_gradients(x, weights, biases)
 
 
 @torch.library.register_fake("convlm::stack_sgd_")
-def _stack_sgd_fake(x: Tensor, *others: Any) -> Tensor:
+def _stack_sgd_fake(
+    x: Tensor, tokens: Tensor, target: Tensor, rows: Tensor | None, *others: Any
+) -> Tensor:
+    check_one_device("stack_sgd_", "x", x, tokens=tokens, target=target, rows=rows)
     return x.new_empty(())
 
 
 @torch.library.register_fake("convlm::stack_losses")
 def _stack_losses_fake(x: Tensor, tokens: Tensor, target: Tensor, *others: Any) -> Tensor:
+    check_one_device("stack_losses", "x", x, tokens=tokens, target=target)
     return x.new_empty(target.shape)

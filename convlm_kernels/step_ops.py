@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (importing it loads the operators)
-from .checks import shape_of
+from .checks import check_one_device, shape_of
 
 step = torch.ops.convlm.step.default
 generate = torch.ops.convlm.generate.default
@@ -58,7 +58,10 @@ def _step_fake(
             x.dim() == 2,
             f"step: x must be (batch, in_channels) or tokens (batch), got shape {shape_of(x)}",
         )
-    _check_batch("step", "tokens" if embedding is not None else "x", x, rings)
+    argument = "tokens" if embedding is not None else "x"
+    _check_batch("step", argument, x, rings)
+    tensors = {argument: x, "embedding": embedding, "position": position, "weights": weights}
+    check_one_device("step", "rings", rings, **tensors)
     return rings.new_empty((rings.shape[0], out_channels))
 
 
@@ -66,8 +69,10 @@ def _step_fake(
 def _generate_fake(
     tokens: Tensor, embedding: Tensor, rings: Tensor, position: Tensor, *rest: Any
 ) -> Tensor:
-    _weights, _biases, _plan, _logit_bias, uniform, *_sampling = rest
+    weights, _biases, _plan, _logit_bias, uniform, *_sampling = rest
     _check_state("generate", rings, position)
     _check_batch("generate", "tokens", tokens, rings)
     _check_batch("generate", "uniform", uniform, rings)
+    tensors = {"tokens": tokens, "embedding": embedding, "position": position, "weights": weights}
+    check_one_device("generate", "rings", rings, **tensors)
     return tokens.new_empty((tokens.shape[0], uniform.shape[1]))

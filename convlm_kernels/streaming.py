@@ -12,11 +12,13 @@ whole network. No gradient passes through it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from .functional import check_tensors
+from .geometry import as_int
 from .network import Network
 from .network_layers import NetworkLayer, cannot_stream, layers_of
 from .plain import has_global_hooks
@@ -38,10 +40,10 @@ class StreamState(NamedTuple):
     def select(self, indices: Tensor | Sequence[int]) -> StreamState:
         """A copy of these samples, in this order; one may be taken several times.
 
-        indices: their numbers, or a mask (batch), bool.
+        indices: a list of their numbers, or a mask (batch), bool.
 
         Raises:
-            IndexError: there is no such sample; a mask of another shape.
+            IndexError: there is no such sample; no list, or a mask of another shape.
             TypeError: ``indices`` that are neither integers nor bool.
         """
         rows = self._rows(indices)
@@ -69,6 +71,8 @@ class StreamState(NamedTuple):
         # The empty list is of no dtype, and torch's default is float.
         if rows.numel() and (rows.is_floating_point() or rows.is_complex()):
             raise TypeError(f"indices must be integers or bool, got {rows.dtype}")
+        if rows.dim() != 1:
+            raise IndexError(f"indices must be a list of numbers of samples, got {indices!r}")
         return rows.long()
 
     @staticmethod
@@ -97,6 +101,11 @@ class Streamed(nn.Module):
 
     _network: Network | None = None
 
+    def _replicate_for_data_parallel(self) -> Self:
+        replica: Self = super()._replicate_for_data_parallel()
+        replica._network = None  # whose memory the replica would pack its own weights into
+        return replica
+
     def stream_layers(self) -> list[NetworkLayer]:
         """The layers of a step. ValueError for one that cannot stream, with the reason."""
         return layers_of(self)
@@ -115,7 +124,9 @@ class Streamed(nn.Module):
 
         Raises:
             ValueError: a layer that cannot stream; names it and says why. A negative ``batch``.
+            TypeError: a ``batch`` that is no integer.
         """
+        batch = as_int("batch", batch)
         if batch < 0:
             raise ValueError(f"batch must not be negative, got {batch}")
         made_of = self._stream_parts()
@@ -196,7 +207,9 @@ class Streaming(Streamed):
 
         Raises:
             ValueError: layers that are not causal, or ``cu_seqlens`` that does not fit.
+            TypeError: ``x`` or ``cu_seqlens`` is no Tensor.
         """
+        check_tensors(x=x, cu_seqlens=cu_seqlens)
         layers = self.stream_layers()
         channels = [] if self.stream_embedding() is not None else [layers[0].in_channels]
         if any(layer.lag for layer in layers) or list(x.shape[:-1]) != channels:
@@ -221,6 +234,11 @@ def forward_packed(module: nn.Module, x: Tensor, cu_seqlens: Tensor) -> Tensor:
 
     Lengths that share a power of two are filled up to the longest: at most twice the work.
     """
+    if cu_seqlens.dim() != 1 or cu_seqlens.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            "cu_seqlens must have one dimension and be int64 or int32, got shape "
+            f"{tuple(cu_seqlens.shape)} and {cu_seqlens.dtype}"
+        )
     begins, ends = cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist()
     if not begins or begins[0] != 0 or ends[-1] != x.shape[-1] or not x.numel():
         raise ValueError(

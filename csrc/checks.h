@@ -15,10 +15,19 @@ namespace convlm {
 
 using torch::stable::Tensor;
 
-inline std::string shape_of(const Tensor& t) {
+inline std::string shape_of(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
   std::string text = "(";
-  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
+  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
   return text + ")";
+}
+
+inline std::string shape_of(const Tensor& t) { return shape_of(t.sizes()); }
+
+// What a call gave that allocates. Torch's own words for its failure do not pass through the
+// stable ABI of torch 2.10; who looks for "out of memory" in them finds it here, too.
+inline void check_allocated(AOTITorchError code, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
+  STD_TORCH_CHECK(code == AOTI_TORCH_SUCCESS,
+                  "convlm: out of memory: cannot allocate a tensor of shape ", shape_of(sizes));
 }
 
 inline bool same_shape(const Tensor& a, const Tensor& b) {

@@ -60,9 +60,10 @@ inline ConstTensor operand(const Tensor& t) {
 inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                     std::optional<int32_t> dtype = std::nullopt) {
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  check_allocated(
       aoti_torch_aten_new_empty(like.get(), sizes.data(), static_cast<int64_t>(sizes.size()),
-                                dtype ? &*dtype : nullptr, nullptr, nullptr, 0, nullptr, &handle));
+                                dtype ? &*dtype : nullptr, nullptr, nullptr, 0, nullptr, &handle),
+      sizes);
   return Tensor(handle);
 }
 

@@ -7,7 +7,8 @@ import torch
 from cases import random
 from torch import Tensor
 
-from convlm_kernels import ops
+from convlm_kernels import conv1d, ops
+from convlm_kernels.lm.errors import is_out_of_memory
 
 # x (2, 4, 10), weight (6, 2, 3), bias (6), stride 1, pads 0, dilation 1, groups 2, with one change.
 IMPOSSIBLE = {
@@ -125,3 +126,12 @@ def test_impossible_gradients(change: dict) -> None:
     arguments = possible | WINDOW | dict(with_bias=True) | change
     native = _message(ops.gradients, arguments)
     assert _message(ops.gradients, _on_meta(arguments)) in native
+
+
+def test_a_result_beyond_all_memory() -> None:
+    """In words by which others, such as `convlm`, know what it is."""
+    x, weight = random(1, 1, 2, dtype=torch.float64), random(1024, 1, 1, dtype=torch.float64)
+    message = rf"out of memory: cannot allocate a tensor of shape \(1, 1024, {2**40 + 2}\)"
+    with pytest.raises(RuntimeError, match=message) as raised:
+        conv1d(x, weight, padding=(2**40, 0))
+    assert is_out_of_memory(raised.value)

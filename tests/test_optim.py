@@ -47,3 +47,20 @@ def test_denormals_are_treated_alike_in_every_lane() -> None:
 def test_opcheck() -> None:
     parameters, gradients = ([random(3, 4, seed=s), random(5, seed=s)] for s in (1, 2))
     torch.library.opcheck(optim.sgd_, (parameters, gradients, 0.1))
+
+
+def test_sparse_gradients() -> None:
+    """Beside others; torch takes them all."""
+    words, dense = torch.nn.Embedding(5, 3, sparse=True), random(4)
+    dense.grad = random(4, seed=1)
+    words(torch.tensor([1, 1, 2])).sum().backward()
+    expected = words.weight.detach() - 0.5 * words.weight.grad.to_dense()
+    expected_dense = dense - 0.5 * dense.grad
+    sgd_step([dense, words.weight], 0.5)
+    torch.testing.assert_close(words.weight.detach(), expected)
+    torch.testing.assert_close(dense, expected_dense)
+
+
+def test_one_tensor_is_no_list_of_parameters() -> None:
+    with pytest.raises(TypeError, match="parameters must be an iterable of Tensors"):
+        sgd_step(random(3), 0.1)

@@ -275,6 +275,20 @@ def test_compiled(first_call_compiled: bool) -> None:
     assert torch.equal(y[0], 2 * stack.step(x[:, :, 0], stack.init_state(3)))
 
 
+def test_compiled_prefill() -> None:
+    torch._dynamo.reset()
+    stack, x = stack_and_input("gates and residuals", torch.float32)
+    compiled = torch.compile(
+        lambda x, state: stack.prefill(x, state), backend="aot_eager", fullgraph=True
+    )
+    state, expected = stack.init_state(3), stack.init_state(3)
+    for piece in (x[:, :, :2], x[:, :, 2:]):
+        y = stack.prefill(piece, expected)
+        torch.testing.assert_close(compiled(piece, state), y, equal_nan=True)
+        assert torch.equal(state.position, expected.position)
+        torch.testing.assert_close(state.rings, expected.rings)
+
+
 @pytest.mark.parametrize("name", ["gates and residuals", "no padding"])
 def test_autocast_changes_neither_steps_nor_prefills(name: str) -> None:
     """They stay in the dtype of the state, and take what autocast cast for a layer before."""

@@ -153,3 +153,15 @@ def test_a_prefill_that_fails_in_a_later_layer_leaves_the_state() -> None:
     with pytest.raises(RuntimeError, match="cuda"):
         stack.prefill(x, state)
     assert all(map(torch.equal, state, before))
+
+
+def test_a_replica_packs_its_own_weights() -> None:
+    """As ``DataParallel`` makes one: its weights are attributes, and no parameters."""
+    layer, x = CausalConv1d(2, 3, 3), random(1, 2)
+    y = layer.step(x, layer.init_state())
+    replica = layer._replicate_for_data_parallel()
+    for name, parameter in layer.named_parameters():
+        setattr(replica, name, 2 * parameter)
+    for _ in range(2):
+        torch.testing.assert_close(replica.step(x, replica.init_state()), 2 * y)
+    assert torch.equal(layer.step(x, layer.init_state()), y)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import indices
 from ..embedding import embedding_conv1d
+from ..functional import check_tensors
 from ..layers import Conv1d, parameters_of
 from ..network_layers import cannot_stream, check_is_plain, check_is_plain_embedding
 from ..optim import sgd_step
@@ -25,6 +26,7 @@ from ..prefill import prefill
 from ..stack_layers import convolves_embeddings, reason_not_a_plain_layer
 from ..streaming import Streamed, StreamState
 from .pretrained import Pretrained
+from .sampling import positive
 
 # For what fused operators and steps may stand, if nobody has overridden it.
 EMBEDDING_METHODS = "embed", "embed_as_signal", "embed_and_convolve"
@@ -151,7 +153,12 @@ class CharModel(Streamed, Pretrained):
         return embedding.weight if weight is None else weight
 
     def check_tokens(self, tokens: Tensor) -> None:
-        """Raises ValueError unless `tokens` is (batch, length) and holds a context."""
+        """Raises ValueError unless `tokens` is (batch, length) and holds a context.
+
+        TypeError where it is no Tensor.
+        """
+        if not isinstance(tokens, Tensor):
+            check_tensors(tokens=tokens)
         if tokens.dim() != 2:
             raise ValueError(f"tokens must be (batch, length), got shape {tuple(tokens.shape)}")
         if tokens.shape[1] < self.context:
@@ -163,7 +170,11 @@ class CharModel(Streamed, Pretrained):
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings (batch, length, embedding) of `tokens` (batch, length)."""
         self.check_tokens(tokens)
-        return self.embedding(tokens)
+        try:
+            return self.embedding(tokens)
+        except IndexError:
+            indices.refuse_outside("tokens", tokens, "vocab", self.vocab)
+            raise
 
     def embed_as_signal(self, tokens: Tensor) -> Tensor:
         """Embeddings end to end as one channel (batch, 1, length * embedding).
@@ -214,6 +225,6 @@ def all_require_grad(*parameters: Tensor | None) -> bool:
 
 
 def check_positive(**sizes: int) -> None:
+    """ValueError, which names it, for a size below 1, TypeError for one that is no integer."""
     for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        positive(name, value)

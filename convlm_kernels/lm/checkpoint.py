@@ -43,9 +43,11 @@ class Checkpoint:
     settings: dict[str, Any]
     progress: Progress
 
-    def save(self, path: Path) -> None:
-        """Writes the file at `path`, or leaves what is there as it is."""
-        write_whole(path, save(each_by_itself(self.tensors()), {HEADER: json.dumps(self.header())}))
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file at `path`, or leaves what is there as it is: OSError, which names it."""
+        write_whole(
+            Path(path), save(each_by_itself(self.tensors()), {HEADER: json.dumps(self.header())})
+        )
 
     def header(self) -> dict[str, Any]:
         return {

@@ -36,6 +36,7 @@ class Alphabet:
     @classmethod
     def of(cls, words: Iterable[str]) -> "Alphabet":
         """The sorted characters of all `words` between start and stop, so a-z are 1 to 26."""
+        words = list(words)  # which are read twice
         characters = set().union(*words)
         for reserved, meaning in ((START, "start"), (STOP, "stop")):
             if reserved in characters:

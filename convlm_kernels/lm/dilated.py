@@ -23,6 +23,7 @@ from .char_model import (
     batch_of,
     check_positive,
 )
+from .sampling import integer
 
 # A model as fused operators take it: the embedding, the weights, and the biases or None; settings.
 Stack = tuple[list[Any], Settings]
@@ -51,7 +52,7 @@ class DilatedCNN(CharModel):
         fused: bool = True,
         backend: str = "auto",
     ) -> None:
-        if context < 2 or context & (context - 1):
+        if integer("context", context) < 2 or context & (context - 1):
             raise ValueError(f"context must be a power of two from 2 on, got {context}")
         check_positive(hidden=hidden)
         super().__init__(vocab, context, embedding)
@@ -81,9 +82,9 @@ class DilatedCNN(CharModel):
         return layers_of(self.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        self.check_tokens(tokens)
         stack = self.as_stack(tokens.shape[-1])
         if stack is not None:
-            self.check_tokens(tokens)
             words, weights, biases, settings = self.operands(*stack)
             return stack_autograd.stack(
                 words, tokens, weights, biases, settings, self.share_contexts
@@ -94,10 +95,10 @@ class DilatedCNN(CharModel):
         return layers(self.embed_as_signal(tokens))
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        self.check_tokens(x)
         stack = self.as_stack_with_loss(x.shape[-1], LOGITS_METHODS)
         if stack is None:
             return super().loss(x, y, reduction)
-        self.check_tokens(x)
         words, weights, biases, settings = self.operands(*stack)
         return stack_autograd.cross_entropy(
             words, x, y, weights, biases, settings, reduction, self.share_contexts
@@ -116,7 +117,8 @@ class DilatedCNN(CharModel):
             loss, gradients = stack_ops.stack_cross_entropy(
                 words, x, y, weights, biases, settings, self.share_contexts
             )
-            gradients[1] = end_to_end(gradients[1], parameters[1])
+            of_words, of_first, *others = gradients
+            gradients = [of_words, end_to_end(of_first, parameters[1]), *others]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if parameter is not None:
                 parameter.grad = gradient if parameter.requires_grad else None

@@ -3,8 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# As torch says it, of the CPU; on a GPU it has an error of its own.
-_MEMORY_MESSAGES = ("can't allocate memory", "not enough memory", "Storage size calculation over")
+# As our operators say it, and torch, of the CPU; on a GPU it has an error of its own.
+_MEMORY_MESSAGES = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "Storage size calculation over",
+)
 
 
 @contextmanager

@@ -15,6 +15,9 @@ DTYPES = {
 }
 
 
+MOST = 2**63 - 1  # what 64 bits hold
+
+
 def whole(minimum: int) -> Callable[[str], int]:
     """Reads a whole number from `minimum` on; 20_000 and 20000 are the same."""
 
@@ -23,8 +26,10 @@ def whole(minimum: int) -> Callable[[str], int]:
             value = int(text)
         except ValueError:
             value = minimum - 1
-        if not minimum <= value < 2**63:
+        if value < minimum:
             raise ArgumentTypeError(f"{text!r} is not a whole number from {minimum} on")
+        if value > MOST:
+            raise ArgumentTypeError(f"{text!r} is above {MOST}")
         return value
 
     return read
@@ -74,7 +79,7 @@ def step_or_fraction(text: str) -> int | float:
         value = float(text) if "." in text else int(text)
     except ValueError:
         value = -1
-    if not (0 <= value <= 1 if "." in text else 0 <= value < 2**63):
+    if not (0 <= value <= 1 if "." in text else 0 <= value <= MOST):
         raise ArgumentTypeError(
             f"{text!r} is neither a step (15000) nor a fraction between 0.0 and 1.0 (0.75)"
         )

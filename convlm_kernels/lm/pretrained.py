@@ -43,9 +43,12 @@ class Pretrained(nn.Module):
         written last, so a folder that has one has weights. One weight that stands for two is
         written twice, and read as two.
 
-        Raises OSError, naming the file, where it cannot be written.
+        Raises ValueError for an alphabet that is not the model's, and for a model whose tensors
+        are not those of a new one, as that of a weight norm; nothing is written then. OSError,
+        naming the file, where it cannot be written.
         """
         folder = Path(folder)
+        self._check_readable(alphabet)
         config: dict[str, Any] = {"architectures": [type(self).__name__], **self.sizes()}
         config["dtype"] = str(next(self.parameters()).dtype).removeprefix("torch.")
         if alphabet is not None:
@@ -53,6 +56,23 @@ class Pretrained(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / WEIGHTS, save(each_by_itself(self.state_dict()), {"format": "pt"}))
         write_whole(folder / CONFIG, json.dumps(config, indent=2).encode())
+
+    def _check_readable(self, alphabet: "Alphabet | None") -> None:
+        sizes = self.sizes()
+        if alphabet is not None and len(alphabet) != sizes.get("vocab", len(alphabet)):
+            raise ValueError(
+                f"alphabet must have the {sizes['vocab']} symbols of the model, "
+                f"got {len(alphabet)}: {alphabet.symbols!r}"
+            )
+        with torch.device("meta"):
+            new = self.build(sizes).state_dict()
+        others = sorted(new.keys() ^ self.state_dict().keys())
+        if others:
+            raise ValueError(
+                f"the model cannot be read back: a new {type(self).__name__} of its sizes has "
+                f"other tensors, {', '.join(others)} (a parametrization, such as a weight norm, "
+                "is to be removed first)"
+            )
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], backend: str = "auto") -> Self:

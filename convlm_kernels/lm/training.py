@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from .data import Split, real_predictions
+from .sampling import integer, positive
 from .steps import PlainSteps, Steps, Trainable
 
 PRINT_EVERY = 1_000  # steps
@@ -21,13 +22,25 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Schedule:
-    """SGD with batches drawn with replacement; `final_lr` from step `lr_drop` on."""
+    """SGD with batches drawn with replacement; `final_lr` from step `lr_drop` on.
+
+    Raises ValueError for fewer than 0 `steps`, a `batch_size` below 1, and a learning rate that is
+    negative or not finite; TypeError for `steps` or a `batch_size` that is no integer.
+    """
 
     steps: int = 20_000
     batch_size: int = 32
     lr: float = 0.1
     final_lr: float = 0.01
     lr_drop: int = 15_000
+
+    def __post_init__(self) -> None:
+        if integer("steps", self.steps) < 0:
+            raise ValueError(f"steps must be at least 0, got {self.steps}")
+        positive("batch_size", self.batch_size)
+        for argument, rate in (("lr", self.lr), ("final_lr", self.final_lr)):
+            if not 0 <= rate < math.inf:
+                raise ValueError(f"{argument} must be finite and at least 0, got {rate}")
 
     def lr_at(self, step: int) -> float:
         return self.lr if step < self.lr_drop else self.final_lr
@@ -113,7 +126,13 @@ class Losses:
 
 @torch.no_grad()
 def evaluate(model: Trainable, split: Split, stop: int, chunk: int = 1024) -> Losses:
-    """The losses over all rows of `split`, `chunk` rows at a time; `stop` is the stop token."""
+    """The losses over all rows of `split`, `chunk` rows at a time; `stop` is the stop token.
+
+    Raises ValueError for a `split` or a `chunk` without rows.
+    """
+    positive("chunk", chunk)
+    if not split.y.numel():
+        raise ValueError(f"split must have a prediction, got shape {tuple(split.y.shape)}")
     was_training = model.training
     model.eval()
     total = real_total = real_count = 0.0

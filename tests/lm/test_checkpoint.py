@@ -54,6 +54,12 @@ def test_round_trip(tmp_path, dtype):
     assert (loaded.kind, loaded.alphabet, loaded.settings) == ("dilated", run.alphabet, {"lr": 0.1})
 
 
+def test_a_path_may_be_a_string(saved, tmp_path):
+    run = load_checkpoint(str(saved))
+    run.save(str(tmp_path / "other"))
+    assert (tmp_path / "other").read_bytes() == Path(saved).read_bytes()
+
+
 def test_progress_round_trip(saved):
     progress = load_checkpoint(saved).progress
     assert progress.losses == [1.5, 0.1 + 0.2]

@@ -126,6 +126,7 @@ def test_resume_refuses_contradictions(convlm, words_file, tmp_path):
         ("--lr-drop=1.5", "'1.5' is neither a step (15000) nor a fraction"),
         ("--lr-drop=-1", "'-1' is neither"),
         ("--seed=x", "'x' is not a whole number"),
+        ("--seed=9223372036854775808", "'9223372036854775808' is above 9223372036854775807"),
         ("--threads=0", "'0' is not a whole number"),
         ("--threads=1_000_000", "'1_000_000' is above "),
         ("--batch-size=1_000_000_000_000_000", "not enough memory; a smaller --batch-size, "),

@@ -68,6 +68,12 @@ def test_reserved_symbols_are_refused(word):
         Alphabet.of(["ann", word])
 
 
+def test_words_that_can_be_read_once():
+    assert Alphabet.of(word for word in ("ab", "c")).symbols == ".abc;"
+    with pytest.raises(ValueError, match="the word 'c.d' contains '.'"):
+        Alphabet.of(word for word in ("ab", "c.d"))
+
+
 def test_unknown_characters_are_refused():
     alphabet = Alphabet.of(["abc"])
     for text in ("abd", ".a", "a;"):

@@ -399,3 +399,24 @@ def test_sizes_are_positive(size):
 def test_unknown_model():
     with pytest.raises(ValueError, match="one of dilated, cnn, mlp; got 'rnn'"):
         build_model("rnn", {})
+
+
+@pytest.mark.parametrize("size", ["vocab", "context", "embedding", "hidden"])
+@pytest.mark.parametrize("value", ["8", 2.5, None])
+def test_sizes_that_are_no_integers(size, value):
+    with pytest.raises(TypeError, match=f"{size} must be an integer, got {value!r}"):
+        DilatedCNN(**{size: value})
+
+
+@pytest.mark.parametrize("kind", [CNN, MLP, DilatedCNN])
+def test_a_compiled_training_step(kind):
+    torch._dynamo.reset()
+    model = kind(7, 4, 3)
+    x, y = torch.randint(7, (5, 9)), torch.randint(7, (5, 6))
+    loss = model.training_step(x, y)
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    whole = kind is DilatedCNN  # the others call backward(), where a graph breaks
+    compiled = torch.compile(model.training_step, backend="aot_eager", fullgraph=whole)
+    torch.testing.assert_close(compiled(x, y), loss)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)

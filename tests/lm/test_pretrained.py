@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from convlm_kernels.lm import (
     CNN,
@@ -140,3 +142,19 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path, full_disk):
         MODELS["CNN"]().save_pretrained(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     assert torch.equal(CNN.from_pretrained(tmp_path).conv.weight, model.conv.weight)
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path):
+    model = DilatedCNN(4, 4, 3, 5)
+    with pytest.raises(ValueError, match=r"alphabet must have the 4 symbols .*, got 5: '\.abc;'"):
+        model.save_pretrained(tmp_path / "folder", Alphabet(".abc;"))
+    weight_norm(model.layers[1])
+    with pytest.raises(
+        ValueError, match=r"other tensors, layers\.1\.parametrizations.*weight norm"
+    ):
+        model.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    remove_parametrizations(model.layers[1], "weight")
+    model.save_pretrained(tmp_path / "folder", Alphabet(".ab;"))
+    tokens = torch.zeros(2, 6, dtype=torch.int64)
+    assert torch.equal(DilatedCNN.from_pretrained(tmp_path / "folder")(tokens), model(tokens))

@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from convlm_kernels.lm import CNN, DilatedCNN, Progress, Schedule, evaluate, make_data, train
+from convlm_kernels.lm import (
+    CNN,
+    DilatedCNN,
+    Progress,
+    Schedule,
+    Split,
+    evaluate,
+    make_data,
+    train,
+)
 from convlm_kernels.lm.char_model import CharModel, loss_of
 from convlm_kernels.lm.plots import moving_average, plot_losses
 from convlm_kernels.lm.training import TrainingError
@@ -141,3 +150,27 @@ def test_loss_curve(tmp_path, steps):
     plot_losses(progress, tmp_path / "loss.png", "a title")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"steps": -1}, ValueError, "steps must be at least 0, got -1"),
+        ({"steps": 2.5}, TypeError, "steps must be an integer, got 2.5"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"lr": math.nan}, ValueError, "lr must be finite and at least 0, got nan"),
+        ({"final_lr": -0.1}, ValueError, "final_lr must be finite and at least 0, got -0.1"),
+    ],
+)
+def test_impossible_schedules(given, error, message):
+    with pytest.raises(error, match=message):
+        Schedule(**given)
+
+
+def test_nothing_to_evaluate(data):
+    model = CNN(len(data.alphabet), data.context)
+    split = Split(data.val.x[:0], data.val.y[:0])
+    with pytest.raises(ValueError, match=r"split must have a prediction, got shape \(0, "):
+        evaluate(model, split, data.alphabet.stop)
+    with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
+        evaluate(model, data.val, data.alphabet.stop, chunk=0)
