@@ -31,7 +31,7 @@ struct TileShape {
 template <class T, class S>
 int64_t plan_tile(const Correlation<S>& p, int64_t taps, int64_t most, Staging& staging) {
   constexpr int W = kLanes<T>;
-  constexpr int64_t kFewRows = 64, kStagedBytes = 512 * 1024, kStagedBytesOfFewRows = 2048 * 1024;
+  constexpr int64_t kFewRows = 32, kStagedBytes = 256 * 1024, kStagedBytesOfFewRows = 2048 * 1024;
   constexpr int64_t kMaxTileVectors = 128;
   const TileShape shape(p.rows);
   const int64_t vectors = divide_up(p.outputs, W), channels = divide_up(p.channels, kDepth<T>);
