@@ -12,7 +12,8 @@ from torch import Tensor
 from .. import step_ops
 from ..streaming import StreamState, state_of
 from .char_model import CharModel
-from .sampling import Sampling, integers, positive
+from .integers import integers, positive
+from .sampling import Sampling
 
 NO_TOKEN = (
     "there is no token to draw: its logits hold a NaN or an infinity, or rule out every token"

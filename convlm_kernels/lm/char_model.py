@@ -25,8 +25,8 @@ from ..plain import (
 from ..prefill import prefill
 from ..stack_layers import convolves_embeddings, reason_not_a_plain_layer
 from ..streaming import Streamed, StreamState
+from .integers import check_positive
 from .pretrained import Pretrained
-from .sampling import positive
 
 # For what fused operators and steps may stand, if nobody has overridden it.
 EMBEDDING_METHODS = "embed", "embed_as_signal", "embed_and_convolve"
@@ -222,9 +222,3 @@ def all_require_grad(*parameters: Tensor | None) -> bool:
     """None, as an empty bias, is no parameter."""
     frozen = [p for p in parameters if p is not None and not p.requires_grad and p.numel()]
     return not frozen
-
-
-def check_positive(**sizes: int) -> None:
-    """ValueError, which names it, for a size below 1, TypeError for one that is no integer."""
-    for name, value in sizes.items():
-        positive(name, value)

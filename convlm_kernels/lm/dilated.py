@@ -21,9 +21,8 @@ from .char_model import (
     CharModel,
     all_require_grad,
     batch_of,
-    check_positive,
 )
-from .sampling import integer
+from .integers import check_positive, integer
 
 # A model as fused operators take it: the embedding, the weights, and the biases or None; settings.
 Stack = tuple[list[Any], Settings]

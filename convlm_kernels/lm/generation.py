@@ -10,7 +10,8 @@ from ..backends import can_run_steps
 from .batch import Event, generate
 from .char_model import CharModel
 from .data import Alphabet
-from .sampling import Sampling, integer, positive
+from .integers import integer, positive
+from .sampling import Sampling
 
 
 class GenerationError(RuntimeError):

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from .data import Split, real_predictions
-from .sampling import integer, positive
+from .integers import integer, positive
 from .steps import PlainSteps, Steps, Trainable
 
 PRINT_EVERY = 1_000  # steps
