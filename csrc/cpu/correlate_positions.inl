@@ -31,6 +31,7 @@ struct TileShape {
 template <class T, class S>
 int64_t plan_tile(const Correlation<S>& p, int64_t taps, int64_t most, Staging& staging) {
   constexpr int W = kLanes<T>;
+  // A quarter of the L2 cache: weights and outputs need the rest.
   constexpr int64_t kFewRows = 32, kStagedBytes = 256 * 1024, kStagedBytesOfFewRows = 2048 * 1024;
   constexpr int64_t kMaxTileVectors = 128;
   const TileShape shape(p.rows);

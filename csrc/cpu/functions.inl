@@ -111,13 +111,13 @@ struct GradInput {
         return true;
       });
     };
-    CostOfClasses direct{};
-    if (has_patches(g)) {
-      list_classes(true);
-      direct = {cost_of_classes(parts, count).apart, kNever};
+    const bool patches = has_patches(g);
+    list_classes(patches);
+    CostOfClasses direct = cost_of_classes(parts, count);
+    if (patches) {  // which go apart only; what goes together has none
+      direct.together = kNever;
+      list_classes(false);
     }
-    list_classes(false);
-    if (!has_patches(g)) direct = cost_of_classes(parts, count);
     return kernel_of_classes(parts, count, direct);
   }
 
