@@ -106,7 +106,7 @@ void add_weight_gradient(const LinkedRows<T>& in, const LinkedRows<T>& grad, int
                         rows[kGradientRows + p.rows++] = to;
                       }
                       add_gradient_block(p, sums, tap, first_channel, last_channel,
-                                         std::make_integer_sequence<int, kMaxVectors>{});
+                                         std::make_integer_sequence<int, kWidestPanel>{});
                       if (!fills_sum(before + first_row, before + row)) continue;
                       for (int64_t c = first_channel; c < last_channel; ++c)
                         sums.add_to_total(sums.row(c, tap), sums.pitch());

@@ -5,6 +5,8 @@
 // Rows at a time for each number of vectors, so that the sums fill the registers.
 template <int VECTORS>
 constexpr int kRowsAtOnce = (CONVLM_VECTOR_BYTES == 64 ? 24 : 12) / VECTORS;
+// The widest panel of columns: its sums, a row of the weight and a factor fill the registers.
+constexpr int kWidestPanel = CONVLM_VECTOR_BYTES == 64 ? 4 : 3;
 // Rows of a tile: whole strips of each of these.
 constexpr int64_t kTileRows = CONVLM_VECTOR_BYTES == 64 ? 48 : 24;
 // The additions that one register takes before its sum goes elsewhere.
@@ -17,17 +19,16 @@ constexpr int64_t row_pitch(int64_t channels) {
   return divide_up(channels, line) * line;
 }
 
-// Columns of a weight, cut into panels of at most kMaxVectors vectors. The last vector may be
+// Columns of a weight, cut into panels of at most kWidestPanel vectors. The last vector may be
 // narrow.
 template <class T>
 struct Panels {
-  int64_t vectors, count, pitch;
+  int64_t vectors, count;
   bool narrow;
 
   explicit Panels(int64_t columns)
       : vectors(divide_up(columns, kLanes<T>)),
-        count(divide_up(vectors, kMaxVectors)),
-        pitch(divide_up(vectors, count) * kLanes<T>),
+        count(divide_up(vectors, kWidestPanel)),
         narrow(columns <= (vectors - 1) * kLanes<T> + kNarrowLanes<T>) {}
   int64_t first(int64_t panel) const { return vectors * panel / count; }
   int width(int64_t panel) const { return static_cast<int>(first(panel + 1) - first(panel)); }
@@ -35,17 +36,23 @@ struct Panels {
   int64_t columns() const { return vectors * kLanes<T>; }
 };
 
-// A weight as the core reads it: [panel][channel][tap][pitch].
+// A weight as the core reads it: [panel][tap][channel][the panel's columns]. What one tap reads is
+// in one piece, or the first cache would not hold it: rows at some distances share few of its
+// places.
 template <class T>
 struct PackedWeight {
   Panels<T> panels;
   int64_t channels, taps;
   const T* data;
 
-  int64_t size() const { return panels.count * channels * taps * panels.pitch; }
-  const T* panel(int64_t index) const { return data + index * channels * taps * panels.pitch; }
+  int64_t size() const { return channels * taps * panels.columns(); }
+  int64_t pitch(int64_t panel) const { return panels.width(panel) * kLanes<T>; }
+  int64_t start(int64_t panel, int64_t tap) const {
+    return (panels.first(panel) * kLanes<T> * taps + tap * pitch(panel)) * channels;
+  }
 };
 
+// A chain of taps of one strip of rows.
 template <class T>
 struct RowProduct {
   const T* const* rows;  // [tap][kTileRows]
@@ -55,6 +62,7 @@ struct RowProduct {
   int64_t tap_step, channel_step;  // of the weight
   T* out;
   int64_t out_pitch;
+  bool add;  // to what `out` holds
 };
 
 // tile[i][:] = sums[i][:], or that more.
@@ -69,35 +77,23 @@ CONVLM_INLINE void put_sums(T* tile, int64_t pitch, const Sums& sums, bool add) 
     }
 }
 
-// sums[i][:] = sum over the channels [first, last) of row_i[channel] * weight[channel][:].
+// sums[i][:] += sum over the channels [first, last) of row_i[channel] * weight[channel][:].
 template <class T, class Sums>
-CONVLM_INLINE void sum_chain(const T* const* rows, const T* weight, int64_t channel_step,
+CONVLM_INLINE void add_chain(const T* const* rows, const T* weight, int64_t channel_step,
                              int64_t first, int64_t last, Sums& sums) {
-  sums.clear();
   weight += first * channel_step;
   for (int64_t c = first; c < last; ++c, weight += channel_step)
     sums.add_products([&](int i) { return rows[i][c]; }, weight);
 }
 
-// The same over all channels, in chains.
-template <class T, class Sums>
-void sum_chains(const T* const* rows, const T* weight, int64_t channel_step, int64_t channels,
-                Sums& total) {
-  sum_chain<T>(rows, weight, channel_step, 0, kRowChain, total);
-  for (int64_t first = kRowChain; first < channels; first += kRowChain) {
-    Sums sums;
-    sum_chain<T>(rows, weight, channel_step, first, smaller(channels, first + kRowChain), sums);
-    total.add(sums);
-  }
-}
-
-// out[i][:] = sum over taps and channels of rows[tap][i][channel] * weight[channel][tap][:]. Each
-// tap is summed by itself: then it makes no difference to the bits whether products are gathered
-// after the multiplication or rows before it.
-template <class T, int VECTORS, bool NARROW>
+// out[i][:] = sum over taps and channels of rows[tap][i][channel] * weight[channel][tap][:].
+// CHAINS: one tap of more channels than a chain has.
+template <class T, int VECTORS, bool NARROW, bool CHAINS>
 void row_product(const RowProduct<T>& p) {
   constexpr int ROWS = kRowsAtOnce<VECTORS>;
   using Sums = RowSums<T, ROWS, VECTORS, NARROW>;
+  Sums sums;
+  sums.clear();
   bool any = false;
   for (int64_t k = 0; k < p.taps; ++k) {
     const T* const* rows = p.rows + k * kTileRows;
@@ -105,38 +101,48 @@ void row_product(const RowProduct<T>& p) {
 #pragma GCC unroll 32
     for (int i = 0; i < ROWS; ++i) padding = padding && rows[i] == p.zeros;
     if (padding) continue;
-    const T* weight = p.weight + k * p.tap_step;
-    Sums sums;
-    if (p.channels <= kRowChain)
-      sum_chain<T>(rows, weight, p.channel_step, 0, p.channels, sums);
-    else
-      sum_chains<T>(rows, weight, p.channel_step, p.channels, sums);
-    put_sums<T>(p.out, p.out_pitch, sums, any);
     any = true;
+    const T* weight = p.weight + k * p.tap_step;
+    add_chain<T>(rows, weight, p.channel_step, 0, CHAINS ? kRowChain : p.channels, sums);
+    for (int64_t first = kRowChain; CHAINS && first < p.channels; first += kRowChain) {
+      Sums more;
+      more.clear();
+      const int64_t last = smaller(p.channels, first + kRowChain);
+      add_chain<T>(rows, weight, p.channel_step, first, last, more);
+      sums.add(more);
+    }
   }
-  Sums zero;
-  zero.clear();
-  if (!any) put_sums<T>(p.out, p.out_pitch, zero, false);
+  if (any || !p.add) put_sums<T>(p.out, p.out_pitch, sums, p.add);
 }
 
-// The rows of one tile, in strips, times all panels of a weight.
+// The rows of one tile, in strips, times all panels of a weight. Some taps at a time go through all
+// strips, so that their part of a panel stays in the first cache, and form one chain.
 template <class T, int... V>
 CONVLM_INLINE void multiply_tile(RowProduct<T> p, const PackedWeight<T>& weight, int64_t first_tap,
-                                 int64_t rows, std::integer_sequence<int, V...>) {
-  static constexpr void (*table[2][sizeof...(V)])(const RowProduct<T>&) = {
-      {&row_product<T, V + 1, false>...}, {&row_product<T, V + 1, true>...}};
+                                 int64_t rows, int64_t taps_of_chain,
+                                 std::integer_sequence<int, V...>) {
+  static constexpr void (*table[2][2][sizeof...(V)])(const RowProduct<T>&) = {
+      {{&row_product<T, V + 1, false, false>...}, {&row_product<T, V + 1, true, false>...}},
+      {{&row_product<T, V + 1, false, true>...}, {&row_product<T, V + 1, true, true>...}}};
   static constexpr int rows_at_once[] = {kRowsAtOnce<V + 1>...};
   const T* const* first_row = p.rows;
   T* const out = p.out;
-  p.tap_step = weight.panels.pitch;
-  p.channel_step = weight.taps * p.tap_step;
+  const int64_t taps = p.taps;
   for (int64_t panel = 0; panel < weight.panels.count; ++panel) {
     const int width = weight.panels.width(panel);
-    p.weight = weight.panel(panel) + first_tap * weight.panels.pitch;
-    for (int64_t i = 0; i < rows; i += rows_at_once[width - 1]) {
-      p.rows = first_row + i;
-      p.out = out + i * p.out_pitch + weight.panels.first(panel) * kLanes<T>;
-      table[weight.panels.ends_narrow(panel)][width - 1](p);
+    p.channel_step = weight.pitch(panel);
+    p.tap_step = weight.channels * p.channel_step;
+    const auto product =
+        table[weight.channels > kRowChain][weight.panels.ends_narrow(panel)][width - 1];
+    for (int64_t k = 0; k < taps; k += taps_of_chain) {
+      p.weight = weight.data + weight.start(panel, first_tap + k);
+      p.taps = smaller(taps_of_chain, taps - k);
+      p.add = k > 0;
+      for (int64_t i = 0; i < rows; i += rows_at_once[width - 1]) {
+        p.rows = first_row + k * kTileRows + i;
+        p.out = out + i * p.out_pitch + weight.panels.first(panel) * kLanes<T>;
+        product(p);
+      }
     }
   }
 }
@@ -174,19 +180,25 @@ CONVLM_INLINE void for_tiles(const LinkedRows<T>& in, int64_t count, int64_t tap
       });
 }
 
+// How many taps one chain takes where taps need not be summed by themselves.
+inline int64_t taps_of_chain(int64_t channels) { return larger(1, kRowChain / channels); }
+
 // Calls finish(tile, pitch, first, count) for each tile of the product of `count` linked rows with
-// a weight.
+// a weight. With one tap to a chain it makes no difference to the bits whether products are
+// gathered after the multiplication or rows before it.
 template <class T, class Finish>
 CONVLM_INLINE void multiply_rows(const LinkedRows<T>& in, int64_t count,
-                                 const PackedWeight<T>& weight, const Finish& finish) {
+                                 const PackedWeight<T>& weight, int64_t chained_taps,
+                                 const Finish& finish) {
   // One vector more than there are columns: what reads the second half of a gated row may pass the
   // end.
   const int64_t pitch = weight.panels.columns() + kLanes<T>;
   const int64_t work = weight.taps * weight.channels * weight.panels.columns();
   for_tiles(in, count, weight.taps, work, [&](const T** rows, int64_t first, int64_t tile_rows) {
     T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kTileRows * pitch));
-    const RowProduct<T> p{rows, in.zeros, nullptr, weight.taps, weight.channels, 0, 0, tile, pitch};
-    multiply_tile(p, weight, 0, tile_rows, std::make_integer_sequence<int, kMaxVectors>{});
+    multiply_tile({rows, in.zeros, nullptr, weight.taps, weight.channels, 0, 0, tile, pitch, false},
+                  weight, 0, tile_rows, chained_taps,
+                  std::make_integer_sequence<int, kWidestPanel>{});
     finish(tile, pitch, first, tile_rows);
   });
 }
@@ -198,8 +210,8 @@ void multiply_rows_into(const LinkedRows<T>& in, int64_t count, const PackedWeig
                         int64_t tap, T* out, int64_t pitch) {
   const int64_t work = weight.channels * weight.panels.columns();
   for_tiles(in, count, 1, work, [&](const T** rows, int64_t first, int64_t tile_rows) {
-    const RowProduct<T> p{rows, in.zeros, nullptr, 1, weight.channels, 0, 0, out + first * pitch,
-                          pitch};
-    multiply_tile(p, weight, tap, tile_rows, std::make_integer_sequence<int, kMaxVectors>{});
+    multiply_tile(
+        {rows, in.zeros, nullptr, 1, weight.channels, 0, 0, out + first * pitch, pitch, false},
+        weight, tap, tile_rows, 1, std::make_integer_sequence<int, kWidestPanel>{});
   });
 }

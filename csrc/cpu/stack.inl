@@ -56,6 +56,19 @@ TapProducts<T> take_tap_products(Arena& arena, const StackArguments& a) {
   return {arena.take<T>(size), 0, 0};
 }
 
+// out = the sum of the products that a row is made of.
+template <class T>
+CONVLM_INLINE void add_products(const LinkedRows<T>& products, int64_t row, int64_t taps,
+                                int64_t columns, T* out) {
+  constexpr int W = kLanes<T>;
+  const T *first = products.at(0, row), *second = taps > 1 ? products.at(1, row) : products.zeros;
+  for (int64_t c = 0; c < columns; c += W) store(out + c, load(first + c) + load(second + c));
+  for (int64_t k = 2; k < taps; ++k) {
+    const T* product = products.at(k, row);
+    for (int64_t c = 0; c < columns; c += W) store(out + c, load(out + c) + load(product + c));
+  }
+}
+
 template <class T, class Finish>
 void multiply_then_gather(const StackLayer& layer, const LinkedRows<T>& in,
                           const PackedLayer<T>& packed, TapProducts<T> products,
@@ -71,24 +84,19 @@ void multiply_then_gather(const StackLayer& layer, const LinkedRows<T>& in,
                        products.data + k * products.tap_pitch, products.pitch);
   const LinkedRows<T> linked{products.data, products.pitch, products.tap_pitch,
                              in.zeros,      in.links,       in.link_pitch};
-  parallel_jobs(
-      divide_up(layer.out_rows, kTileRows), kTileRows * columns * layer.kernel_size,
-      [&](int64_t begin, int64_t end) {
-        const int64_t pitch = columns + W;
-        T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kTileRows * pitch));
-        for (int64_t job = begin; job < end; ++job) {
-          const int64_t first = job * kTileRows;
-          const int64_t count = smaller(kTileRows, layer.out_rows - first);
-          for (int64_t i = 0; i < count; ++i)
-            for (int64_t k = 0; k < layer.kernel_size; ++k) {
-              const T* product = linked.at(k, first + i);
-              for (int64_t c = 0; c < columns; c += W)
-                store(tile + i * pitch + c,
-                      k == 0 ? load(product + c) : load(tile + i * pitch + c) + load(product + c));
-            }
-          finish(tile, pitch, first, count);
-        }
-      });
+  parallel_jobs(divide_up(layer.out_rows, kTileRows), kTileRows * columns * layer.kernel_size,
+                [&](int64_t begin, int64_t end) {
+                  const int64_t pitch = columns + W;
+                  T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kTileRows * pitch));
+                  for (int64_t job = begin; job < end; ++job) {
+                    const int64_t first = job * kTileRows;
+                    const int64_t count = smaller(kTileRows, layer.out_rows - first);
+                    for (int64_t i = 0; i < count; ++i)
+                      add_products<T>(linked, first + i, layer.kernel_size, columns,
+                                      tile + i * pitch);
+                    finish(tile, pitch, first, count);
+                  }
+                });
 }
 
 // What all groups share.
@@ -217,7 +225,7 @@ struct StackGroup {
     if (current.multiply_first())
       multiply_then_gather(current, input_of(i), packed, products, finish_tile);
     else
-      multiply_rows(input_of(i), current.out_rows, packed.weight, finish_tile);
+      multiply_rows(input_of(i), current.out_rows, packed.weight, 1, finish_tile);
   }
 
   void forward_before_last() const {

@@ -1,31 +1,76 @@
 // The gradients of a stack, from the last layer to the first, over the rows that forward kept.
 
-// out = gradient * slope, over the columns of a layer: the gradient of its sums.
+// Rows of the gradient of a layer's result on their way to that of its sums, by the activation.
 template <class T>
-CONVLM_INLINE void apply_slope(const StackLayer& layer, const LayerRows<T>& kept, int64_t row,
-                               const T* gradient, T* out) {
+struct SlopedRows {
+  const T* gradient;
+  int64_t gradient_pitch, count, channels;  // channels: of the result
+  LayerRows<T> kept;                        // of the first of the rows
+  T* out;
+  int64_t out_pitch;
+};
+
+// KEPT: by the slopes that were kept, else by the result.
+template <class T, Activation ACTIVATION, bool KEPT>
+void slope_rows(const SlopedRows<T>& r) {
   constexpr int W = kLanes<T>;
-  const int64_t channels = layer.out_channels();
-  if (kept.slopes != nullptr) {
-    const T* slopes = kept.slopes + row * kept.slope_pitch;
-    // An infinite gradient ends at a closed unit, which the slope tells apart as the result does.
-    const bool is_relu = layer.activation == Activation::relu;
-    for (int64_t c = 0; c < channels; c += W) {
-      const Vector<T> g = load(gradient + c), slope = load(slopes + c);
-      store_lanes(out + c, is_relu ? times_derivative<T>(g, slope, Activation::relu) : g * slope,
-                  channels - c);
-      if (layer.gated)
-        store_lanes(out + channels + c, g * load(slopes + channels + c), channels - c);
+  // An infinite gradient ends at a closed unit, which the slope tells apart as the result does.
+  constexpr bool kMultiplies = KEPT && ACTIVATION != Activation::relu;
+  const SlopedRows<T> rows = r;  // in locals, which no store writes to
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const T* gradient = rows.gradient + i * rows.gradient_pitch;
+    const T* slopes =
+        KEPT ? rows.kept.slopes + i * rows.kept.slope_pitch : rows.kept.rows + i * rows.kept.pitch;
+    T* out = rows.out + i * rows.out_pitch;
+    for (int64_t c = 0; c < rows.channels; c += W) {
+      const Vector<T> g = load(gradient + c);
+      if constexpr (kMultiplies)
+        store(out + c, g * load(slopes + c));
+      else if constexpr (ACTIVATION == Activation::none)  // the last layer's rows are not kept
+        store(out + c, g);
+      else
+        store(out + c, times_derivative<T>(g, load(slopes + c), ACTIVATION));
     }
-    return;
   }
-  if (layer.activation == Activation::none) {  // the last layer's rows are not kept
-    for (int64_t c = 0; c < channels; c += W) store(out + c, load(gradient + c));
-    return;
+}
+
+template <class T>
+void slope_gated_rows(const SlopedRows<T>& r) {
+  constexpr int W = kLanes<T>;
+  const SlopedRows<T> rows = r;
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const T* gradient = rows.gradient + i * rows.gradient_pitch;
+    const T* slopes = rows.kept.slopes + i * rows.kept.slope_pitch;
+    T* out = rows.out + i * rows.out_pitch;
+    for (int64_t c = 0; c < rows.channels; c += W) {
+      const Vector<T> g = load(gradient + c);
+      const int64_t lanes = rows.channels - c;
+      store_lanes(out + c, g * load(slopes + c), lanes);
+      store_lanes(out + rows.channels + c, g * load(slopes + rows.channels + c), lanes);
+    }
   }
-  const T* y = kept.rows + row * kept.pitch;
-  for (int64_t c = 0; c < channels; c += W)
-    store(out + c, times_derivative<T>(load(gradient + c), load(y + c), layer.activation));
+}
+
+template <class T>
+void apply_slopes(const StackLayer& layer, const SlopedRows<T>& rows) {
+  if (layer.gated) return slope_gated_rows<T>(rows);
+  const bool kept = rows.kept.slopes != nullptr;
+  switch (layer.activation) {
+    case Activation::none:
+      return slope_rows<T, Activation::none, false>(rows);
+    case Activation::tanh:
+      if (!kept) return slope_rows<T, Activation::tanh, false>(rows);
+      break;
+    case Activation::sigmoid:
+      if (!kept) return slope_rows<T, Activation::sigmoid, false>(rows);
+      break;
+    case Activation::relu:
+      return (kept ? slope_rows<T, Activation::relu, true>
+                   : slope_rows<T, Activation::relu, false>)(rows);
+    default:
+      break;
+  }
+  slope_rows<T, Activation::tanh, true>(rows);  // any one whose slopes are multiplied by
 }
 
 // How many rows of a result are added to those that they link to before these sums are added to
@@ -88,19 +133,19 @@ struct FinishGradients {
   CONVLM_INLINE void operator()(T* tile, int64_t tile_pitch, int64_t first, int64_t count) const {
     constexpr int W = kLanes<T>;
     const int64_t channels = layer.in_channels, pitch = row_pitch<T>(channels);
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; residual != nullptr && i < count; ++i) {
       T* gradient = tile + i * tile_pitch;
-      const int64_t row = first + i;
-      const int64_t from = residual_rows == nullptr ? row : residual_rows[row];
-      if (residual != nullptr && from >= 0)
-        for (int64_t c = 0; c < channels; c += W)
-          store(gradient + c, load(gradient + c) + load(residual + from * pitch + c));
-      if (whole != nullptr)
-        for (int64_t c = 0; c < channels; c += W)
-          store(whole + row * pitch + c, load(gradient + c));
-      if (below != nullptr)
-        apply_slope(*below, kept, row, gradient, sums + row * row_pitch<T>(below->columns));
+      const int64_t from = residual_rows == nullptr ? first + i : residual_rows[first + i];
+      for (int64_t c = 0; from >= 0 && c < channels; c += W)
+        store(gradient + c, load(gradient + c) + load(residual + from * pitch + c));
     }
+    for (int64_t i = 0; whole != nullptr && i < count; ++i)
+      for (int64_t c = 0; c < channels; c += W)
+        store(whole + (first + i) * pitch + c, load(tile + i * tile_pitch + c));
+    if (below == nullptr) return;
+    const int64_t sums_pitch = row_pitch<T>(below->columns);
+    apply_slopes<T>(*below, {tile, tile_pitch, count, channels, kept.from(first),
+                             sums + first * sums_pitch, sums_pitch});
   }
 };
 
@@ -170,8 +215,9 @@ struct StackGradients {
     const int64_t pitch = row_pitch<T>(layer.out_channels());
     const int64_t out_pitch = row_pitch<T>(layer.columns);
     parallel_jobs(layer.out_rows, layer.columns, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r)
-        apply_slope(layer, kept, r, whole[i % 2] + r * pitch, of_sums[i % 2] + r * out_pitch);
+      apply_slopes<T>(layer,
+                      {whole[i % 2] + begin * pitch, pitch, end - begin, layer.out_channels(),
+                       kept.from(begin), of_sums[i % 2] + begin * out_pitch, out_pitch});
     });
   }
 
@@ -219,7 +265,8 @@ struct StackGradients {
     gradient.link_pitch = layer.reader_pitch;
     FinishGradients<T> f = finish(layer, i);
     f.residual_rows = layer.readers + (layer.kernel_size - 1) * layer.reader_pitch;
-    multiply_rows(gradient, layer.in_rows, group.plan.packed[i].turned, f);
+    multiply_rows(gradient, layer.in_rows, group.plan.packed[i].turned,
+                  taps_of_chain(layer.columns), f);
   }
 
   // Else they are added up for each input row and tap first.
@@ -241,7 +288,8 @@ struct StackGradients {
                    layer.in_rows, linked_residual, linked_parts);
       f.residual = linked_residual;
     }
-    multiply_rows(gradient, layer.in_rows, group.plan.packed[i].turned, f);
+    multiply_rows(gradient, layer.in_rows, group.plan.packed[i].turned,
+                  taps_of_chain(layer.columns), f);
   }
 };
 

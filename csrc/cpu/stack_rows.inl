@@ -25,6 +25,12 @@ struct LayerRows {
   T* rows;
   T* slopes;  // null where they follow from the rows
   int64_t pitch, slope_pitch;
+
+  // What begins with this row.
+  LayerRows from(int64_t row) const {
+    return {rows + row * pitch, slopes == nullptr ? nullptr : slopes + row * slope_pitch, pitch,
+            slope_pitch};
+  }
 };
 
 template <class T>
@@ -163,9 +169,7 @@ struct FinishRows {
   LayerRows<T> out;
 
   void operator()(T* tile, int64_t pitch, int64_t first, int64_t count) const {
-    LayerRows<T> to = out;
-    to.rows += first * out.pitch;
-    if (to.slopes != nullptr) to.slopes += first * out.slope_pitch;
+    const LayerRows<T> to = out.from(first);
     row_activation<T>(layer)({tile, bias, pitch, count, layer.out_channels(), to});
     for (int64_t i = 0; layer.residual && i < count; ++i)
       add_row(to.rows + i * to.pitch, in.at(layer.kernel_size - 1, first + i));

@@ -1,52 +1,41 @@
 // Weights and biases of a stack's layers, packed for the row products in both directions.
 
-template <class S>
-Correlation<S> weight_of(const StackLayer& layer, const int64_t* tap_index) {
-  Correlation<S> p{};
-  p.rows = layer.columns;
-  p.channels = layer.in_channels;
-  p.taps = layer.kernel_size;
-  p.tap_index = tap_index;
-  p.weight = static_cast<const S*>(layer.weight.data);
-  p.weight_row = layer.weight.stride[0];
-  p.weight_channel = layer.weight.stride[1];
-  p.weight_tap = layer.weight.stride[2];
-  return p;
-}
-
-template <class S>
-void pack_weight(const StackLayer& layer, const PackedWeight<Compute<S>>& packed, Compute<S>* out) {
-  constexpr int W = kLanes<Compute<S>>;
-  int64_t* taps = static_cast<int64_t*>(scratch(Slot::taps, sizeof(int64_t) * layer.kernel_size));
-  for (int64_t k = 0; k < layer.kernel_size; ++k) taps[k] = k;
-  const Correlation<S> p = weight_of<S>(layer, taps);
-  const Panels<Compute<S>>& panels = packed.panels;
-  for (int64_t panel = 0; panel < panels.count; ++panel) {
-    const int64_t first = panels.first(panel) * W, last = panels.first(panel + 1) * W;
-    pack_rows(p, {0, p.taps}, 0, first, smaller(last, p.rows) - first, last - first, panels.pitch,
-              out + (packed.panel(panel) - packed.data));
+// Some rows, from the row `first` on of one tap, cut into the panels of a weight.
+template <class T>
+void copy_to_panels(const T* rows, int64_t pitch, int64_t tap, int64_t first, int64_t count,
+                    const PackedWeight<T>& packed, T* out) {
+  constexpr int W = kLanes<T>;
+  for (int64_t panel = 0; panel < packed.panels.count; ++panel) {
+    const int64_t width = packed.pitch(panel);
+    const T* in = rows + packed.panels.first(panel) * W;
+    T* to = out + packed.start(panel, tap) + first * width;
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t c = 0; c < width; c += W) store(to + i * width + c, load(in + i * pitch + c));
   }
 }
 
-// The weight that takes gradients of the result to those of the input: rows of input channels,
-// which are cut into the panels.
+// The weight for products with rows of the input, and, where it is wanted, turned: for products of
+// rows of a gradient, back to those of the input. A few output channels at a time, by taps.
 template <class S>
-void pack_turned_weight(const StackLayer& layer, const PackedWeight<Compute<S>>& packed,
-                        Compute<S>* out) {
+void pack_weight(const StackLayer& layer, const PackedWeight<Compute<S>>& packed,
+                 const PackedWeight<Compute<S>>& turned, Compute<S>* out, Compute<S>* turned_out) {
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
-  const Panels<T>& panels = packed.panels;
-  T* row = static_cast<T*>(scratch(Slot::panel, sizeof(T) * panels.columns()));
-  const S* weight = static_cast<const S*>(layer.weight.data);
-  for (int64_t o = 0; o < layer.columns; ++o)
-    for (int64_t k = 0; k < layer.kernel_size; ++k) {
-      stage_row(weight + o * layer.weight.stride[0] + k * layer.weight.stride[2],
-                layer.weight.stride[1], layer.in_channels, 0, 1, row, panels.columns());
-      for (int64_t panel = 0; panel < panels.count; ++panel) {
-        T* to =
-            out + (packed.panel(panel) - packed.data) + (o * layer.kernel_size + k) * panels.pitch;
-        for (int64_t v = panels.first(panel); v < panels.first(panel + 1); ++v)
-          store(to + (v - panels.first(panel)) * W, load(row + v * W));
+  const int64_t pitch = turned.panels.columns();
+  T* rows = static_cast<T*>(scratch(Slot::panel, sizeof(T) * W * pitch));
+  for (int64_t panel = 0; panel < packed.panels.count; ++panel)
+    for (int64_t v = 0; v < packed.panels.width(panel); ++v) {
+      const int64_t first = (packed.panels.first(panel) + v) * W;
+      const int64_t count = smaller(W, layer.columns - first);
+      for (int64_t k = 0; k < layer.kernel_size; ++k) {
+        const S* weight = static_cast<const S*>(layer.weight.data) +
+                          first * layer.weight.stride[0] + k * layer.weight.stride[2];
+        for (int64_t i = 0; i < count; ++i)
+          stage_row(weight + i * layer.weight.stride[0], layer.weight.stride[1], layer.in_channels,
+                    0, 1, rows + i * pitch, pitch);
+        transpose_strip(rows, pitch, count, layer.in_channels, out + packed.start(panel, k) + v * W,
+                        packed.pitch(panel), W);
+        if (turned_out != nullptr) copy_to_panels(rows, pitch, k, first, count, turned, turned_out);
       }
     }
 }
@@ -73,8 +62,7 @@ PackedLayer<T> take_packed(Arena& arena, const StackLayer& layer, bool with_turn
 
 template <class S>
 void pack_layer(const StackLayer& layer, const PackedLayer<Compute<S>>& p, bool with_turned) {
-  pack_weight<S>(layer, p.weight, p.weight_data);
-  if (with_turned) pack_turned_weight<S>(layer, p.turned, p.turned_data);
+  pack_weight<S>(layer, p.weight, p.turned, p.weight_data, with_turned ? p.turned_data : nullptr);
   const S* bias = static_cast<const S*>(layer.bias.data);
   for (int64_t c = 0; c < p.weight.panels.columns() + kLanes<Compute<S>>; ++c)
     p.bias[c] =
