@@ -139,8 +139,9 @@ def sgd_step_of_loss(
 ) -> Tensor | None:
     """The mean cross-entropy, of which embedding, weight and bias take a step of gradient descent.
 
-    In place, unless the loss is not finite. The arguments, the errors and None are as of
-    :func:`loss_with_gradients`.
+    In place, unless the loss is not finite. On the CPU ``rows`` may be those of several steps,
+    (steps, batch), and what is returned their losses. The other arguments, the errors and None are
+    as of :func:`loss_with_gradients`.
     """
     changed = [embedding, weight] if bias is None else [embedding, weight, bias]
     if _is_gpu_stack(tokens, embedding, weight, _STEP_WINDOW, backend):
@@ -193,7 +194,7 @@ def _as_stack(
 def _steps_fused(
     tokens: Tensor, rows: Tensor | None, embedding: Tensor, weight: Tensor, backend: str
 ) -> bool:
-    batch = (tokens if rows is None else rows).shape[0]
+    batch = tokens.shape[0] if rows is None else rows.shape[-1]
     return _is_fused(tokens, embedding, weight, _STEP_WINDOW, backend, batch)
 
 

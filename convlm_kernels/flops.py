@@ -65,7 +65,7 @@ def _lookup_cross_entropy(
     **__: Any,
 ) -> int:
     if rows is not None:
-        target = (rows[0], target[1])
+        target = (prod(rows), target[1])
     forward, backward = _table_and_rows(target, embedding, weight)
     return forward + backward
 
@@ -152,7 +152,7 @@ def _stack_sgd(
     *_: Any,
     **__: Any,
 ) -> int:
-    return 3 * sum(_stack(x, tokens, weights, settings, None if rows is None else rows[0]))
+    return 3 * sum(_stack(x, tokens, weights, settings, None if rows is None else prod(rows)))
 
 
 FORMULAS: dict[str, Callable[..., int]] = {

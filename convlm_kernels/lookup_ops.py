@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from .checks import LookupChecks, shape_of
+from .checks import LookupChecks, rows_of_step, shape_of
 from .ops import _front, _into_batch
 
 lookup = torch.ops.convlm.lookup.default
@@ -129,11 +129,15 @@ def _cross_entropy_fake(
 
 
 @torch.library.register_fake("convlm::lookup_sgd_")
-def _sgd_fake(*arguments: Any) -> Tensor:
+def _sgd_fake(
+    tokens: Tensor, target: Tensor, rows: Tensor | None, embedding: Tensor, *arguments: Any
+) -> Tensor:
     *others, _lr = arguments
-    _check_cross_entropy("lookup_sgd_", *others)
-    weight: Tensor = others[4]
-    return weight.new_empty(())
+    of_step, losses = rows_of_step(rows)
+    _check_cross_entropy("lookup_sgd_", tokens, target, of_step, embedding, *others)
+    return embedding.new_empty(losses)
+
+
 
 
 # vmap. Batched tokens alone are a longer batch. Batched gradients of tables are one of a vocabulary

@@ -36,7 +36,9 @@ STABLE_TORCH_LIBRARY(convlm, m) {
       "SymInt stride, SymInt pad_left, SymInt pad_right, SymInt dilation) -> Tensor");
   m.def("sgd_(Tensor(a!)[] parameters, Tensor[] gradients, float lr) -> ()");
   // The cross-entropies with gradients below and above, and then parameter -= lr * gradient. Where
-  // the loss is not finite the parameters stay as they are.
+  // the loss is not finite the parameters stay as they are. On the CPU rows may be those of several
+  // steps, (steps, batch), and what is returned their losses (steps); NaN after one that is not
+  // finite, which ends them.
   m.def(
       "lookup_sgd_(Tensor tokens, Tensor target, Tensor? rows, Tensor(a!) embedding, "
       "Tensor(b!) weight, Tensor(c!)? bias, SymInt stride, SymInt pad_left, SymInt pad_right, "

@@ -20,6 +20,7 @@ from .char_model import (
     STEP_METHODS,
     CharModel,
     all_require_grad,
+    are_of_steps,
     batch_of,
 )
 from .integers import check_positive, integer
@@ -126,7 +127,7 @@ class DilatedCNN(CharModel):
     def sgd_step(self, x: Tensor, y: Tensor, lr: float, rows: Tensor | None = None) -> Tensor:
         """In one operator where the loss comes with its gradients."""
         stack = self.as_stack_trained_at_once(x.shape[-1])
-        if stack is None:
+        if stack is None or (are_of_steps(rows) and not x.is_cpu):
             return super().sgd_step(x, y, lr, rows)
         self.check_tokens(x)
         with torch.set_grad_enabled(False):

@@ -20,6 +20,7 @@ from .char_model import (
     CharModel,
     LookUp,
     all_require_grad,
+    are_of_steps,
 )
 from .dilated import DilatedCNN
 
@@ -86,7 +87,7 @@ class CNN(CharModel):
         """In one operator where the loss comes with its gradients."""
         conv: Any = self._modules["conv"]
         parameters = self.look_up_trained_at_once()
-        if parameters is not None:
+        if parameters is not None and (x.is_cpu or not are_of_steps(rows)):
             loss = sgd_step_of_loss(x, y, rows, *parameters, lr, backend=conv.backend)
             if loss is not None:
                 return loss

@@ -125,16 +125,16 @@ Tensor lookup_sgd(const Tensor& tokens, const Tensor& target, const std::optiona
                   const Tensor& embedding, const Tensor& weight, const std::optional<Tensor>& bias,
                   int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
                   double lr) {
-  auto [loss, grad_embedding, grad_weight, grad_bias] = lookup_cross_entropy(
-      tokens, target, rows, embedding, weight, bias, stride, pad_left, pad_right, dilation);
-  if (!is_finite(loss)) return loss;
-  std::vector<Tensor> parameters{embedding, weight}, gradients{grad_embedding, grad_weight};
-  if (bias) {
-    parameters.push_back(*bias);
-    gradients.push_back(grad_bias);
-  }
-  step_parameters(parameters, gradients, lr);
-  return loss;
+  std::vector<Tensor> parameters{embedding, weight};
+  if (bias) parameters.push_back(*bias);
+  return take_steps(weight, rows, [&](const std::optional<Tensor>& batch) {
+    const auto [loss, grad_embedding, grad_weight, grad_bias] = lookup_cross_entropy(
+        tokens, target, batch, embedding, weight, bias, stride, pad_left, pad_right, dilation);
+    std::vector<Tensor> gradients{grad_embedding, grad_weight};
+    if (bias) gradients.push_back(grad_bias);
+    if (is_finite(loss)) step_parameters(parameters, gradients, lr);
+    return loss;
+  });
 }
 
 }  // namespace

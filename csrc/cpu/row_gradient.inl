@@ -83,19 +83,20 @@ CONVLM_INLINE void add_gradient_block(RowGradient<T> p, const WeightSums<T>& sum
 
 // sums += the gradient from `count` rows of the result, after `before` others. in.at(tap, row) was
 // multiplied by the tap, grad.at(tap, row) is the gradient of that product. Where either is padding
-// there is nothing to add, not even if the other is infinite. Cut by taps and channels: a sum is
-// made by one thread, in the order of the rows.
+// there is nothing to add, not even if the other is infinite. Cut by taps and channels, a few more
+// in the last piece: a sum is made by one thread, in the order of the rows.
 template <class T>
 void add_weight_gradient(const LinkedRows<T>& in, const LinkedRows<T>& grad, int64_t before,
                          int64_t count, const WeightSums<T>& sums) {
-  const int64_t blocks = divide_up(sums.channels, kTileRows);
+  const int64_t blocks = larger(1, sums.channels / kTileRows);
   parallel_jobs(sums.taps * blocks, count * kTileRows * sums.columns,
                 [&](int64_t begin, int64_t end) {
                   const T** rows =
                       static_cast<const T**>(scratch(Slot::plan, sizeof(T*) * 2 * kGradientRows));
                   for (int64_t job = begin; job < end; ++job) {
                     const int64_t tap = job / blocks, first_channel = job % blocks * kTileRows;
-                    const int64_t last_channel = smaller(first_channel + kTileRows, sums.channels);
+                    const int64_t last_channel =
+                        job % blocks + 1 < blocks ? first_channel + kTileRows : sums.channels;
                     for (int64_t row = 0; row < count;) {
                       const int64_t first_row = row;
                       RowGradient<T> p{rows, rows + kGradientRows, 0, 0, 0, nullptr, 0};

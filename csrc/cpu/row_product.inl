@@ -155,7 +155,9 @@ struct LinkedRows {
   const T* zeros;
   const int32_t* links;  // [tap][link_pitch]; null: row r reads row r
   int64_t link_pitch;
+  const int32_t* order = nullptr;  // in which the rows of the result are made; null: as they come
 
+  int64_t row(int64_t i) const { return order == nullptr ? i : order[i]; }
   const T* at(int64_t tap, int64_t row) const {
     const int64_t link = links == nullptr ? row : links[tap * link_pitch + row];
     return link < 0 ? zeros : data + tap * tap_pitch + link * pitch;
@@ -174,7 +176,7 @@ CONVLM_INLINE void for_tiles(const LinkedRows<T>& in, int64_t count, int64_t tap
           const int64_t first = job * kTileRows, tile_rows = smaller(kTileRows, count - first);
           for (int64_t k = 0; k < taps; ++k)
             for (int64_t i = 0; i < kTileRows; ++i)
-              rows[k * kTileRows + i] = i < tile_rows ? in.at(k, first + i) : in.zeros;
+              rows[k * kTileRows + i] = i < tile_rows ? in.at(k, in.row(first + i)) : in.zeros;
           body(rows, first, tile_rows);
         }
       });

@@ -1,13 +1,38 @@
 // The step of stochastic gradient descent for all parameters of a model.
 #pragma once
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstring>
+#include <limits>
+#include <optional>
 #include <vector>
+
+#include "cpu/mean.h"
+#include "operators.h"
 
 namespace convlm::cpu {
 
 // parameter -= lr * gradient for each pair, of one shape and dtype.
 void step_parameters(const std::vector<torch::stable::Tensor>& parameters,
                      const std::vector<torch::stable::Tensor>& gradients, double lr);
+
+// step(rows) for one list of rows or none; for several, (steps, batch), one after the other, and
+// their losses (steps). After a loss that is not finite no further step is taken: NaN.
+template <class Step>
+torch::stable::Tensor take_steps(const torch::stable::Tensor& like,
+                                 const std::optional<torch::stable::Tensor>& rows,
+                                 const Step& step) {
+  if (!rows || rows->dim() != 2) return step(rows);
+  torch::stable::Tensor losses = torch::stable::full(
+      {rows->size(0)}, std::numeric_limits<double>::quiet_NaN(), like.scalar_type());
+  char* out = static_cast<char*>(losses.mutable_data_ptr());
+  for (int64_t i = 0; i < rows->size(0); ++i, out += losses.element_size()) {
+    const torch::stable::Tensor loss = step(torch::stable::select(*rows, 0, i));
+    std::memcpy(out, loss.const_data_ptr(), losses.element_size());
+    if (!is_finite(loss)) break;
+  }
+  return losses;
+}
 
 }  // namespace convlm::cpu

@@ -5,9 +5,13 @@ template <class T>
 struct SlopedRows {
   const T* gradient;
   int64_t gradient_pitch, count, channels;  // channels: of the result
-  LayerRows<T> kept;                        // of the first of the rows
+  LayerRows<T> kept;
   T* out;
   int64_t out_pitch;
+  int64_t first;         // of the rows, in what is kept and in `out`
+  const int32_t* order;  // where they are, from the first on; null: one after the other
+
+  int64_t row(int64_t i) const { return order == nullptr ? first + i : order[i]; }
 };
 
 // KEPT: by the slopes that were kept, else by the result.
@@ -19,9 +23,10 @@ void slope_rows(const SlopedRows<T>& r) {
   const SlopedRows<T> rows = r;  // in locals, which no store writes to
   for (int64_t i = 0; i < rows.count; ++i) {
     const T* gradient = rows.gradient + i * rows.gradient_pitch;
-    const T* slopes =
-        KEPT ? rows.kept.slopes + i * rows.kept.slope_pitch : rows.kept.rows + i * rows.kept.pitch;
-    T* out = rows.out + i * rows.out_pitch;
+    const int64_t row = rows.row(i);
+    const T* slopes = KEPT ? rows.kept.slopes + row * rows.kept.slope_pitch
+                           : rows.kept.rows + row * rows.kept.pitch;
+    T* out = rows.out + row * rows.out_pitch;
     for (int64_t c = 0; c < rows.channels; c += W) {
       const Vector<T> g = load(gradient + c);
       if constexpr (kMultiplies)
@@ -40,8 +45,8 @@ void slope_gated_rows(const SlopedRows<T>& r) {
   const SlopedRows<T> rows = r;
   for (int64_t i = 0; i < rows.count; ++i) {
     const T* gradient = rows.gradient + i * rows.gradient_pitch;
-    const T* slopes = rows.kept.slopes + i * rows.kept.slope_pitch;
-    T* out = rows.out + i * rows.out_pitch;
+    const T* slopes = rows.kept.slopes + rows.row(i) * rows.kept.slope_pitch;
+    T* out = rows.out + rows.row(i) * rows.out_pitch;
     for (int64_t c = 0; c < rows.channels; c += W) {
       const Vector<T> g = load(gradient + c);
       const int64_t lanes = rows.channels - c;
@@ -120,6 +125,33 @@ inline void find_present(const StackLayer& layer, int32_t* present) {
   });
 }
 
+// Rows of the input in an order that puts those together which the same taps read: short samples
+// have edges that some taps do not reach, and a strip of such rows skips these taps. Null where
+// there are too few to be worth it.
+inline const int32_t* order_by_readers(const StackLayer& layer, int32_t* order) {
+  constexpr int64_t kMostTaps = 8;
+  const int64_t taps = layer.kernel_size;
+  if (taps > kMostTaps) return nullptr;
+  // Rows of consecutive positions are read by consecutive taps.
+  const auto readers_of = [&](int64_t row) {
+    int64_t first = 0, last = taps - 1;
+    while (first < last && layer.readers[first * layer.reader_pitch + row] < 0) ++first;
+    while (first < last && layer.readers[last * layer.reader_pitch + row] < 0) --last;
+    return first * taps + last;
+  };
+  int64_t start[kMostTaps * kMostTaps + 1] = {}, unread = 0;
+  for (int64_t row = 0; row < layer.in_rows; ++row) {
+    const int64_t readers = readers_of(row);
+    ++start[readers + 1];
+    unread += taps - 1 - readers % taps + readers / taps;
+  }
+  if (16 * unread < layer.in_rows * taps) return nullptr;
+  for (int64_t i = 0; i < taps * taps; ++i) start[i + 1] += start[i];
+  for (int64_t row = 0; row < layer.in_rows; ++row)
+    order[start[readers_of(row)]++] = static_cast<int32_t>(row);
+  return order;
+}
+
 // From a tile of the input's gradient to the gradients of the layer below.
 template <class T>
 struct FinishGradients {
@@ -129,23 +161,27 @@ struct FinishGradients {
   const StackLayer* below;       // null below the first layer
   LayerRows<T> kept;             // of the layer below
   T *whole, *sums;               // results, either may be null
+  const int32_t* order;          // of the rows; null: as they come
+
+  int64_t row(int64_t i) const { return order == nullptr ? i : order[i]; }
 
   CONVLM_INLINE void operator()(T* tile, int64_t tile_pitch, int64_t first, int64_t count) const {
     constexpr int W = kLanes<T>;
     const int64_t channels = layer.in_channels, pitch = row_pitch<T>(channels);
     for (int64_t i = 0; residual != nullptr && i < count; ++i) {
       T* gradient = tile + i * tile_pitch;
-      const int64_t from = residual_rows == nullptr ? first + i : residual_rows[first + i];
+      const int64_t from =
+          residual_rows == nullptr ? row(first + i) : residual_rows[row(first + i)];
       for (int64_t c = 0; from >= 0 && c < channels; c += W)
         store(gradient + c, load(gradient + c) + load(residual + from * pitch + c));
     }
     for (int64_t i = 0; whole != nullptr && i < count; ++i)
       for (int64_t c = 0; c < channels; c += W)
-        store(whole + (first + i) * pitch + c, load(tile + i * tile_pitch + c));
-    if (below == nullptr) return;
-    const int64_t sums_pitch = row_pitch<T>(below->columns);
-    apply_slopes<T>(*below, {tile, tile_pitch, count, channels, kept.from(first),
-                             sums + first * sums_pitch, sums_pitch});
+        store(whole + row(first + i) * pitch + c, load(tile + i * tile_pitch + c));
+    if (below != nullptr)
+      apply_slopes<T>(*below,
+                      {tile, tile_pitch, count, channels, kept, sums, row_pitch<T>(below->columns),
+                       first, order == nullptr ? nullptr : order + first});
   }
 };
 
@@ -157,7 +193,7 @@ struct StackGradients {
   int64_t samples_before;                      // that are in these sums already
   T *whole[2], *of_sums[2];                    // of every other layer
   T *linked, *linked_residual, *linked_parts;  // for layers that multiply first
-  int32_t* present;
+  int32_t *present, *order;
   T* input;
 
   StackGradients(StackGroup<S>& rows, const WeightSums<T>* to, int64_t before)
@@ -166,13 +202,16 @@ struct StackGradients {
   void take(Arena& arena) {
     const StackArguments& a = group.a;
     int64_t largest_whole = 0, largest = 0, largest_linked = 0, largest_residual = 0;
-    int64_t largest_parts = 0, most_present = 0;
+    int64_t largest_parts = 0, most_present = 0, most_ordered = 0;
     for (int64_t i = 0; i < a.depth; ++i) {
       const StackLayer layer = group.layer(i);
       const int64_t pitch = row_pitch<T>(layer.columns);
       largest = larger(largest, layer.out_rows * pitch);
       largest_whole = larger(largest_whole, layer.out_rows * row_pitch<T>(layer.out_channels()));
-      if (!layer.multiply_first()) continue;
+      if (!layer.multiply_first()) {
+        most_ordered = larger(most_ordered, layer.in_rows);
+        continue;
+      }
       largest_linked = larger(largest_linked, layer.kernel_size * layer.in_rows * pitch);
       most_present = larger(most_present, layer.kernel_size * layer.in_rows);
       if (layer.residual)
@@ -187,6 +226,7 @@ struct StackGradients {
     linked_residual = arena.take<T>(largest_residual + kRowSlack);
     linked_parts = arena.take<T>(largest_parts);
     present = arena.take<int32_t>(most_present);
+    order = arena.take<int32_t>(most_ordered);
     const StackLayer layer = group.layer(0);
     input = arena.take<T>(layer.in_rows * row_pitch<T>(layer.in_channels) + kRowSlack);
   }
@@ -216,8 +256,8 @@ struct StackGradients {
     const int64_t out_pitch = row_pitch<T>(layer.columns);
     parallel_jobs(layer.out_rows, layer.columns, [&](int64_t begin, int64_t end) {
       apply_slopes<T>(layer,
-                      {whole[i % 2] + begin * pitch, pitch, end - begin, layer.out_channels(),
-                       kept.from(begin), of_sums[i % 2] + begin * out_pitch, out_pitch});
+                      {whole[i % 2] + begin * pitch, pitch, end - begin, layer.out_channels(), kept,
+                       of_sums[i % 2], out_pitch, begin, nullptr});
     });
   }
 
@@ -242,7 +282,7 @@ struct StackGradients {
   }
 
   FinishGradients<T> finish(const StackLayer& layer, int64_t i) const {
-    FinishGradients<T> f{layer, nullptr, nullptr, nullptr, {}, nullptr, nullptr};
+    FinishGradients<T> f{layer, nullptr, nullptr, nullptr, {}, nullptr, nullptr, nullptr};
     if (layer.residual) f.residual = whole[i % 2];
     if (i == 0) {
       f.whole = input;
@@ -265,6 +305,7 @@ struct StackGradients {
     gradient.link_pitch = layer.reader_pitch;
     FinishGradients<T> f = finish(layer, i);
     f.residual_rows = layer.readers + (layer.kernel_size - 1) * layer.reader_pitch;
+    f.order = gradient.order = order_by_readers(layer, order);
     multiply_rows(gradient, layer.in_rows, group.plan.packed[i].turned,
                   taps_of_chain(layer.columns), f);
   }

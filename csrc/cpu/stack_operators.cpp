@@ -155,14 +155,15 @@ std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& t
 Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
                  const OptionalTensor& rows, Tensors weights, Tensors biases,
                  std::vector<int64_t> settings, bool share, double lr) {
-  const auto [loss, gradients] =
-      loss_with_gradients("stack_sgd_", x, tokens, target, rows, weights, biases, settings, share);
-  if (!is_finite(loss)) return loss;
   Tensors parameters{x};
   parameters.insert(parameters.end(), weights.begin(), weights.end());
   parameters.insert(parameters.end(), biases.begin(), biases.end());
-  step_parameters(parameters, gradients, lr);
-  return loss;
+  return take_steps(x, rows, [&](const OptionalTensor& batch) {
+    const auto [loss, gradients] = loss_with_gradients("stack_sgd_", x, tokens, target, batch,
+                                                       weights, biases, settings, share);
+    if (is_finite(loss)) step_parameters(parameters, gradients, lr);
+    return loss;
+  });
 }
 
 Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target, Tensors weights,
