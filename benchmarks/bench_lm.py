@@ -3,8 +3,9 @@
     python benchmarks/bench_lm.py --threads 1 --words names
 
 A training step draws rows and does forward, loss, backward and SGD; ours is what `convlm train`
-does. The peers are the loop that one writes with torch's layers, the same under `torch.compile`,
-and the model by hand as matrix products, channels last. Their losses over a few steps must be ours.
+does, which takes 20 steps in a call where they are short. The peers are the loop that one writes
+with torch's layers, the same under `torch.compile`, and the model by hand as matrix products,
+channels last. Their losses over a few steps must be ours.
 
 The seed's rows are random letters, or with --words those of a list. How much shared contexts save
 is a matter of the words: random letters repeat the least.
@@ -32,8 +33,9 @@ from models import (
 from suite import OURS, Case, Contest, Setting, Suite
 from torch import Tensor, nn
 
-from convlm_kernels.lm import load_words, make_data
+from convlm_kernels.lm import JoinedSteps, PlainSteps, load_words, make_data
 from convlm_kernels.lm.char_model import loss_of
+from convlm_kernels.lm.steps import READ_EVERY, Steps, are_short
 
 PEER, BY_HAND, COMPILED = "torch.nn", "matrix products", "torch.compile"
 LEARNING_RATE = 0.1
@@ -74,47 +76,58 @@ def peers_of(model: CharModel, compiled: bool) -> dict[str, nn.Module]:
     return peers
 
 
-class Step:
-    """One more training step with each call, from the same start and on the same rows for all."""
+class TakeSteps:
+    """Some more training steps with each call, from the same start and on the same rows for all."""
 
-    def __init__(self, split: Split, batch: int, step: Callable[[Tensor], float]) -> None:
-        self.rows, self.batch, self.step = len(split.x), batch, step
+    def __init__(self, steps: Steps, split: Split, batch: int, count: int) -> None:
+        self.steps, self.rows, self.batch, self.count = steps, len(split.x), batch, count
         self.generator = torch.Generator().manual_seed(0)
 
-    def __call__(self) -> float:
-        return self.step(torch.randint(self.rows, (self.batch,), generator=self.generator))
+    def __call__(self) -> list[float]:
+        for _ in range(self.count):
+            rows = torch.randint(self.rows, (self.batch,), generator=self.generator)
+            self.steps.take(rows, LEARNING_RATE)
+        return self.steps.losses()
 
 
-def our_step(model: CharModel, split: Split) -> Callable[[Tensor], float]:
-    def step(rows: Tensor) -> float:
-        return model.sgd_step(split.x, split.y, LEARNING_RATE, rows).item()
+class TorchSteps:
+    """The loop that one writes with torch."""
 
-    return step
-
-
-def torch_step(model: nn.Module, split: Split) -> Callable[[Tensor], float]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    def __init__(self, model: nn.Module, split: Split) -> None:
+        self.model, self.split = model, split
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+        self._losses: list[float] = []
 
     @torch.enable_grad()
-    def step(rows: Tensor) -> float:
-        loss = loss_of(model(split.x[rows]), split.y[rows])
-        optimizer.zero_grad()
+    def take(self, rows: Tensor, lr: float) -> None:
+        loss = loss_of(self.model(self.split.x[rows]), self.split.y[rows])
+        self.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        return loss.item()
+        self.optimizer.step()
+        self._losses.append(loss.item())
 
-    return step
+    def losses(self) -> list[float]:
+        losses, self._losses = self._losses, []
+        return losses
 
 
 def training_step(model: Model, setting: Setting) -> Contest:
     split, ours = model.rows(), seeded(model.build)
+    count = steps_of_a_call(model, setting)
     peers = peers_of(ours, setting.compiled)
-    steps = {OURS: our_step(ours, split)}
-    steps |= {name: torch_step(peer, split) for name, peer in peers.items()}
-    calls = {name: Step(split, model.batch, step) for name, step in steps.items()}
-    for _ in range(STEPS_COMPARED):
+    steps: dict[str, Any] = {
+        OURS: JoinedSteps(ours, split) if count > 1 else PlainSteps(ours, split)
+    }
+    steps |= {name: TorchSteps(peer, split) for name, peer in peers.items()}
+    calls = {name: TakeSteps(taken, split, model.batch, count) for name, taken in steps.items()}
+    for _ in range(max(1, STEPS_COMPARED // count)):
         assert_equal({name: call() for name, call in calls.items()})
     return Contest(calls)
+
+
+def steps_of_a_call(model: Model, setting: Setting) -> int:
+    short = are_short(model.build(), model.rows(), model.batch)
+    return (2 if setting.small else READ_EVERY) if short else 1
 
 
 def full_loss(model: Model, setting: Setting) -> Contest:
@@ -123,14 +136,14 @@ def full_loss(model: Model, setting: Setting) -> Contest:
     calls: dict[str, Callable[[], Any]] = {OURS: torch.no_grad()(lambda: ours.loss(x, y))}
     for name, peer in peers_of(ours, setting.compiled).items():
         calls[name] = torch.no_grad()(lambda peer=peer: loss_of(peer(x), y))
-    assert_equal({name: float(call()) for name, call in calls.items()})
+    assert_equal({name: [float(call())] for name, call in calls.items()})
     return Contest(calls)
 
 
-def assert_equal(losses: dict[str, float]) -> None:
+def assert_equal(losses: dict[str, list[float]]) -> None:
     """Raises AssertionError where a loss is not that of ours."""
     for name, loss in losses.items():
-        message = f"the loss of {name} is {loss}, and of ours {losses[OURS]}"
+        message = f"the losses of {name} are {loss}, and of ours {losses[OURS]}"
         torch.testing.assert_close(
             torch.tensor(loss), torch.tensor(losses[OURS]), rtol=1e-5, atol=1e-5, msg=message
         )
@@ -139,7 +152,8 @@ def assert_equal(losses: dict[str, float]) -> None:
 def cases(setting: Setting) -> Iterator[Case]:
     for model in models(setting):
         if setting.wants(model.name):
-            yield Case(model.name, "training step", partial(training_step, model, setting))
+            step = partial(training_step, model, setting)
+            yield Case(model.name, "training step", step, times=steps_of_a_call(model, setting))
             yield Case(model.name, "full loss", partial(full_loss, model, setting))
 
 

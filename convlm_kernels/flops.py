@@ -64,10 +64,12 @@ def _lookup_cross_entropy(
     *_: Any,
     **__: Any,
 ) -> int:
+    steps = 1
     if rows is not None:
-        target = (prod(rows), target[1])
+        *several, batch = rows
+        steps, target = prod(several), (batch, target[1])
     forward, backward = _table_and_rows(target, embedding, weight)
-    return forward + backward
+    return steps * (forward + backward)
 
 
 def _table_and_rows(target: Shape, embedding: Shape, weight: Shape) -> tuple[int, int]:

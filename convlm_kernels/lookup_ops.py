@@ -138,8 +138,6 @@ def _sgd_fake(
     return embedding.new_empty(losses)
 
 
-
-
 # vmap. Batched tokens alone are a longer batch. Batched gradients of tables are one of a vocabulary
 # that is as many times as large, in which every example has words of its own.
 

@@ -87,6 +87,20 @@ struct GradTableArguments {
 
 // Of float32 and float64 only. The table is the product of weight (out_channels, embedding_dim,
 // kernel_size) and embedding (vocab, embedding_dim).
+struct MutableTensor {
+  void* data;
+  int64_t stride[3];
+};
+
+// Of losses with gradients.
+struct LossGradient {
+  void* mean;  // of the losses; null where no gradient is wanted
+  // The parameters themselves are what gradients are written to, as steps of gradient descent;
+  // unless the mean is not finite.
+  bool as_step;
+  double lr;
+};
+
 struct CrossEntropyArguments {
   Conv1dGeometry geometry;
   ScalarType dtype;
@@ -94,12 +108,11 @@ struct CrossEntropyArguments {
   const int64_t* tokens;  // (batch, length), contiguous
   const int64_t* target;  // (batch, out_length), contiguous, below out_channels
   ConstTensor embedding, weight;
-  ConstTensor bias;      // data is null without a bias
-  void* losses;          // (batch, out_length), contiguous
-  void* grad_embedding;  // of the mean loss, contiguous; null where no gradient is wanted
-  void* grad_weight;     // of the mean loss
-  int64_t grad_weight_stride[3];
-  void* grad_bias;  // of the mean loss, contiguous, or null
+  ConstTensor bias;  // data is null without a bias
+  void* losses;      // (batch, out_length), contiguous
+  LossGradient gradient;
+  // Of the mean loss; data is null where none is wanted, or there is no bias.
+  MutableTensor grad_embedding, grad_weight, grad_bias;
 };
 
 // parameter -= lr * gradient, for `count` elements that are `stride` apart.

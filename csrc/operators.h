@@ -54,6 +54,13 @@ inline ConstTensor operand(const Tensor& t) {
   return result;
 }
 
+inline MutableTensor writable(const Tensor& t) {
+  MutableTensor result{t.mutable_data_ptr(), {0, 0, 0}};
+  const auto strides = t.strides();
+  std::copy_n(strides.begin(), std::min<size_t>(strides.size(), 3), result.stride);
+  return result;
+}
+
 // Memory for a result, of the device of `like`, and of its dtype unless another is given. The
 // new_empty of torch::stable finds its operator by name in every call, which takes longer than all
 // the checks of one.

@@ -5,11 +5,6 @@
 
 namespace convlm {
 
-struct MutableTensor {
-  void* data;
-  int64_t stride[3];
-};
-
 // The positions of a layer: stride 1.
 struct LayerTaps {
   int64_t kernel_size, dilation, pad_left, in_length, out_length;
@@ -57,6 +52,7 @@ struct StackArguments {
   // Of the softmax cross-entropy of each position of the result, (batch, out_length), contiguous.
   const int64_t* target;
   void* losses;
+  LossGradient gradient;
 
   void* output;              // contiguous (batch, channels, out_length); null where there is a loss
   ConstTensor grad_output;   // of that shape

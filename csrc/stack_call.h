@@ -117,12 +117,6 @@ class StackCall {
   StackArguments arguments_{};
 
  private:
-  static MutableTensor writable(const Tensor& t) {
-    MutableTensor result{t.mutable_data_ptr(), {0, 0, 0}};
-    for (int64_t i = 0; i < t.dim(); ++i) result.stride[i] = t.stride(i);
-    return result;
-  }
-
   void check_x(const char* function, const Tensor& x) {
     GeometryChecks(function, 1, 0, 0, 1, 1)
         .three_dimensional("x", x, "(batch, in_channels, length)");

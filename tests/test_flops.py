@@ -98,6 +98,8 @@ def test_a_stack_with_its_loss() -> None:
         rows = torch.arange(8)  # a quarter
         step = (embedding, tokens, target, rows, weights, biases, settings, True, 0.1)
         assert counted(lambda: stack_ops.stack_sgd_(*step)) == {"stack_sgd_": 3 * forward // 4}
+        steps = (*step[:3], rows.repeat(5, 1), *step[4:])
+        assert counted(lambda: stack_ops.stack_sgd_(*steps)) == {"stack_sgd_": 15 * forward // 4}
 
 
 def test_look_ups() -> None:
@@ -121,7 +123,10 @@ def test_look_ups() -> None:
         found = counted(lambda: loss(tokens, target, embedding, weight))
         assert found == {"lookup_losses": table + rows}
         step = (tokens, target, torch.arange(8), embedding, weight, None, 1, 0, 0, 1, 0.1)
-        assert counted(lambda: lookup_ops.sgd_(*step)) == {"lookup_sgd_": 3 * table + 2 * rows // 4}
+        one = 3 * table + 2 * rows // 4
+        assert counted(lambda: lookup_ops.sgd_(*step)) == {"lookup_sgd_": one}
+        steps = (*step[:2], torch.arange(8).repeat(5, 1), *step[3:])
+        assert counted(lambda: lookup_ops.sgd_(*steps)) == {"lookup_sgd_": 5 * one}
 
 
 def test_every_operator_with_products_is_counted() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convlm_kernels import _host, embedding_conv1d_cross_entropy, lookup, lookup_ops
+from convlm_kernels.optim import sgd_
 
 DOUBLE = torch.float64
 
@@ -43,9 +44,9 @@ def test_opcheck() -> None:
             lookup_ops.cross_entropy,
             (tokens, target, torch.tensor([1, 0, 1]), embedding, laid, None, 2, 1, 1, 1),
         ),
-        (
-            lookup_ops.sgd_,
-            (tokens, target, torch.tensor([1, 0]), embedding, laid, random(4), 2, 1, 1, 1, 0.1),
+        *(
+            (lookup_ops.sgd_, (tokens, target, rows, embedding, laid, random(4), 2, 1, 1, 1, 0.1))
+            for rows in (torch.tensor([1, 0]), torch.tensor([[1, 0, 1], [0, 0, 1]]))
         ),
     ]
     for operator, arguments in samples:
@@ -280,6 +281,33 @@ def test_a_loss_over_many_positions() -> None:
 
 
 # --- Instruction sets ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("end_to_end", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_sgd_step_of_parameters_however_they_lie_in_memory(
+    turned: bool, end_to_end: bool, dtype: torch.dtype
+) -> None:
+    """The same bits as a gradient and then a step, for one step and for several in a call."""
+    case = CASES[0]
+    tokens, target, *parameters = loss_operands(case, dtype)
+    window = case.window[:4]
+    if end_to_end:
+        embedding, weight, *bias = parameters
+        weight = weight.transpose(1, 2).flatten(1).unsqueeze(1)
+        parameters = [embedding, weight, *bias]
+    spread = [torch.stack([p, p + 1], dim=-1)[..., 0] for p in parameters]
+    if turned:
+        spread = [p.mT.contiguous().mT if p.dim() > 1 else p for p in parameters]
+    parameters = [p.clone().contiguous() for p in parameters]
+    rows = torch.tensor([[1, 0, 1], [0, 0, 1]]) % len(tokens)
+    losses = lookup_ops.sgd_(tokens, target, rows, *spread, *window, 0.5)
+    for batch, own in zip(rows, losses, strict=True):
+        loss, *gradients = lookup_ops.cross_entropy(tokens, target, batch, *parameters, *window)
+        sgd_(parameters, gradients, 0.5)
+        assert torch.equal(own, loss)
+    assert all(map(torch.equal, spread, parameters))
 
 
 @pytest.mark.parametrize("isa", [isa for isa in _host.cpu_isas() if isa != _host.cpu_isa()])

@@ -35,6 +35,7 @@ from stacks import (
 from torch import Tensor
 
 from convlm_kernels import _host
+from convlm_kernels.optim import sgd_
 from convlm_kernels.stack_ops import (
     stack_backward,
     stack_cross_entropy,
@@ -178,7 +179,39 @@ def test_opcheck(stack: Stack) -> None:
         operands = (*inputs[:2], target_of(stack, inputs), *inputs[2:], stack.settings, True)
         torch.library.opcheck(stack_cross_entropy, operands)
         torch.library.opcheck(stack_losses, operands)
-        torch.library.opcheck(stack_sgd_, (*_with_rows(operands, torch.tensor([1, 0])), 0.1))
+        for rows in torch.tensor([1, 0]), torch.tensor([[1, 0, 1], [0, 0, 1]]):
+            torch.library.opcheck(stack_sgd_, (*_with_rows(operands, rows), 0.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 2, 1), (1, 0, 2)], ids=str)
+def test_steps_of_parameters_however_they_lie_in_memory(order: tuple, dtype: torch.dtype) -> None:
+    """The same bits as a gradient and then a step, for one step and for several in a call."""
+    stack = TOKENS[1]
+    inputs = inputs_of(stack, dtype)
+    target = target_of(stack, inputs)
+    spread = [
+        _spread(w.permute(order)).permute(*map(order.index, range(3))) for w in inputs.weights
+    ]
+    biases = [_spread(b) for b in inputs.biases]
+    embedding = _spread(inputs.x.T).T
+    settings = stack.settings, True
+    rows = torch.tensor([[3, 0, 3, 39], [1, 2, 3, 4]])
+    losses = stack_sgd_(embedding, inputs.tokens, target, rows, spread, biases, *settings, 0.5)
+    parameters = [inputs.x, *inputs.weights, *inputs.biases]
+    for batch, own in zip(rows, losses, strict=True):
+        tokens, wanted = inputs.tokens[batch], target[batch]
+        loss, gradients = stack_cross_entropy(
+            inputs.x, tokens, wanted, inputs.weights, inputs.biases, *settings
+        )
+        sgd_(parameters, gradients, 0.5)
+        assert torch.equal(own, loss)
+    assert all(map(torch.equal, [embedding, *spread, *biases], parameters))
+
+
+def _spread(tensor: Tensor) -> Tensor:
+    """The same values, a place apart in memory."""
+    return torch.stack([tensor, tensor + 1], dim=-1)[..., 0]
 
 
 def _with_rows(operands: tuple, rows: Tensor) -> tuple:

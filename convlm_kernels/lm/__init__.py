@@ -6,7 +6,7 @@ from .data import Alphabet, Data, Split, contexts, make_data
 from .generation import sample
 from .models import CNN, MLP, DilatedCNN
 from .sampling import Sampling
-from .steps import CapturedSteps, PlainSteps
+from .steps import CapturedSteps, JoinedSteps, PlainSteps
 from .training import Losses, Progress, Schedule, evaluate, train
 from .words import load_words
 
@@ -20,6 +20,7 @@ __all__ = [
     "Data",
     "DilatedCNN",
     "Event",
+    "JoinedSteps",
     "Losses",
     "PlainSteps",
     "Progress",

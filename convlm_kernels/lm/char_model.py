@@ -5,7 +5,7 @@ the logits at position i belong to the character after tokens[:, i : i + context
 """
 
 import math
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ def batch_of(x: Tensor, y: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]
     return x.index_select(0, rows), y.index_select(0, rows)
 
 
-def are_of_steps(rows: Tensor | None) -> bool:
+def are_of_steps(rows: Tensor | None) -> TypeGuard[Tensor]:
     """Whether they are (steps, batch), not those of one step."""
     return isinstance(rows, Tensor) and rows.dim() == 2
 

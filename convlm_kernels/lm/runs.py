@@ -28,7 +28,14 @@ from .plots import plot_losses
 from .processes import OneProcess, join
 from .scalars import EVERY as POINT_EVERY
 from .scalars import Scalars
-from .steps import READ_EVERY, CapturedSteps, reason_not_captured
+from .steps import (
+    READ_EVERY,
+    CapturedSteps,
+    JoinedSteps,
+    Steps,
+    are_short,
+    reason_not_captured,
+)
 from .training import Losses, Progress, Schedule, evaluate, train
 from .words import load_words
 
@@ -138,9 +145,8 @@ def train_and_report(
     examples = data.train
     if isinstance(run.model, MLP):
         examples = contexts(data.train, data.context)
-    steps = None
-    if args.capture and model is run.model:  # in one process
-        steps = captured_steps(run, examples, args)
+    in_one_process = model is run.model
+    steps = steps_ahead(run, examples, args) if in_one_process else None
     with stop_when_told(processes.ask_to_stop):
         train(model, examples, schedule, run.progress, after_step, steps)
     if run.progress.stop and not saved:  # what one step left is not worth an earlier training
@@ -157,13 +163,19 @@ def train_and_report(
     return 0
 
 
-def captured_steps(run: Checkpoint, split: Split, args: Namespace) -> CapturedSteps | None:
-    """The steps as CUDA graphs, where they can be; read whenever something is to be done."""
-    if reason_not_captured(run.model, split) is not None:
-        return None
+def steps_ahead(run: Checkpoint, split: Split, args: Namespace) -> Steps | None:
+    """Steps as CUDA graphs, or short ones joined; read whenever something is to be done.
+
+    None where each is to be a call.
+    """
     points = POINT_EVERY if args.tensorboard else 0
     ahead = math.gcd(READ_EVERY, args.save_every, args.eval_every, points)
-    return CapturedSteps(run.model, split, run.settings["batch_size"], ahead)
+    batch_size = run.settings["batch_size"]
+    if args.capture and reason_not_captured(run.model, split) is None:
+        return CapturedSteps(run.model, split, batch_size, ahead)
+    if split.x.is_cpu and are_short(run.model, split, batch_size):
+        return JoinedSteps(run.model, split, ahead)
+    return None
 
 
 def start(given: dict[str, Any], backend: str) -> tuple[Checkpoint, list[str]]:

@@ -1,7 +1,10 @@
-"""Steps of a training: one call after the other, or a CUDA graph that is replayed."""
+"""Steps of a training: a call each, some of them one call, or a CUDA graph that is replayed."""
 
 import copy
+import math
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -11,7 +14,8 @@ from ..optim import mark_changed
 from .char_model import CharModel
 from .data import Split
 
-READ_EVERY = 20  # steps; each time Python waits for the GPU
+READ_EVERY = 20  # steps; each time Python waits for the GPU, or for a call
+LONG_STEP = 10**8  # products of a weight and a position: some milliseconds of a processor
 
 
 class Trainable(Protocol):
@@ -56,6 +60,38 @@ class PlainSteps:
     def losses(self) -> list[float]:
         losses, self._losses = self._losses, []
         return losses
+
+
+class JoinedSteps:
+    """Several are one call of `CharModel.sgd_step`: less Python, the same bits.
+
+    A small model spends as much time in Python as in its steps.
+    """
+
+    def __init__(self, model: CharModel, split: Split, ahead: int = READ_EVERY) -> None:
+        self.model, self.split, self.ahead = model, split, ahead
+        self._taken: list[tuple[Tensor, float]] = []
+
+    def take(self, rows: Tensor, lr: float) -> None:
+        self._taken.append((rows, lr))
+
+    def losses(self) -> list[float]:
+        """Takes the steps. After a loss that is not finite no further step is taken: NaN."""
+        taken, self._taken = self._taken, []
+        x, y = self.split.x, self.split.y
+        losses: list[float] = []
+        for lr, steps in groupby(taken, key=itemgetter(1)):
+            rows = torch.stack([rows for rows, _ in steps]).to(x.device)
+            losses += self.model.sgd_step(x, y, lr, rows).tolist()
+            if not math.isfinite(losses[-1]):
+                break
+        return losses + [math.nan] * (len(taken) - len(losses))
+
+
+def are_short(model: CharModel, split: Split, batch_size: int) -> bool:
+    """Whether some steps of `model` are soon over, so that nobody waits for what follows them."""
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return weights * batch_size * split.x.shape[1] <= LONG_STEP
 
 
 class Captured(NamedTuple):

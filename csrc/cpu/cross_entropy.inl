@@ -103,7 +103,7 @@ struct CrossEntropy {
   static void run(const CrossEntropyArguments& a) {
     const Conv1dGeometry& g = a.geometry;
     const Table<T> table(a);
-    const bool gradients = a.grad_embedding != nullptr;
+    const bool gradients = a.gradient.mean != nullptr;
     const int64_t positions = g.batch * g.out_length;
     const int64_t pieces = gradients ? table_pieces(g, table.padded) : divide_up(positions, 256);
     const T* bias = stage_bias<T>(a.bias, g.out_channels, table.padded);
@@ -115,11 +115,15 @@ struct CrossEntropy {
         self.add_piece(piece, positions * piece / pieces, positions * (piece + 1) / pieces);
     });
     if (!gradients) return;
+    const T mean = mean_of(static_cast<const T*>(a.losses), positions);
+    *static_cast<T*>(a.gradient.mean) = mean;
+    if (a.gradient.as_step && !__builtin_isfinite(mean)) return;
     const TableSums<T> sums = add_pieces(self.sums, pieces);
-    table.grad_weight(sums.table(0));
-    table.grad_embedding(sums.table(0));
-    if (a.grad_bias != nullptr)
-      store_rows(sums.bias(0), table.padded, 1, g.out_channels, static_cast<T*>(a.grad_bias));
+    const PutGradient<T> put(a.gradient.as_step, a.gradient.lr);
+    table.put_gradients(sums.table(0), put);
+    if (a.grad_bias.data != nullptr)
+      put.row(sums.bias(0), g.out_channels, static_cast<T*>(a.grad_bias.data),
+              a.grad_bias.stride[0]);
   }
 
   // The positions [begin, end) of all samples.

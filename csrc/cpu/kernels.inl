@@ -63,6 +63,7 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/activation_gradient.inl"
 #include "cpu/lookup.inl"
 #include "cpu/grad_table.inl"
+#include "cpu/put_gradient.inl"
 #include "cpu/table.inl"
 #include "cpu/cross_entropy.inl"
 #include "cpu/sgd.inl"

@@ -7,7 +7,6 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
-#include "cpu/mean.h"
 #include "cpu/sgd.h"
 #include "cpu/tokens.h"
 #include "lookup_checks.h"
@@ -54,10 +53,16 @@ std::tuple<Tensor, Tensor> lookup_grad_table(const Tensor& grad_output, const Te
 
 // The strides of (out_channels, embedding_dim, kernel_size), also where that is laid out as
 // (out_channels, 1, kernel_size * embedding_dim).
-ConstTensor tap_weight(const Tensor& weight, int64_t embedding_dim) {
-  if (weight.size(1) == embedding_dim) return operand(weight);
-  return {weight.const_data_ptr(),
-          {weight.stride(0), weight.stride(2), weight.stride(2) * embedding_dim}};
+template <class Strided>
+Strided by_tap(Strided weight, int64_t embedding_dim, bool end_to_end) {
+  if (!end_to_end) return weight;
+  weight.stride[1] = weight.stride[2];
+  weight.stride[2] *= embedding_dim;
+  return weight;
+}
+
+bool is_end_to_end(const Tensor& weight, int64_t embedding_dim) {
+  return weight.size(1) != embedding_dim;
 }
 
 CrossEntropyArguments cross_entropy_arguments(const char* function, const Tensor& tokens,
@@ -81,9 +86,25 @@ CrossEntropyArguments cross_entropy_arguments(const char* function, const Tensor
   a.target = read_tokens(function, "target", target, "out_channels", weight.size(0), Slot::target,
                          selected);
   a.embedding = operand(embedding);
-  a.weight = tap_weight(weight, a.embedding_dim);
+  a.weight = by_tap(operand(weight), a.embedding_dim, is_end_to_end(weight, a.embedding_dim));
   if (bias) a.bias = operand(*bias);
   return a;
+}
+
+void put_gradients_into(CrossEntropyArguments& a, const Tensor& embedding, const Tensor& weight,
+                        const Tensor* bias) {
+  a.grad_embedding = writable(embedding);
+  a.grad_weight = by_tap(writable(weight), a.embedding_dim, is_end_to_end(weight, a.embedding_dim));
+  if (bias != nullptr) a.grad_bias = writable(*bias);
+}
+
+// Of the dtype of `like`.
+Tensor mean_loss(CrossEntropyArguments& a, const Tensor& like) {
+  Tensor loss = empty(like, {});
+  a.losses = scratch(Slot::losses, a.geometry.batch * a.geometry.out_length * like.element_size());
+  a.gradient.mean = loss.mutable_data_ptr();
+  kernels().cross_entropy(a);
+  return loss;
 }
 
 Tensor lookup_losses(const Tensor& tokens, const Tensor& target, const Tensor& embedding,
@@ -105,35 +126,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lookup_cross_entropy(
   CrossEntropyArguments a =
       cross_entropy_arguments("lookup_cross_entropy", tokens, target, rows, embedding, weight, bias,
                               stride, pad_left, pad_right, dilation);
-  const int64_t positions = a.geometry.batch * a.geometry.out_length;
-  Tensor loss = empty(weight, {});
   Tensor grad_embedding = empty(weight, {embedding.size(0), embedding.size(1)});
   Tensor grad_weight = empty(weight, {weight.size(0), weight.size(1), weight.size(2)});
   Tensor grad_bias = empty(weight, {bias ? weight.size(0) : 0});
-  a.losses = scratch(Slot::losses, positions * weight.element_size());
-  a.grad_embedding = grad_embedding.mutable_data_ptr();
-  a.grad_weight = grad_weight.mutable_data_ptr();
-  const ConstTensor taps = tap_weight(grad_weight, a.embedding_dim);
-  std::copy(taps.stride, taps.stride + 3, a.grad_weight_stride);
-  if (bias) a.grad_bias = grad_bias.mutable_data_ptr();
-  kernels().cross_entropy(a);
-  put_mean(a.dtype, a.losses, positions, loss);
-  return {loss, grad_embedding, grad_weight, grad_bias};
+  put_gradients_into(a, grad_embedding, grad_weight, bias ? &grad_bias : nullptr);
+  return {mean_loss(a, weight), grad_embedding, grad_weight, grad_bias};
 }
 
 Tensor lookup_sgd(const Tensor& tokens, const Tensor& target, const std::optional<Tensor>& rows,
                   const Tensor& embedding, const Tensor& weight, const std::optional<Tensor>& bias,
                   int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
                   double lr) {
-  std::vector<Tensor> parameters{embedding, weight};
-  if (bias) parameters.push_back(*bias);
-  return take_steps(weight, rows, [&](const std::optional<Tensor>& batch) {
-    const auto [loss, grad_embedding, grad_weight, grad_bias] = lookup_cross_entropy(
-        tokens, target, batch, embedding, weight, bias, stride, pad_left, pad_right, dilation);
-    std::vector<Tensor> gradients{grad_embedding, grad_weight};
-    if (bias) gradients.push_back(grad_bias);
-    if (is_finite(loss)) step_parameters(parameters, gradients, lr);
-    return loss;
+  return take_steps(weight, tokens, target, rows, [&](const std::optional<Tensor>& batch) {
+    CrossEntropyArguments a =
+        cross_entropy_arguments("lookup_sgd_", tokens, target, batch, embedding, weight, bias,
+                                stride, pad_left, pad_right, dilation);
+    put_gradients_into(a, embedding, weight, bias ? &*bias : nullptr);
+    a.gradient = {nullptr, true, lr};
+    return mean_loss(a, weight);
   });
 }
 

@@ -374,9 +374,10 @@ struct StackBackward {
     S* out = static_cast<S*>(a.grad_input.data);
     const int64_t channels = a.layers[0].in_channels;
     if (!a.input_is_rows) return rows_to(rows, group.first, group.samples, channels, a.length, out);
+    const PutGradient<S> put(a.gradient.as_step, a.gradient.lr);
     for (int64_t r = 0; r < a.layers[0].in_rows; ++r)
-      for (int64_t c = 0; c < channels; ++c)
-        from_compute(rows[r * row_pitch<T>(channels) + c], out[r * channels + c]);
+      put.row(rows + r * row_pitch<T>(channels), channels, out + r * a.grad_input.stride[0],
+              a.grad_input.stride[1]);
   }
 };
 

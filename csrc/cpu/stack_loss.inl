@@ -39,7 +39,7 @@ struct FinishLosses {
 template <class T>
 struct StackLoss {
   static void run(const StackArguments& a) {
-    if (a.layers[0].grad_weight.data != nullptr) return with_gradients(a);
+    if (a.gradient.mean != nullptr) return with_gradients(a);
     const StackPlan<T> plan = plan_stack<T>(a, false);
     for_groups<T>(a, [&](int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; ++g) {
@@ -67,6 +67,9 @@ struct StackLoss {
       gradients.take(arena);
     });
     forward(group, gradients.output());
+    const T mean = mean_of(static_cast<const T*>(a.losses), a.batch * a.out_length);
+    *static_cast<T*>(a.gradient.mean) = mean;
+    if (a.gradient.as_step && !__builtin_isfinite(mean)) return;
     gradients.run(true);
     StackBackward<T>::write_input(a, group, gradients.input);
     finish_sums<T>(a, sums);

@@ -3,13 +3,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <tuple>
 #include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 #include "cpu/links.h"
-#include "cpu/mean.h"
 #include "cpu/sgd.h"
 #include "cpu/tokens.h"
 #include "stack_call.h"
@@ -124,44 +124,39 @@ LinkedCall loss_call(const char* function, const Tensor& x, const Tensor& tokens
   return call;
 }
 
-std::tuple<Tensor, Tensors> loss_with_gradients(const char* function, const Tensor& x,
-                                                const Tensor& tokens, const Tensor& target,
-                                                const OptionalTensor& rows, const Tensors& weights,
-                                                const Tensors& biases,
-                                                const std::vector<int64_t>& settings, bool share) {
-  LinkedCall call =
-      loss_call(function, x, tokens, target, rows, weights, biases, settings, share, false);
+// Where there are no samples the mean of nothing, NaN, is the loss, and gradients are zero.
+void run_loss(LinkedCall& call, const Tensor& x, Tensor& loss, Tensors& gradients) {
   StackArguments& a = call.arguments();
-  const int64_t positions = a.batch * a.out_length;
-  Tensor loss = empty(x, {});
-  Tensors results = call.allocate_gradients(x, weights, biases, true);
-  a.losses = scratch(Slot::losses, positions * x.element_size());
-  if (a.batch > 0)
-    kernels().stack_loss(a);
-  else
-    for (Tensor& result : results) clear(result);
-  put_mean(a.dtype, a.losses, positions, loss);
-  return {loss, results};
+  a.losses = scratch(Slot::losses, a.batch * a.out_length * x.element_size());
+  a.gradient.mean = loss.mutable_data_ptr();
+  if (a.batch > 0) return kernels().stack_loss(a);
+  torch::stable::fill_(loss, std::numeric_limits<double>::quiet_NaN());
+  for (Tensor& gradient : gradients) clear(gradient);
 }
 
 std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& tokens,
                                                 const Tensor& target, Tensors weights,
                                                 Tensors biases, std::vector<int64_t> settings,
                                                 bool share) {
-  return loss_with_gradients("stack_cross_entropy", x, tokens, target, std::nullopt, weights,
-                             biases, settings, share);
+  LinkedCall call = loss_call("stack_cross_entropy", x, tokens, target, std::nullopt, weights,
+                              biases, settings, share, false);
+  Tensor loss = empty(x, {});
+  Tensors gradients = call.allocate_gradients(x, weights, biases, true);
+  run_loss(call, x, loss, gradients);
+  return {loss, gradients};
 }
 
 Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
                  const OptionalTensor& rows, Tensors weights, Tensors biases,
                  std::vector<int64_t> settings, bool share, double lr) {
-  Tensors parameters{x};
-  parameters.insert(parameters.end(), weights.begin(), weights.end());
-  parameters.insert(parameters.end(), biases.begin(), biases.end());
-  return take_steps(x, rows, [&](const OptionalTensor& batch) {
-    const auto [loss, gradients] = loss_with_gradients("stack_sgd_", x, tokens, target, batch,
-                                                       weights, biases, settings, share);
-    if (is_finite(loss)) step_parameters(parameters, gradients, lr);
+  return take_steps(x, tokens, target, rows, [&](const OptionalTensor& batch) {
+    LinkedCall call =
+        loss_call("stack_sgd_", x, tokens, target, batch, weights, biases, settings, share, false);
+    call.take_parameters(x, weights, biases);
+    call.arguments().gradient = {nullptr, true, lr};
+    Tensor loss = empty(x, {});
+    Tensors none;
+    run_loss(call, x, loss, none);
     return loss;
   });
 }

@@ -43,25 +43,29 @@ struct StackSums {
 };
 
 template <class S>
-void write_weight_gradient(const StackLayer& layer, const WeightSums<Compute<S>>& sums) {
+void put_weight_gradient(const StackLayer& layer, const WeightSums<Compute<S>>& sums,
+                         const PutGradient<S>& put) {
   S* out = static_cast<S*>(layer.grad_weight.data);
   const int64_t* stride = layer.grad_weight.stride;
-  const int64_t taps = layer.kernel_size;
-  if (stride[2] == 1 && stride[1] == taps) {
-    transpose(sums.data, sums.pitch(), layer.in_channels * taps, layer.columns, out, stride[0]);
-  } else {
-    for (int64_t o = 0; o < layer.columns; ++o)
-      for (int64_t c = 0; c < layer.in_channels; ++c)
-        for (int64_t k = 0; k < taps; ++k)
-          from_compute(sums.row(c, k)[o], out[o * stride[0] + c * stride[1] + k * stride[2]]);
-  }
-  S* bias = static_cast<S*>(layer.grad_bias.data);
-  for (int64_t o = 0; bias != nullptr && o < layer.columns; ++o)
-    from_compute(sums.bias()[o], bias[o * layer.grad_bias.stride[0]]);
+  const int64_t taps = layer.kernel_size, pitch = sums.pitch();
+  if (stride[2] == 1 && stride[1] == taps)
+    put.turned(sums.data, pitch, layer.in_channels * taps, layer.columns, out, stride[0]);
+  else if (stride[1] == 1)
+    for (int64_t k = 0; k < taps; ++k)
+      put.turned(sums.row(0, k), taps * pitch, layer.in_channels, layer.columns,
+                 out + k * stride[2], stride[0]);
+  else
+    for (int64_t c = 0; c < layer.in_channels; ++c)
+      for (int64_t k = 0; k < taps; ++k)
+        put.row(sums.row(c, k), layer.columns, out + c * stride[1] + k * stride[2], stride[0]);
+  if (layer.grad_bias.data != nullptr)
+    put.row(sums.bias(), layer.columns, static_cast<S*>(layer.grad_bias.data),
+            layer.grad_bias.stride[0]);
 }
 
 template <class S>
 void finish_sums(const StackArguments& a, const StackSums<Compute<S>>& sums) {
+  const PutGradient<S> put(a.gradient.as_step, a.gradient.lr);
   constexpr int64_t kWork = 1 << 20;  // always worth a thread
   parallel_jobs(a.depth, kWork, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -73,7 +77,7 @@ void finish_sums(const StackArguments& a, const StackSums<Compute<S>>& sums) {
           all.data[all.total + j] += more.data[more.total + j];
       }
       all.data += all.total;
-      write_weight_gradient<S>(a.layers[i], all);
+      put_weight_gradient<S>(a.layers[i], all, put);
     }
   });
 }

@@ -50,10 +50,26 @@ struct Table {
     });
   }
 
-  void grad_weight(const T* grad_table) const {
-    T* sums = static_cast<T*>(scratch(Slot::staged, sizeof(T) * taps * embedding_dim * padded));
-    T* out = static_cast<T*>(a.grad_weight);
-    const int64_t* stride = a.grad_weight_stride;
+  // Both are summed before either goes out: a step changes what the other one is made of.
+  void put_gradients(const T* grad_table, const PutGradient<T>& put) const {
+    const int64_t width = divide_up(embedding_dim, W) * W;
+    T* of_weight = static_cast<T*>(
+        scratch(Slot::staged, sizeof(T) * (taps * embedding_dim * padded + vocab * width)));
+    T* of_embedding = of_weight + taps * embedding_dim * padded;
+    sum_weight(grad_table, of_weight);
+    sum_embedding(grad_table, width, of_embedding);
+    put_weight(of_weight, put);
+    T* out = static_cast<T*>(a.grad_embedding.data);
+    for (int64_t v = 0; v < vocab; ++v)
+      put.row(of_embedding + v * width, embedding_dim, out + v * a.grad_embedding.stride[0],
+              a.grad_embedding.stride[1]);
+  }
+
+ private:
+  const T* embedding() const { return static_cast<const T*>(a.embedding.data); }
+
+  // sums[tap][embedding channel][padded].
+  void sum_weight(const T* grad_table, T* sums) const {
     parallel_jobs(taps, vocab * embedding_dim * padded, [&](int64_t begin, int64_t end) {
       int64_t* words = static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * vocab));
       for (int64_t k = begin; k < end; ++k) {
@@ -63,18 +79,25 @@ struct Table {
         p.row_start = words;
         p.vector_start = words + vocab;
         multiply_tiles<T>(p, embedding(), a.embedding.stride[1], embedding_dim, padded / W);
-        for (int64_t e = 0; e < embedding_dim; ++e)
-          for (int64_t o = 0; o < channels; ++o)
-            out[o * stride[0] + e * stride[1] + k * stride[2]] = sum[e * padded + o];
       }
     });
   }
 
-  void grad_embedding(const T* grad_table) const {
-    const int64_t width = divide_up(embedding_dim, W) * W;
+  void put_weight(const T* sums, const PutGradient<T>& put) const {
+    T* out = static_cast<T*>(a.grad_weight.data);
+    const int64_t* stride = a.grad_weight.stride;
+    if (stride[1] == 1 && stride[2] == embedding_dim)
+      return put.turned(sums, padded, taps * embedding_dim, channels, out, stride[0]);
+    for (int64_t k = 0; k < taps; ++k)
+      for (int64_t e = 0; e < embedding_dim; ++e)
+        put.row(sums + (k * embedding_dim + e) * padded, channels,
+                out + e * stride[1] + k * stride[2], stride[0]);
+  }
+
+  // sums[word][width].
+  void sum_embedding(const T* grad_table, int64_t width, T* sums) const {
     const T* weight =
         packed(Slot::weight, channels, a.weight.stride[0], embedding_dim, a.weight.stride[1]);
-    T* sums = static_cast<T*>(scratch(Slot::staged, sizeof(T) * vocab * width));
     int64_t* starts = static_cast<int64_t*>(scratch(Slot::taps, sizeof(int64_t) * 2 * taps));
     for (int64_t k = 0; k < taps; ++k) {
       starts[k] = k * vocab * padded;
@@ -90,11 +113,7 @@ struct Table {
                     multiply_tiles<T>(p, grad_table + first * padded, padded,
                                       smaller(vocab, end * kMaxRows) - first, width / W);
                   });
-    store_rows(sums, width, vocab, embedding_dim, static_cast<T*>(a.grad_embedding));
   }
-
- private:
-  const T* embedding() const { return static_cast<const T*>(a.embedding.data); }
 
   // Where the embeddings and the gradients of the words with a gradient begin; returns how many
   // there are. The embedding of a word that is not read may be infinite.
@@ -116,10 +135,16 @@ struct Table {
                   int64_t column_stride) const {
     const int64_t width = divide_up(columns, W) * W;
     T* out = static_cast<T*>(scratch(slot, sizeof(T) * taps * rows * width));
+    const T* weight = static_cast<const T*>(a.weight.data);
+    if (row_stride == 1 && a.weight.stride[2] == rows) {
+      for (int64_t i = 0; columns < width && i < taps * rows; ++i)
+        store(out + (i + 1) * width - W, Vector<T>{});
+      transpose(weight, column_stride, columns, taps * rows, out, width);
+      return out;
+    }
     for (int64_t k = 0; k < taps; ++k)
       for (int64_t r = 0; r < rows; ++r) {
-        const T* in =
-            static_cast<const T*>(a.weight.data) + k * a.weight.stride[2] + r * row_stride;
+        const T* in = weight + k * a.weight.stride[2] + r * row_stride;
         T* row = out + (k * rows + r) * width;
         for (int64_t c = 0; c < columns; ++c) row[c] = in[c * column_stride];
         for (int64_t c = columns; c < width; ++c) row[c] = T(0);

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <type_traits>
 
 #include "cpu/runtime.h"
@@ -24,6 +25,28 @@ struct Selection {
   const int64_t* row;  // null for all
 
   int64_t operator[](int64_t n) const { return row == nullptr ? n : row[n]; }
+};
+
+// Asks for rows of a (rows, columns) tensor before they are read. Those of a batch lie far apart in
+// memory: all are asked for before any is waited for.
+class Prefetch {
+ public:
+  explicit Prefetch(const Tensor& t)
+      : data_(static_cast<const char*>(t.const_data_ptr())),
+        rows_(t.size(0)),
+        row_(t.stride(0) * t.element_size()),
+        line_(std::max<int64_t>(kLine, t.stride(1) * t.element_size())),
+        bytes_(t.size(1) * t.stride(1) * t.element_size()) {}
+
+  void operator()(int64_t row) const {
+    if (row < 0 || row >= rows_) return;  // an error, which is found where it is read
+    for (int64_t i = 0; i < bytes_; i += line_) __builtin_prefetch(data_ + row * row_ + i);
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const char* data_;
+  int64_t rows_, row_, line_, bytes_;
 };
 
 template <class Integer>
@@ -52,10 +75,8 @@ const int64_t* read_tokens_as(const char* function, const char* argument, const 
   } else {
     int64_t* out = static_cast<int64_t*>(scratch(slot, sizeof(int64_t) * rows.count * columns));
     result = out;
-    // Rows of a batch lie far apart in memory: all are asked for before any is waited for.
-    for (int64_t n = 0; rows.row != nullptr && n < rows.count; ++n)
-      for (int64_t i = 0; i < columns; i += 64 / sizeof(Integer))
-        __builtin_prefetch(in + rows[n] * row_stride + i * column_stride);
+    const Prefetch prefetch(t);
+    for (int64_t n = 0; rows.row != nullptr && n < rows.count; ++n) prefetch(rows[n]);
     for (int64_t n = 0; n < rows.count; ++n)
       for (int64_t i = 0; i < columns; ++i, ++out) {
         *out = in[rows[n] * row_stride + i * column_stride];

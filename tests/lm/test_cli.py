@@ -12,7 +12,7 @@ import torch
 from commands import SMALL
 
 import convlm_kernels
-from convlm_kernels.lm import PlainSteps, load_checkpoint
+from convlm_kernels.lm import JoinedSteps, load_checkpoint
 
 
 def test_train_then_eval_and_sample(convlm, words_file, tmp_path):
@@ -320,21 +320,22 @@ def test_interrupted_training_saves(endless, number):
 def test_a_training_that_is_stopped_in_its_first_step_leaves_an_earlier_one(
     convlm, words_file, monkeypatch
 ):
-    train = ["train", "--out=run", "--words", words_file, *SMALL]
+    each = "--save-every=1"  # so that no steps are joined
+    train = ["train", "--out=run", each, "--words", words_file, *SMALL]
     assert convlm(*train, "--steps=5")[0] == 0
     before = contents("run")
-    take = PlainSteps.take
+    take = JoinedSteps.take
 
     def take_and_interrupt(steps, rows, lr):
         take(steps, rows, lr)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(PlainSteps, "take", take_and_interrupt)
+    monkeypatch.setattr(JoinedSteps, "take", take_and_interrupt)
     code, out, _ = convlm(*train, "--steps=9", "--overwrite")
     assert code == 130
     assert out.endswith("stopped before there was anything to save\n")
     assert contents("run") == before
-    assert convlm(*train[:2], "--resume", "--steps=9")[0] == 130
+    assert convlm(*train[:3], "--resume", "--steps=9")[0] == 130
     assert load_checkpoint("run").progress.step == 6
 
 

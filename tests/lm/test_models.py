@@ -120,6 +120,37 @@ def test_a_step_of_sgd(kind: type[CharModel], sizes, dtype: torch.dtype):
         assert all(p._version > v for p, v in zip(model.parameters(), versions, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "sizes"), BUILDS)
+def test_several_steps_of_sgd_in_a_call(kind: type[CharModel], sizes, dtype: torch.dtype):
+    """The same bits as one by one, up to a loss that is not finite."""
+    torch.manual_seed(0)
+    model = kind(**sizes).to(dtype)
+    other = deepcopy(model)
+    broken = model.vocab - 1  # a token of the last row alone
+    tokens = torch.randint(broken, (40, 2 * model.context))
+    tokens[39] = broken
+    x, y = tokens[:, :-1], tokens[:, model.context :]
+    for rows in torch.randint(39, (5, 32)), torch.randint(39, (32, 3)).T, torch.zeros(0, 4).long():
+        versions = [p._version for p in model.parameters()]
+        losses = model.sgd_step(x, y, 0.5, rows)
+        expected = [other.sgd_step(x, y, 0.5, batch) for batch in rows]
+        assert losses.shape == rows.shape[:1]
+        assert losses.tolist() == [loss.item() for loss in expected]
+        assert losses.dtype == torch.promote_types(dtype, torch.float32)
+        assert all(map(torch.equal, model.parameters(), other.parameters()))
+        grown = [p._version > v for p, v in zip(model.parameters(), versions, strict=True)]
+        assert all(grown) or not len(rows)
+    with torch.no_grad():
+        for embedding in (model.embedding, other.embedding):
+            embedding.weight[broken] = torch.inf
+    rows = torch.tensor([[0, 1], [39, 2], [3, 4]])
+    assert model.sgd_step(x, y, 0.5, rows).isfinite().tolist() == [True, False, False]
+    other.sgd_step(x, y, 0.5, rows[0])
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("kind", [CNN, DilatedCNN, MLP])
 def test_a_step_of_sgd_leaves_what_is_frozen_and_all_where_the_loss_is_not_finite(kind):
     model = kind()

@@ -7,9 +7,15 @@ from typing import NamedTuple, cast
 import pytest
 import torch
 
-from convlm_kernels.lm import CNN, DilatedCNN, Progress, Schedule, make_data, train
+from convlm_kernels.lm import CNN, DilatedCNN, Progress, Schedule, Split, make_data, train
 from convlm_kernels.lm import steps as steps_module
-from convlm_kernels.lm.steps import Captured, CapturedSteps, reason_not_captured
+from convlm_kernels.lm.steps import (
+    Captured,
+    CapturedSteps,
+    JoinedSteps,
+    are_short,
+    reason_not_captured,
+)
 from convlm_kernels.lm.training import TrainingError
 
 DATA = make_data([a + b + a for a in "abcde" for b in "abcde"], context=2)
@@ -48,20 +54,23 @@ def small_model() -> DilatedCNN:
 
 @pytest.mark.parametrize("steps", [50, 47])
 @pytest.mark.parametrize("start", [0, 3])
-def test_the_same_batches_losses_and_weights(start: int, steps: int) -> None:
+@pytest.mark.parametrize("kind", ["replayed", "joined"])
+def test_the_same_batches_losses_and_weights(kind: str, start: int, steps: int) -> None:
     schedule = Schedule(steps, batch_size=4, lr=0.3, final_lr=0.1, lr_drop=25)
     model, twin = small_model(), small_model()
     own, right = Progress.start(7), Progress.start(7)
     train(model, DATA.train, Schedule(start, batch_size=4, lr=0.3), own)
     replayed = Replayed(model, DATA.train, 4, ahead=10)
+    joined = JoinedSteps(model, DATA.train, ahead=10)
+    ahead = replayed if kind == "replayed" else joined
     seen: list[int] = []
-    train(model, DATA.train, schedule, own, lambda progress: seen.append(progress.step), replayed)
+    train(model, DATA.train, schedule, own, lambda progress: seen.append(progress.step), ahead)
     train(twin, DATA.train, schedule, right)
     assert own.losses == right.losses
     assert torch.equal(own.generator.get_state(), right.generator.get_state())
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    assert replayed.captured == [0.3, 0.1]
+    assert kind == "joined" or replayed.captured == [0.3, 0.1]
     assert {10, 20, 30, 40, steps} <= set(seen)
 
 
@@ -94,6 +103,36 @@ def test_a_loss_that_is_not_finite_names_its_step() -> None:
     with pytest.raises(TrainingError, match="loss became nan at step 10"):
         train(model, DATA.train, Schedule(50, batch_size=4), progress, break_down, steps)
     assert progress.step == 10
+
+
+def test_joined_steps_end_where_a_loss_is_not_finite() -> None:
+    model, progress = small_model(), Progress.start(7)
+    weights = {}
+
+    def break_down(progress: Progress) -> None:
+        if progress.step == 10:
+            with torch.no_grad():
+                model.embedding.weight.fill_(math.inf)
+            weights.update({name: t.clone() for name, t in model.state_dict().items()})
+
+    steps = JoinedSteps(model, DATA.train, ahead=10)
+    with pytest.raises(TrainingError, match="loss became nan at step 10"):
+        train(model, DATA.train, Schedule(50, batch_size=4), progress, break_down, steps)
+    assert progress.step == 10
+    assert all(torch.equal(weights[name], t) for name, t in model.state_dict().items())
+    for lr in (0.1, 0.2):  # a call each, and the second is not made
+        steps.take(torch.zeros(1, dtype=torch.int64), lr)
+    assert all(map(math.isnan, steps.losses()))
+    assert steps.losses() == []
+
+
+def test_steps_are_short_by_weights_rows_and_length() -> None:
+    model = DilatedCNN()
+    assert sum(p.numel() for p in model.parameters()) == 28_108
+    tokens = torch.zeros(1, 23, dtype=torch.int64)
+    assert are_short(model, Split(tokens, tokens), 32)
+    assert not are_short(model, Split(tokens, tokens), 512)
+    assert not are_short(model, Split(tokens.repeat(1, 40), tokens), 32)
 
 
 class Silent(Replayed):

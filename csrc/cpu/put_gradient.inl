@@ -1,0 +1,47 @@
+// Where gradients go: out, or, as a step of gradient descent, to the parameter itself.
+
+template <class S>
+struct PutGradient {
+  using T = Compute<S>;
+  bool as_step;
+  T rate;  // of a step: minus the learning rate
+
+  PutGradient(bool step, double lr) : as_step(step), rate(static_cast<T>(-lr)) {}
+
+  CONVLM_INLINE void element(T gradient, S& out) const {
+    from_compute(as_step ? to_compute(out) + rate * gradient : gradient, out);
+  }
+
+  void row(const T* gradient, int64_t count, S* out, int64_t stride) const {
+    constexpr int W = kLanes<T>;
+    int64_t i = 0;
+    for (; stride == 1 && i + W <= count; i += W) {
+      const Vector<T> g = load(gradient + i);
+      store(out + i, as_step ? multiply_add(load(out + i), rate, g) : g);
+    }
+    for (; i < count; ++i) element(gradient[i], out[i * stride]);
+  }
+
+  // out[c * out_pitch + r] from sums[r][c].
+  void turned(const T* sums, int64_t pitch, int64_t rows, int64_t columns, S* out,
+              int64_t out_pitch) const {
+    constexpr int W = kLanes<T>;
+    parallel_jobs(divide_up(columns, W), W * rows, [&](int64_t begin, int64_t end) {
+      T* strip = static_cast<T*>(scratch(Slot::panel, sizeof(T) * W * rows));
+      for (int64_t first = begin * W; first < smaller(columns, end * W); first += W) {
+        const int64_t count = smaller(W, columns - first);
+        transpose(sums + first, pitch, rows, count, strip, rows);
+        for (int64_t i = 0; i < count; ++i)
+          row(strip + i * rows, rows, out + (first + i) * out_pitch, 1);
+      }
+    });
+  }
+};
+
+// The mean of losses, in float64, in order: the same bits for any number of threads.
+template <class T>
+T mean_of(const T* losses, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += losses[i];
+  return static_cast<T>(sum / count);
+}
