@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from convlm_kernels.lm import JoinedSteps, PlainSteps, load_words, make_data
 from convlm_kernels.lm.char_model import loss_of
 from convlm_kernels.lm.steps import READ_EVERY, Steps, are_short
+from convlm_kernels.lm.training import draw_rows
 
 PEER, BY_HAND, COMPILED = "torch.nn", "matrix products", "torch.compile"
 LEARNING_RATE = 0.1
@@ -80,12 +81,11 @@ class TakeSteps:
     """Some more training steps with each call, from the same start and on the same rows for all."""
 
     def __init__(self, steps: Steps, split: Split, batch: int, count: int) -> None:
-        self.steps, self.rows, self.batch, self.count = steps, len(split.x), batch, count
+        self.steps, self.split, self.batch, self.count = steps, split, batch, count
         self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self) -> list[float]:
-        for _ in range(self.count):
-            rows = torch.randint(self.rows, (self.batch,), generator=self.generator)
+        for rows in draw_rows(self.split, self.count, self.batch, self.generator):
             self.steps.take(rows, LEARNING_RATE)
         return self.steps.losses()
 

@@ -233,19 +233,18 @@ def test_models_are_compared_before_they_are_timed(
     with torch.no_grad():
         other.embedding.weight.mul_(1.5)
     monkeypatch.setattr(bench_lm, "peers_of", lambda *_: {bench_lm.PEER: other})
-    with pytest.raises(AssertionError, match="the loss of torch.nn is"):
+    with pytest.raises(AssertionError, match="the losses of torch.nn are"):
         contest(model, setting)
 
 
 def test_a_gradient_that_is_missing_shows_in_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = bench_lm.torch_step
+    class Forgetful(bench_lm.TorchSteps):
+        def __init__(self, model: torch.nn.Module, split: bench_lm.Split) -> None:
+            model.embedding.weight.requires_grad_(False)
+            super().__init__(model, split)
 
-    def forgetful(model: torch.nn.Module, split: bench_lm.Split) -> Callable[..., float]:
-        model.embedding.weight.requires_grad_(False)
-        return step(model, split)
-
-    monkeypatch.setattr(bench_lm, "torch_step", forgetful)
-    with pytest.raises(AssertionError, match="the loss of"):
+    monkeypatch.setattr(bench_lm, "TorchSteps", Forgetful)
+    with pytest.raises(AssertionError, match="the losses of"):
         bench_lm.training_step(bench_lm.models(Setting(small=True))[0], Setting(compiled=False))
 
 

@@ -86,13 +86,9 @@ def train(
     with tqdm(total=schedule.steps, initial=first, disable=None) as bar:
         while progress.step < schedule.steps and not progress.stop:
             ahead = steps.ahead - progress.step % steps.ahead
-            for step in range(progress.step, min(progress.step + ahead, schedule.steps)):
-                rows = torch.randint(
-                    len(split.x),
-                    (schedule.batch_size,),
-                    generator=progress.generator,
-                    device="cpu",
-                )
+            count = min(ahead, schedule.steps - progress.step)
+            drawn = draw_rows(split, count, schedule.batch_size, progress.generator)
+            for step, rows in enumerate(drawn, progress.step):
                 steps.take(rows, schedule.lr_at(step))
             for loss in steps.losses():
                 if not math.isfinite(loss):
@@ -110,6 +106,14 @@ def train(
                 speed = (progress.step - first) / (perf_counter() - begin)
                 recent = mean(progress.losses[-PRINT_EVERY:])
                 bar.write(f"step {progress.step:>6,}  loss {recent:.4f}  {speed:,.0f} it/s")
+
+
+def draw_rows(
+    split: Split, steps: int, batch_size: int, generator: torch.Generator
+) -> tuple[torch.Tensor, ...]:
+    """Those of each step: the same, however many steps are drawn for at once."""
+    size = steps, batch_size
+    return torch.randint(len(split.x), size, generator=generator, device="cpu").unbind()
 
 
 def mean(values: list[float]) -> float:
