@@ -28,6 +28,7 @@ MODELS: dict[str, tuple[Callable[[], DilatedCNN], int]] = {  # and the character
     "seed's dilated model": (DilatedCNN, 64),
     "10 layers of 128, bytes": (byte_model, 8),
 }
+LONG_LOOP = 256  # characters, without the window: what one would wait for
 
 
 class Queues:
@@ -128,6 +129,11 @@ def queues_of(model: DilatedCNN) -> Callable[[Tensor], Tensor]:
     return lambda token: queues(model.embedding.weight[token])
 
 
+def characters_of(channels: int, layers: int) -> DilatedCNN:
+    """A model of letters and such: the layers of :func:`stack_step` but for the first and last."""
+    return DilatedCNN(28, 2**layers, embedding=channels, hidden=channels)
+
+
 def loop(build: Callable[[], DilatedCNN], characters: int) -> Contest:
     """As many characters, each drawn and then the input of the next step."""
     model: Any = seeded(build).requires_grad_(False)
@@ -157,7 +163,8 @@ def loop(build: Callable[[], DilatedCNN], characters: int) -> Contest:
     def ours() -> Tensor:
         return generate(model, tokens[:, -1], state, characters)
 
-    return Contest({OURS: ours, "queues": by_queues, "window": by_window})
+    calls = {OURS: ours, "queues": by_queues}
+    return Contest(calls if characters >= LONG_LOOP else calls | {"window": by_window})
 
 
 def generate(model: CharModel, tokens: Tensor, state: Any, characters: int) -> Tensor:
@@ -179,6 +186,10 @@ def cases(setting: Setting) -> Iterator[Case]:
         name = f"{layers} layers of {channels}"
         if setting.wants(name):
             yield Case(name, "step", partial(stack_step, channels, layers))
+        name = f"{name}, characters"
+        if setting.wants(name):
+            make = partial(loop, partial(characters_of, channels, layers), LONG_LOOP)
+            yield Case(name, "loop with drawing", make, times=LONG_LOOP)
     for name, (build, characters) in MODELS.items():
         if setting.wants(name) and not (setting.small and build is byte_model):
             yield Case(name, "step", partial(model_step, build))
