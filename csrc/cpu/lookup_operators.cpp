@@ -137,7 +137,7 @@ Tensor lookup_sgd(const Tensor& tokens, const Tensor& target, const std::optiona
                   const Tensor& embedding, const Tensor& weight, const std::optional<Tensor>& bias,
                   int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
                   double lr) {
-  return take_steps(weight, tokens, target, rows, [&](const std::optional<Tensor>& batch) {
+  return take_steps(weight, rows, [&](const std::optional<Tensor>& batch) {
     CrossEntropyArguments a =
         cross_entropy_arguments("lookup_sgd_", tokens, target, batch, embedding, weight, bias,
                                 stride, pad_left, pad_right, dilation);

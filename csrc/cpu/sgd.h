@@ -9,7 +9,6 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/tokens.h"
 #include "operators.h"
 
 namespace convlm::cpu {
@@ -25,22 +24,10 @@ inline bool is_finite(const torch::stable::Tensor& loss) {
              : std::isfinite(*static_cast<const float*>(loss.const_data_ptr()));
 }
 
-// Asks for what the step with this index will read.
-inline void prefetch_batch(const torch::stable::Tensor& t, const torch::stable::Tensor& rows,
-                           int64_t index) {
-  if (t.dim() != 2 || rows.scalar_type() != torch::headeronly::ScalarType::Long) return;
-  const int64_t* row = static_cast<const int64_t*>(rows.const_data_ptr()) + index * rows.stride(0);
-  const int64_t count = rows.size(1), stride = rows.stride(1);
-  const Prefetch prefetch(t);
-  for (int64_t i = 0; i < count; ++i) prefetch(row[i * stride]);
-}
-
 // step(rows) for one list of rows or none; for several, (steps, batch), one after the other, and
 // their losses (steps). After a loss that is not finite no further step is taken: NaN.
 template <class Step>
 torch::stable::Tensor take_steps(const torch::stable::Tensor& like,
-                                 const torch::stable::Tensor& tokens,
-                                 const torch::stable::Tensor& target,
                                  const std::optional<torch::stable::Tensor>& rows,
                                  const Step& step) {
   if (!rows || rows->dim() != 2) return step(rows);
@@ -48,10 +35,6 @@ torch::stable::Tensor take_steps(const torch::stable::Tensor& like,
       {rows->size(0)}, std::numeric_limits<double>::quiet_NaN(), like.scalar_type());
   char* out = static_cast<char*>(losses.mutable_data_ptr());
   for (int64_t i = 0; i < rows->size(0); ++i, out += losses.element_size()) {
-    if (i + 1 < rows->size(0)) {
-      prefetch_batch(tokens, *rows, i + 1);
-      prefetch_batch(target, *rows, i + 1);
-    }
     const torch::stable::Tensor loss = step(torch::stable::select(*rows, 0, i));
     std::memcpy(out, loss.const_data_ptr(), losses.element_size());
     if (!is_finite(loss)) break;

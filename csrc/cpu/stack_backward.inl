@@ -82,30 +82,54 @@ void apply_slopes(const StackLayer& layer, const SlopedRows<T>& rows) {
 // others: where there are more, sums would grow long.
 constexpr int64_t rows_between_totals(int64_t linked) { return larger(kRowsOfSum, 16 * linked); }
 
+// sums[link] += the rows that have this link, in order, for some vectors of columns. Rows of padded
+// samples often have the link of the row before: their sum stays in registers.
+template <int VECTORS, class T>
+CONVLM_INLINE void add_runs(const T* rows, int64_t pitch, const int32_t* links, int64_t count,
+                            T* sums) {
+  constexpr int W = kLanes<T>;
+  Vector<T> sum[VECTORS];
+  for (int64_t r = 0; r < count;) {
+    const int64_t link = links[r];
+    if (link < 0) {
+      ++r;
+      continue;
+    }
+    T* to = sums + link * pitch;
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) sum[j] = load(to + j * W);
+    for (; r < count && links[r] == link; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < VECTORS; ++j) sum[j] += load(rows + r * pitch + j * W);
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; ++j) store(to + j * W, sum[j]);
+  }
+}
+
 // sums[tap][link] = the sum of the rows that have this link, zero where there are none; cut by taps
 // and columns. `parts` has room for as much where there are more rows than between totals.
 template <class T>
 void add_to_links(const T* rows, int64_t pitch, int64_t count, const int32_t* links,
                   int64_t link_pitch, int64_t taps, int64_t linked, T* sums, T* parts) {
-  constexpr int64_t kColumns = 64;
-  const int64_t strips = divide_up(pitch, kColumns), together = rows_between_totals(linked);
-  parallel_jobs(taps * strips, (count + linked) * kColumns, [&](int64_t begin, int64_t end) {
+  constexpr int W = kLanes<T>;
+  const int64_t vectors = pitch / W, together = rows_between_totals(linked);
+  const int64_t blocks = divide_up(vectors, kRowVectors);
+  parallel_jobs(taps * blocks, (count + linked) * kRowVectors * W, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
-      const int64_t tap = job / strips, first = job % strips * kColumns;
-      const int64_t last = smaller(first + kColumns, pitch);
-      const auto add = [&](const T* row, T* sum) {
-        for (int64_t c = first; c < last; c += kLanes<T>)
-          store(sum + c, load(sum + c) + load(row + c));
-      };
+      const int64_t tap = job / blocks, first = job % blocks * kRowVectors;
+      const int64_t width = smaller(kRowVectors, vectors - first);
+      T* total = sums + tap * linked * pitch + first * W;
       for (int64_t r0 = 0; r0 < larger(1, count); r0 += together) {
-        T* to = (r0 == 0 ? sums : parts) + tap * linked * pitch;
-        for (int64_t i = 0; i < linked; ++i) clear(to + i * pitch + first, last - first);
-        for (int64_t r = r0; r < smaller(count, r0 + together); ++r) {
-          const int32_t link = links[tap * link_pitch + r];
-          if (link >= 0) add(rows + r * pitch, to + link * pitch);
-        }
+        T* to = r0 == 0 ? total : parts + tap * linked * pitch + first * W;
+        for (int64_t i = 0; i < linked; ++i) clear(to + i * pitch, width * W);
+        for_blocks(width, W, [&](auto block, int64_t c) {
+          add_runs<decltype(block)::value>(rows + r0 * pitch + first * W + c, pitch,
+                                           links + tap * link_pitch + r0,
+                                           smaller(count - r0, together), to + c);
+        });
         for (int64_t i = 0; r0 > 0 && i < linked; ++i)
-          add(to + i * pitch, sums + (tap * linked + i) * pitch);
+          for (int64_t c = 0; c < width * W; c += W)
+            store(total + i * pitch + c, load(total + i * pitch + c) + load(to + i * pitch + c));
       }
     }
   });

@@ -149,7 +149,7 @@ std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& t
 Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
                  const OptionalTensor& rows, Tensors weights, Tensors biases,
                  std::vector<int64_t> settings, bool share, double lr) {
-  return take_steps(x, tokens, target, rows, [&](const OptionalTensor& batch) {
+  return take_steps(x, rows, [&](const OptionalTensor& batch) {
     LinkedCall call =
         loss_call("stack_sgd_", x, tokens, target, batch, weights, biases, settings, share, false);
     call.take_parameters(x, weights, biases);

@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
 #include <type_traits>
 
 #include "cpu/runtime.h"
@@ -27,27 +26,21 @@ struct Selection {
   int64_t operator[](int64_t n) const { return row == nullptr ? n : row[n]; }
 };
 
-// Asks for rows of a (rows, columns) tensor before they are read. Those of a batch lie far apart in
-// memory: all are asked for before any is waited for.
-class Prefetch {
- public:
-  explicit Prefetch(const Tensor& t)
-      : data_(static_cast<const char*>(t.const_data_ptr())),
-        rows_(t.size(0)),
-        row_(t.stride(0) * t.element_size()),
-        line_(std::max<int64_t>(kLine, t.stride(1) * t.element_size())),
-        bytes_(t.size(1) * t.stride(1) * t.element_size()) {}
-
-  void operator()(int64_t row) const {
-    if (row < 0 || row >= rows_) return;  // an error, which is found where it is read
-    for (int64_t i = 0; i < bytes_; i += line_) __builtin_prefetch(data_ + row * row_ + i);
+// Brings rows of a batch, which lie far apart in memory, into the cache. Loads wait for each other
+// where they must, many at a time; of as many prefetches a processor drops those that it has no
+// room for.
+template <class Integer>
+void touch(const Integer* in, const Selection& rows, int64_t columns, int64_t row_stride,
+           int64_t column_stride) {
+  constexpr int64_t kLine = 64 / sizeof(Integer);
+  Integer touched = 0;
+  for (int64_t n = 0; n < rows.count; ++n) {
+    const Integer* row = in + rows[n] * row_stride;
+    for (int64_t i = 0; i < columns; i += kLine) touched |= row[i * column_stride];
+    if (columns > 0) touched |= row[(columns - 1) * column_stride];
   }
-
- private:
-  static constexpr int64_t kLine = 64;
-  const char* data_;
-  int64_t rows_, row_, line_, bytes_;
-};
+  __asm__ volatile("" : : "r"(touched));
+}
 
 template <class Integer>
 void refuse_out_of_range(const char* function, const char* argument, const Tensor& t,
@@ -75,8 +68,7 @@ const int64_t* read_tokens_as(const char* function, const char* argument, const 
   } else {
     int64_t* out = static_cast<int64_t*>(scratch(slot, sizeof(int64_t) * rows.count * columns));
     result = out;
-    const Prefetch prefetch(t);
-    for (int64_t n = 0; rows.row != nullptr && n < rows.count; ++n) prefetch(rows[n]);
+    if (rows.row != nullptr) touch(in, rows, columns, row_stride, column_stride);
     for (int64_t n = 0; n < rows.count; ++n)
       for (int64_t i = 0; i < columns; ++i, ++out) {
         *out = in[rows[n] * row_stride + i * column_stride];
