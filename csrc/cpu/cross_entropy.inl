@@ -68,6 +68,18 @@ struct Softmax {
     }
   }
 
+  // Those of `scale` times the losses, from rows of exponentials.
+  CONVLM_INLINE void gradients(const T* tile, int64_t pitch, int64_t rows, const int64_t* target,
+                               T scale, T* out, int64_t out_pitch) {
+    for (int64_t i = 0; i < rows; i += W) store(sum + i, scale / load(sum + i));
+    for (int64_t i = 0; i < rows; ++i) {
+      const Vector<T> factor = broadcast(sum[i]);
+      for (int64_t c = 0; c < padded; c += W)
+        store(out + i * out_pitch + c, load(tile + i * pitch + c) * factor);
+      out[i * out_pitch + target[i]] -= scale;
+    }
+  }
+
  private:
   CONVLM_INLINE Vector<T> largest_lanes(const T* row) const {
     // A lane without a channel repeats the first logit.
@@ -150,14 +162,9 @@ struct CrossEntropy {
 
   // Turns a tile of exponentials into the gradients of its logits, and adds them to the sums.
   void add_gradients(int64_t piece, const Walk& walk, int64_t first, int64_t count,
-                     const Softmax<T>& softmax, const int64_t* target, T* tile) const {
+                     Softmax<T>& softmax, const int64_t* target, T* tile) const {
     const T scale = T(1) / (g.batch * g.out_length);
-    for (int64_t t = 0; t < count; ++t) {
-      T* row = tile + t * table.padded;
-      for (int64_t c = 0; c < table.padded; c += W)
-        store(row + c, load(row + c) * (scale / softmax.sum[t]));
-      row[target[t]] -= scale;
-    }
+    softmax.gradients(tile, table.padded, count, target, scale, tile, table.padded);
     add_tile_to_rows(tile, table.padded, table.padded, walk, first, count, sums.table(piece));
     add_tile(tile, table.padded, count, table.padded, sums.bias(piece));
   }

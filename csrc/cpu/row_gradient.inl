@@ -31,7 +31,10 @@ inline bool fills_sum(int64_t first, int64_t last) {
   return last / kRowsOfSum > first / kRowsOfSum;
 }
 
-// The gradient of a weight as it is summed: [channel][tap][pitch], then the bias. A tile of
+// Channels at a time where there are fewer than fill the registers.
+constexpr int kFewChannels = 4;
+
+// The gradient of a weight as it is summed: [channel][tap][pitch], then the bias. The last few
 // channels may reach past the last one, into rows that nobody reads.
 template <class T>
 struct WeightSums {
@@ -41,9 +44,9 @@ struct WeightSums {
   int64_t total;  // how far behind a sum its total is; 0 where there are too few rows for one
 
   int64_t pitch() const { return panels.columns(); }
-  int64_t size() const { return ((channels + kTileRows) * taps + 1) * pitch(); }
+  int64_t size() const { return ((channels + kFewChannels) * taps + 1) * pitch(); }
   T* row(int64_t channel, int64_t tap) const { return data + (channel * taps + tap) * pitch(); }
-  T* bias() const { return row(channels + kTileRows, 0); }
+  T* bias() const { return row(channels + kFewChannels, 0); }
 
   void add_to_total(T* sums, int64_t count) const {
     for (int64_t i = 0; total > 0 && i < count; ++i) {
@@ -52,9 +55,6 @@ struct WeightSums {
     }
   }
 };
-
-// Channels at a time where there are fewer than fill the registers.
-constexpr int kFewChannels = 4;
 
 template <class T, int... V>
 CONVLM_INLINE void add_gradient_block(RowGradient<T> p, const WeightSums<T>& sums, int64_t tap,

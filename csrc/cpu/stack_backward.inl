@@ -24,17 +24,17 @@ void slope_rows(const SlopedRows<T>& r) {
   for (int64_t i = 0; i < rows.count; ++i) {
     const T* gradient = rows.gradient + i * rows.gradient_pitch;
     const int64_t row = rows.row(i);
+    T* out = rows.out + row * rows.out_pitch;
+    if constexpr (ACTIVATION == Activation::none) {  // the last layer's rows are not kept
+      for (int64_t c = 0; c < rows.channels; c += W) store(out + c, load(gradient + c));
+      continue;
+    }
     const T* slopes = KEPT ? rows.kept.slopes + row * rows.kept.slope_pitch
                            : rows.kept.rows + row * rows.kept.pitch;
-    T* out = rows.out + row * rows.out_pitch;
     for (int64_t c = 0; c < rows.channels; c += W) {
       const Vector<T> g = load(gradient + c);
-      if constexpr (kMultiplies)
-        store(out + c, g * load(slopes + c));
-      else if constexpr (ACTIVATION == Activation::none)  // the last layer's rows are not kept
-        store(out + c, g);
-      else
-        store(out + c, times_derivative<T>(g, load(slopes + c), ACTIVATION));
+      store(out + c, kMultiplies ? g * load(slopes + c)
+                                 : times_derivative<T>(g, load(slopes + c), ACTIVATION));
     }
   }
 }

@@ -26,13 +26,9 @@ struct FinishLosses {
     for (int64_t i = 0; i < count; ++i)
       losses[first + i] = softmax.log_sum[i] - (losses[first + i] - softmax.largest[i]);
     if (gradients == nullptr) return;
-    for (int64_t i = 0; i < count; ++i) {
-      T* gradient = gradients + (first + i) * row_pitch<T>(finish.layer.out_channels());
-      const T* row = tile + i * pitch;
-      for (int64_t c = 0; c < softmax.padded; c += kLanes<T>)
-        store(gradient + c, load(row + c) * (scale / softmax.sum[i]));
-      gradient[target[first + i]] -= scale;
-    }
+    const int64_t gradient_pitch = row_pitch<T>(finish.layer.out_channels());
+    softmax.gradients(tile, pitch, count, target + first, scale, gradients + first * gradient_pitch,
+                      gradient_pitch);
   }
 };
 
