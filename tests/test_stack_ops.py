@@ -157,9 +157,10 @@ def test_sums_over_many_positions(vocab: int) -> None:
         assert_as_near_as_torch(actual, value, other)
 
 
-def test_rows_are_the_distinct_contexts_that_are_few() -> None:
+@pytest.mark.parametrize("vocab", [4, 1_000])  # pairs have a place each, or are hashed
+def test_rows_are_the_distinct_contexts_that_are_few(vocab: int) -> None:
     tokens = torch.tensor([[0, 0, 0, 1, 2], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1]])
-    stack = Stack("", 4, 5, (3, 4, 4, 4), 2, (1, 1, 1), SEED, vocab=4)
+    stack = Stack("", 4, 5, (3, 4, 4, 4), 2, (1, 1, 1), SEED, vocab=vocab)
     inputs = inputs_of(stack, torch.float32)._replace(tokens=tokens)
     pairs = {(0, 0), (0, 1), (1, 2), (1, 1)}  # of 16
     threes = {(0, 0, 0), (0, 0, 1), (0, 1, 2), (0, 1, 1)}  # of 12

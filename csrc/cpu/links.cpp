@@ -53,39 +53,80 @@ class PairNumbers {
   int32_t count_ = 0;
 };
 
+// The same for numbers in [-1, below), where a place for each pair costs no more to clear than the
+// pairs cost to look up.
+class SmallPairNumbers {
+ public:
+  explicit SmallPairNumbers(int64_t below)
+      : width_(below + 1), numbers_(static_cast<size_t>(width_ * width_), kFree) {}
+
+  static bool fit(int64_t below, int64_t pairs) { return (below + 1) * (below + 1) <= 4 * pairs; }
+
+  int32_t number(int32_t a, int32_t b) {
+    int32_t& number = numbers_[static_cast<size_t>((a + 1) * width_ + b + 1)];
+    if (number == kFree) number = count_++;
+    return number;
+  }
+
+ private:
+  static constexpr int32_t kFree = -1;
+  int64_t width_;
+  std::vector<int32_t> numbers_;
+  int32_t count_ = 0;
+};
+
 // The rows of one layer: which one each position has.
 struct Rows {
   const int32_t* of_position;  // [batch][length]
   int64_t count;
 };
 
-// The number of the row that a tap of position (n, t) reads, or none.
-int32_t read(const LayerTaps& taps, const Rows& in, int64_t n, int64_t t, int64_t tap) {
+// The number of the row that a tap of position t reads, of a sample with these rows, or none.
+inline int32_t read(const LayerTaps& taps, const int32_t* rows, int64_t t, int64_t tap) {
   const int64_t position = input_position(t, tap, 1, taps.dilation, taps.pad_left);
-  return 0 <= position && position < taps.in_length ? in.of_position[n * taps.in_length + position]
-                                                    : StackLayer::kNone;
+  return 0 <= position && position < taps.in_length ? rows[position] : StackLayer::kNone;
 }
 
-// Gives every distinct combination of rows that the taps read a number, and calls found(number, n,
-// t) where one comes for the first time. False once there are more than `most`.
-template <class Found>
-bool number_fields(const LayerTaps& taps, int64_t batch, const Rows& in, int64_t most,
-                   int32_t* numbers, int64_t& count, const Found& found) {
-  std::vector<PairNumbers> pairs(std::max<int64_t>(1, taps.kernel_size - 1));
+// Gives every distinct field, as number_of(rows of a sample, t) numbers them, its number, and calls
+// found(number, n, t) where one comes for the first time. False once there are more than `most`.
+template <class NumberOf, class Found>
+bool number_all(const LayerTaps& taps, int64_t batch, const Rows& in, int64_t most,
+                int32_t* numbers, int64_t& count, const NumberOf& number_of, const Found& found) {
   count = 0;
-  for (int64_t n = 0; n < batch; ++n)
+  for (int64_t n = 0; n < batch; ++n) {
+    const int32_t* rows = in.of_position + n * taps.in_length;
     for (int64_t t = 0; t < taps.out_length; ++t) {
-      int32_t field = read(taps, in, n, t, 0);
-      if (taps.kernel_size == 1) field = pairs[0].number(field, StackLayer::kNone);
-      for (int64_t k = 1; k < taps.kernel_size; ++k)
-        field = pairs[k - 1].number(field, read(taps, in, n, t, k));
-      numbers[n * taps.out_length + t] = field;
+      const int32_t field = number_of(rows, t);
+      *numbers++ = field;
       if (field == count) {
         if (++count > most) return false;
         found(field, n, t);
       }
     }
+  }
   return true;
+}
+
+// A field is every combination of the rows that the taps read.
+template <class Found>
+bool number_fields(const LayerTaps& taps, int64_t batch, const Rows& in, int64_t most,
+                   int32_t* numbers, int64_t& count, const Found& found) {
+  if (taps.kernel_size == 2 && SmallPairNumbers::fit(in.count, batch * taps.out_length)) {
+    SmallPairNumbers pairs(in.count);
+    const auto pair = [&](const int32_t* rows, int64_t t) {
+      return pairs.number(read(taps, rows, t, 0), read(taps, rows, t, 1));
+    };
+    return number_all(taps, batch, in, most, numbers, count, pair, found);
+  }
+  std::vector<PairNumbers> pairs(std::max<int64_t>(1, taps.kernel_size - 1));
+  const auto combination = [&](const int32_t* rows, int64_t t) {
+    int32_t field = read(taps, rows, t, 0);
+    if (taps.kernel_size == 1) return pairs[0].number(field, StackLayer::kNone);
+    for (int64_t k = 1; k < taps.kernel_size; ++k)
+      field = pairs[k - 1].number(field, read(taps, rows, t, k));
+    return field;
+  };
+  return number_all(taps, batch, in, most, numbers, count, combination, found);
 }
 
 int64_t most_positions(const std::vector<LayerTaps>& taps) {
@@ -136,7 +177,7 @@ int64_t link_tokens(const int64_t* tokens, int64_t batch, int64_t group, int64_t
     layer.readers = nullptr;
     const auto link = [&](int64_t row, int64_t n, int64_t t) {
       for (int64_t k = 0; k < taps[i].kernel_size; ++k)
-        links[k * out_rows + row] = read(taps[i], in, n, t, k);
+        links[k * out_rows + row] = read(taps[i], in.of_position + n * taps[i].in_length, t, k);
     };
     int32_t* next = numbers + (i % 2 == 0 ? positions : 0);
     shared = share && i + 1 < taps.size() &&
