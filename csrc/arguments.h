@@ -85,8 +85,6 @@ struct GradTableArguments {
   void* grad_bias;   // contiguous, or null
 };
 
-// Of float32 and float64 only. The table is the product of weight (out_channels, embedding_dim,
-// kernel_size) and embedding (vocab, embedding_dim).
 struct MutableTensor {
   void* data;
   int64_t stride[3];
@@ -101,6 +99,8 @@ struct LossGradient {
   double lr;
 };
 
+// Of float32 and float64 only. The table is the product of weight (out_channels, embedding_dim,
+// kernel_size) and embedding (vocab, embedding_dim).
 struct CrossEntropyArguments {
   Conv1dGeometry geometry;
   ScalarType dtype;

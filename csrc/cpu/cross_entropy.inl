@@ -102,6 +102,14 @@ struct Softmax {
   }
 };
 
+// The mean of losses, in float64, in order: the same bits for any number of threads.
+template <class T>
+T mean_of(const T* losses, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += losses[i];
+  return static_cast<T>(sum / count);
+}
+
 template <class T>
 struct CrossEntropy {
   static constexpr int W = kLanes<T>;

@@ -53,16 +53,12 @@ std::tuple<Tensor, Tensor> lookup_grad_table(const Tensor& grad_output, const Te
 
 // The strides of (out_channels, embedding_dim, kernel_size), also where that is laid out as
 // (out_channels, 1, kernel_size * embedding_dim).
-template <class Strided>
-Strided by_tap(Strided weight, int64_t embedding_dim, bool end_to_end) {
-  if (!end_to_end) return weight;
-  weight.stride[1] = weight.stride[2];
-  weight.stride[2] *= embedding_dim;
-  return weight;
-}
-
-bool is_end_to_end(const Tensor& weight, int64_t embedding_dim) {
-  return weight.size(1) != embedding_dim;
+template <class Operand>
+Operand by_tap(Operand operand, const Tensor& weight, int64_t embedding_dim) {
+  if (weight.size(1) == embedding_dim) return operand;
+  operand.stride[1] = operand.stride[2];
+  operand.stride[2] *= embedding_dim;
+  return operand;
 }
 
 CrossEntropyArguments cross_entropy_arguments(const char* function, const Tensor& tokens,
@@ -86,7 +82,7 @@ CrossEntropyArguments cross_entropy_arguments(const char* function, const Tensor
   a.target = read_tokens(function, "target", target, "out_channels", weight.size(0), Slot::target,
                          selected);
   a.embedding = operand(embedding);
-  a.weight = by_tap(operand(weight), a.embedding_dim, is_end_to_end(weight, a.embedding_dim));
+  a.weight = by_tap(operand(weight), weight, a.embedding_dim);
   if (bias) a.bias = operand(*bias);
   return a;
 }
@@ -94,7 +90,7 @@ CrossEntropyArguments cross_entropy_arguments(const char* function, const Tensor
 void put_gradients_into(CrossEntropyArguments& a, const Tensor& embedding, const Tensor& weight,
                         const Tensor* bias) {
   a.grad_embedding = writable(embedding);
-  a.grad_weight = by_tap(writable(weight), a.embedding_dim, is_end_to_end(weight, a.embedding_dim));
+  a.grad_weight = by_tap(writable(weight), weight, a.embedding_dim);
   if (bias != nullptr) a.grad_bias = writable(*bias);
 }
 
