@@ -258,6 +258,14 @@ inline void check_rows(const char* function, const Tensor& rows, const Tensor& t
   STD_TORCH_CHECK(same_device(rows, tokens), function, ": rows and tokens must be on one device");
 }
 
+// Of what is changed in place.
+template <class... Words>
+void check_not_expanded(const char* function, const Tensor& t, const Words&... name) {
+  for (int64_t d = 0; d < t.dim(); ++d)
+    STD_TORCH_CHECK(t.stride(d) != 0 || t.size(d) <= 1, function, ": ", name...,
+                    " must not be expanded: several of its elements are one in memory");
+}
+
 inline void check_sgd(const std::vector<Tensor>& parameters, const std::vector<Tensor>& gradients) {
   STD_TORCH_CHECK(parameters.size() == gradients.size(),
                   "sgd_: there must be a gradient for each parameter, got ", gradients.size(),
@@ -272,9 +280,7 @@ inline void check_sgd(const std::vector<Tensor>& parameters, const std::vector<T
                     torch::headeronly::toString(p.scalar_type()));
     STD_TORCH_CHECK(same_device(p, g), "sgd_: gradient ", i,
                     " and its parameter must be on one device");
-    for (int64_t d = 0; d < p.dim(); ++d)
-      STD_TORCH_CHECK(p.stride(d) != 0 || p.size(d) <= 1, "sgd_: parameter ", i,
-                      " must not be expanded: several of its elements are one in memory");
+    check_not_expanded("sgd_", p, "parameter ", i);
   }
 }
 

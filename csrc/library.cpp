@@ -38,7 +38,7 @@ STABLE_TORCH_LIBRARY(convlm, m) {
   // The cross-entropies with gradients below and above, and then parameter -= lr * gradient. Where
   // the loss is not finite the parameters stay as they are. On the CPU rows may be those of several
   // steps, (steps, batch), and what is returned their losses (steps); NaN after one that is not
-  // finite, which ends them.
+  // finite, which ends them. A row that cannot be read is an error before the first of them.
   m.def(
       "lookup_sgd_(Tensor tokens, Tensor target, Tensor? rows, Tensor(a!) embedding, "
       "Tensor(b!) weight, Tensor(c!)? bias, SymInt stride, SymInt pad_left, SymInt pad_right, "

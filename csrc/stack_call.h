@@ -66,9 +66,13 @@ class StackCall {
   }
 
   // In place of gradients: the parameters themselves are what is written.
-  void take_parameters(const Tensor& x, const Tensors& weights, const Tensors& biases) {
+  void take_parameters(const char* function, const Tensor& x, const Tensors& weights,
+                       const Tensors& biases) {
+    check_not_expanded(function, x, "x");
     arguments_.grad_input = writable(x);
     for (size_t i = 0; i < weights.size(); ++i) {
+      check_not_expanded(function, weights[i], "weights[", i, "]");
+      check_not_expanded(function, biases[i], "biases[", i, "]");
       layers()[i].grad_weight = writable(weights[i]);
       if (biases[i].numel() > 0) layers()[i].grad_bias = writable(biases[i]);
     }

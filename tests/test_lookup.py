@@ -242,6 +242,18 @@ def test_a_batch_of_some_rows(dtype: torch.dtype) -> None:
     lookup_ops.cross_entropy(tokens, target, torch.tensor([0, 2]), *others, *window)
     with pytest.raises(RuntimeError, match=rf"tokens must lie in .*, got {VOCAB} at \(1, 4\)"):
         lookup_ops.cross_entropy(tokens, target, rows, *others, *window)
+    before = [p.clone() for p in others]
+    steps = rows.view(2, 2)  # none is taken
+    with pytest.raises(RuntimeError, match=rf"tokens must lie in .*, got {VOCAB} at \(1, 4\)"):
+        lookup_ops.sgd_(tokens, target, steps, *others, *window, 0.5)
+    with pytest.raises(RuntimeError, match=r"rows must lie in \[0, 3\), got 3 at 2"):
+        lookup_ops.sgd_(tokens, target, torch.tensor([[0], [0], [3]]), *others, *window, 0.5)
+    for i, name in enumerate(("embedding", "weight", "bias")):
+        expanded = [*others]
+        expanded[i] = others[i][:1].expand_as(others[i])
+        with pytest.raises(RuntimeError, match=f"lookup_sgd_: {name} must not be expanded"):
+            lookup_ops.sgd_(tokens, target, rows[:2], *expanded, *window, 0.5)
+    assert all(map(torch.equal, others, before))
 
 
 @pytest.mark.usefixtures("by_table")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -245,6 +246,66 @@ def test_a_step_of_some_rows(dtype: torch.dtype) -> None:
             stack_sgd_(*_with_rows(operands, wrong), 0.5)
     assert stack_sgd_(*_with_rows(operands, rows[:0]), 0.5).isnan()  # the mean of nothing
     assert all(map(torch.equal, parameters, before))
+
+
+def test_steps_of_which_a_later_one_is_refused() -> None:
+    """None of them is taken."""
+    stack = TOKENS[1]
+    inputs = inputs_of(stack, torch.float32)
+    target = target_of(stack, inputs)
+    unknown = inputs.tokens.clone(), target.clone()
+    for numbers in unknown:
+        numbers[39, 4] = 28
+    parameters = [inputs.x, *inputs.weights, *inputs.biases]
+    before = [p.clone() for p in parameters]
+    for tokens, wanted, last, message in (
+        (inputs.tokens, target, 40, r"rows must lie in \[0, 40\), got 40 at 5"),
+        (unknown[0], target, 39, r"tokens must lie in \[0, vocab = 3\), got 28 at \(39, 4\)"),
+        (unknown[0].int(), target, 39, r"tokens must lie in \[0, vocab = 3\), got 28 at \(39, 4"),
+        (inputs.tokens, unknown[1], 39, r"target must lie in \[0, out_channels = 28\), got 28 at"),
+    ):
+        rows = torch.tensor([[0, 1, 2], [3, 4, last]])
+        operands = inputs.x, tokens, wanted, rows, *inputs[2:], stack.settings, True, 0.5
+        with pytest.raises(RuntimeError, match=message):
+            stack_sgd_(*operands)
+        assert all(map(torch.equal, parameters, before))
+
+
+def test_steps_of_weights_that_share_memory() -> None:
+    """Each adds its own, for any number of threads."""
+    stack = Stack("", 4, 23, (10, 96, 96, 96, 28), 2, (1, 2, 4, 8), ("tanh",) * 4, vocab=28)
+    inputs = inputs_of(stack, torch.float32)
+    inputs.weights[2] = inputs.weights[1].view(96, 96, 2)
+    target = target_of(stack, inputs)
+    gradients = stack_cross_entropy(*inputs[:2], target, *inputs[2:], stack.settings, True)[1]
+    start = inputs.weights[1].clone()
+    expected = [start.clone()]
+    for gradient in gradients[2:4]:
+        sgd_(expected, [gradient], 0.5)
+    torch.set_num_threads(2)
+    operands = *inputs[:2], target, None, *inputs[2:], stack.settings, True, 0.5
+    for _ in range(20):
+        inputs.weights[1].copy_(start)
+        parameters = inputs.x, *inputs.weights, *inputs.biases
+        kept = [p.clone() for p in parameters]
+        stack_sgd_(*operands)
+        assert torch.equal(inputs.weights[1], expected[0])
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
+
+
+@pytest.mark.parametrize("name", ["x", "weights[1]", "biases[0]"])
+def test_expanded_parameters_take_no_step(name: str) -> None:
+    stack = TOKENS[1]
+    inputs = inputs_of(stack, torch.float32)
+    target = target_of(stack, inputs)
+    named = {"x": inputs.x, "weights[1]": inputs.weights[1], "biases[0]": inputs.biases[0]}
+    named[name] = named[name][:1].expand_as(named[name])
+    weights = [inputs.weights[0], named["weights[1]"], inputs.weights[2]]
+    biases = [named["biases[0]"], *inputs.biases[1:]]
+    settings = stack.settings, True
+    with pytest.raises(RuntimeError, match=f"stack_sgd_: {re.escape(name)} must not be expanded"):
+        stack_sgd_(named["x"], inputs.tokens, target, None, weights, biases, *settings, 0.5)
 
 
 UNKNOWN_WORD = (

@@ -133,10 +133,16 @@ Tensor lookup_sgd(const Tensor& tokens, const Tensor& target, const std::optiona
                   const Tensor& embedding, const Tensor& weight, const std::optional<Tensor>& bias,
                   int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
                   double lr) {
-  return take_steps(weight, rows, [&](const std::optional<Tensor>& batch) {
+  constexpr const char* kName = "lookup_sgd_";
+  return take_steps(weight, rows, [&](const std::optional<Tensor>& batch, const Tensor* all) {
     CrossEntropyArguments a =
-        cross_entropy_arguments("lookup_sgd_", tokens, target, batch, embedding, weight, bias,
-                                stride, pad_left, pad_right, dilation);
+        cross_entropy_arguments(kName, tokens, target, batch, embedding, weight, bias, stride,
+                                pad_left, pad_right, dilation);
+    if (all != nullptr)
+      check_rows_of_steps(kName, tokens, target, *all, embedding.size(0), weight.size(0));
+    check_not_expanded(kName, embedding, "embedding");
+    check_not_expanded(kName, weight, "weight");
+    if (bias) check_not_expanded(kName, *bias, "bias");
     put_gradients_into(a, embedding, weight, bias ? &*bias : nullptr);
     a.gradient = {nullptr, true, lr};
     return mean_loss(a, weight);

@@ -81,7 +81,9 @@ class LinkedCall : public StackCall {
   const int64_t* tokens_ = nullptr;
 };
 
-void clear(Tensor& t) { std::memset(t.mutable_data_ptr(), 0, t.numel() * t.element_size()); }
+void clear(Tensor& t) {
+  if (t.numel() > 0) std::memset(t.mutable_data_ptr(), 0, t.numel() * t.element_size());
+}
 
 std::tuple<Tensor, Tensor> stack_forward(const Tensor& x, const OptionalTensor& tokens,
                                          Tensors weights, Tensors biases,
@@ -149,10 +151,13 @@ std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& t
 Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
                  const OptionalTensor& rows, Tensors weights, Tensors biases,
                  std::vector<int64_t> settings, bool share, double lr) {
-  return take_steps(x, rows, [&](const OptionalTensor& batch) {
+  constexpr const char* kName = "stack_sgd_";
+  return take_steps(x, rows, [&](const OptionalTensor& batch, const Tensor* all) {
     LinkedCall call =
-        loss_call("stack_sgd_", x, tokens, target, batch, weights, biases, settings, share, false);
-    call.take_parameters(x, weights, biases);
+        loss_call(kName, x, tokens, target, batch, weights, biases, settings, share, false);
+    if (all != nullptr)
+      check_rows_of_steps(kName, tokens, target, *all, x.size(0), call.last().out_channels());
+    call.take_parameters(kName, x, weights, biases);
     call.arguments().gradient = {nullptr, true, lr};
     Tensor loss = empty(x, {});
     Tensors none;

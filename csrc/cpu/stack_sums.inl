@@ -66,8 +66,7 @@ void put_weight_gradient(const StackLayer& layer, const WeightSums<Compute<S>>& 
 template <class S>
 void finish_sums(const StackArguments& a, const StackSums<Compute<S>>& sums) {
   const PutGradient<S> put(a.gradient.as_step, a.gradient.lr);
-  constexpr int64_t kWork = 1 << 20;  // always worth a thread
-  parallel_jobs(a.depth, kWork, [&](int64_t begin, int64_t end) {
+  const auto finish = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       WeightSums<Compute<S>> all{sums.layers[i]};
       for (int64_t piece = 0; piece < sums.pieces; ++piece) {
@@ -79,5 +78,10 @@ void finish_sums(const StackArguments& a, const StackSums<Compute<S>>& sums) {
       all.data += all.total;
       put_weight_gradient<S>(a.layers[i], all, put);
     }
-  });
+  };
+  constexpr int64_t kWork = 1 << 20;  // always worth a thread
+  if (a.gradient.as_step)
+    finish(0, a.depth);  // weights of two layers may share memory
+  else
+    parallel_jobs(a.depth, kWork, finish);
 }

@@ -90,7 +90,7 @@ Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
                  std::vector<int64_t> settings, bool share, double lr) {
   StackCall call("stack_sgd_", x, tokens, weights, biases, settings, rows);
   call.check_target("stack_sgd_", x, tokens, target);
-  call.take_parameters(x, weights, biases);
+  call.take_parameters("stack_sgd_", x, weights, biases);
   Tensor loss = empty(x, {});
   StackProblem problem;
   problem.forward = problem.backward = true;
