@@ -75,6 +75,8 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/stack_weights.inl"
 #include "cpu/stack.inl"
 #include "cpu/stack_sums.inl"
+#include "cpu/stack_links.inl"
+#include "cpu/stack_slopes.inl"
 #include "cpu/stack_backward.inl"
 #include "cpu/stack_loss.inl"
 #if !defined(CONVLM_DOT_BFLOAT16)
