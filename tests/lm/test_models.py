@@ -102,13 +102,17 @@ def test_fused_is_the_same_function(kind: type[CharModel], rows: int, dtype: tor
     close(gradient, plain.embedding.weight.grad)
 
 
+def twins(kind: type[CharModel], sizes, dtype: torch.dtype) -> tuple[CharModel, CharModel]:
+    torch.manual_seed(0)
+    model = kind(**sizes).to(dtype)
+    return model, deepcopy(model)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "sizes"), BUILDS)
 def test_a_step_of_sgd(kind: type[CharModel], sizes, dtype: torch.dtype):
     """The same bits as by way of the gradients, for some rows and for all."""
-    torch.manual_seed(0)
-    model = kind(**sizes).to(dtype)
-    other = deepcopy(model)
+    model, other = twins(kind, sizes, dtype)
     tokens = torch.randint(model.vocab, (40, 2 * model.context))
     x, y = tokens[:, :-1], tokens[:, model.context :]
     for lr, rows in ((0.5, torch.randint(40, (32,))), (0.1, None)):
@@ -124,9 +128,7 @@ def test_a_step_of_sgd(kind: type[CharModel], sizes, dtype: torch.dtype):
 @pytest.mark.parametrize(("kind", "sizes"), BUILDS)
 def test_several_steps_of_sgd_in_a_call(kind: type[CharModel], sizes, dtype: torch.dtype):
     """The same bits as one by one, up to a loss that is not finite."""
-    torch.manual_seed(0)
-    model = kind(**sizes).to(dtype)
-    other = deepcopy(model)
+    model, other = twins(kind, sizes, dtype)
     broken = model.vocab - 1  # a token of the last row alone
     tokens = torch.randint(broken, (40, 2 * model.context))
     tokens[39] = broken
