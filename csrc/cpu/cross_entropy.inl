@@ -142,7 +142,7 @@ struct CrossEntropy {
     const PutGradient<T> put(a.gradient.as_step, a.gradient.lr);
     table.put_gradients(sums.table(0), put);
     if (a.grad_bias.data != nullptr)
-      put.row(sums.bias(0), g.out_channels, static_cast<T*>(a.grad_bias.data),
+      put.row(sums.bias(0), 1, g.out_channels, static_cast<T*>(a.grad_bias.data),
               a.grad_bias.stride[0]);
   }
 

@@ -7,7 +7,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
-#include "cpu/sgd.h"
+#include "cpu/take_steps.h"
 #include "cpu/tokens.h"
 #include "lookup_checks.h"
 #include "operators.h"

@@ -8,18 +8,21 @@ struct PutGradient {
 
   PutGradient(bool step, double lr) : as_step(step), rate(static_cast<T>(-lr)) {}
 
-  CONVLM_INLINE void element(T gradient, S& out) const {
-    from_compute(as_step ? to_compute(out) + rate * gradient : gradient, out);
-  }
-
-  void row(const T* gradient, int64_t count, S* out, int64_t stride) const {
+  // A gradient in the compute type, as it was summed, or in that of tensors.
+  template <class Gradient>
+  void row(const Gradient* gradient, int64_t gradient_stride, int64_t count, S* out,
+           int64_t out_stride) const {
     constexpr int W = kLanes<T>;
     int64_t i = 0;
-    for (; stride == 1 && i + W <= count; i += W) {
+    for (; gradient_stride == 1 && out_stride == 1 && i + W <= count; i += W) {
       const Vector<T> g = load(gradient + i);
       store(out + i, as_step ? multiply_add(load(out + i), rate, g) : g);
     }
-    for (; i < count; ++i) element(gradient[i], out[i * stride]);
+    for (; i < count; ++i) {
+      const T g = to_compute(gradient[i * gradient_stride]);
+      S& to = out[i * out_stride];
+      from_compute(as_step ? to_compute(to) + rate * g : g, to);
+    }
   }
 
   // out[c * out_pitch + r] from sums[r][c].
@@ -32,7 +35,7 @@ struct PutGradient {
         const int64_t count = smaller(W, columns - first);
         transpose(sums + first, pitch, rows, count, strip, rows);
         for (int64_t i = 0; i < count; ++i)
-          row(strip + i * rows, rows, out + (first + i) * out_pitch, 1);
+          row(strip + i * rows, 1, rows, out + (first + i) * out_pitch, 1);
       }
     });
   }

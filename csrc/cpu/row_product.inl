@@ -147,6 +147,13 @@ CONVLM_INLINE void multiply_tile(RowProduct<T> p, const PackedWeight<T>& weight,
   }
 }
 
+// Rows in another order than that of memory.
+struct RowOrder {
+  const int32_t* rows = nullptr;  // null: as they come
+
+  int64_t operator[](int64_t i) const { return rows == nullptr ? i : rows[i]; }
+};
+
 // Rows, and which of them each row of a result reads with each tap.
 template <class T>
 struct LinkedRows {
@@ -155,9 +162,7 @@ struct LinkedRows {
   const T* zeros;
   const int32_t* links;  // [tap][link_pitch]; null: row r reads row r
   int64_t link_pitch;
-  const int32_t* order = nullptr;  // in which the rows of the result are made; null: as they come
-
-  int64_t row(int64_t i) const { return order == nullptr ? i : order[i]; }
+  RowOrder order = {};  // in which the rows of the result are made
   const T* at(int64_t tap, int64_t row) const {
     const int64_t link = links == nullptr ? row : links[tap * link_pitch + row];
     return link < 0 ? zeros : data + tap * tap_pitch + link * pitch;
@@ -176,7 +181,7 @@ CONVLM_INLINE void for_tiles(const LinkedRows<T>& in, int64_t count, int64_t tap
           const int64_t first = job * kTileRows, tile_rows = smaller(kTileRows, count - first);
           for (int64_t k = 0; k < taps; ++k)
             for (int64_t i = 0; i < kTileRows; ++i)
-              rows[k * kTileRows + i] = i < tile_rows ? in.at(k, in.row(first + i)) : in.zeros;
+              rows[k * kTileRows + i] = i < tile_rows ? in.at(k, in.order[first + i]) : in.zeros;
           body(rows, first, tile_rows);
         }
       });

@@ -1,6 +1,4 @@
 // The step of stochastic gradient descent on CPU tensors: a list of parameters in one call.
-#include "cpu/sgd.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -50,13 +48,6 @@ void step_along(const Tensor& parameter, const Tensor& gradient, int64_t dimensi
 
 void sgd(std::vector<Tensor> parameters, std::vector<Tensor> gradients, double lr) {
   check_sgd(parameters, gradients);
-  step_parameters(parameters, gradients, lr);
-}
-
-}  // namespace
-
-void step_parameters(const std::vector<Tensor>& parameters, const std::vector<Tensor>& gradients,
-                     double lr) {
   for (size_t i = 0; i < parameters.size(); ++i) {
     const Tensor &parameter = parameters[i], &gradient = gradients[i];
     SgdArguments a{dtype_of(parameter),          parameter.numel(),         1, 1,
@@ -67,6 +58,8 @@ void step_parameters(const std::vector<Tensor>& parameters, const std::vector<Te
       step_along(parameter, gradient, 0, a, parameter.element_size());
   }
 }
+
+}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(convlm, CPU, m) { m.impl("sgd_", TORCH_BOX(&sgd)); }
 

@@ -9,9 +9,7 @@ struct FinishGradients {
   const StackLayer* below;       // null below the first layer
   LayerRows<T> kept;             // of the layer below
   T *whole, *sums;               // results, either may be null
-  const int32_t* order;          // of the rows; null: as they come
-
-  int64_t row(int64_t i) const { return order == nullptr ? i : order[i]; }
+  RowOrder order = {};
 
   CONVLM_INLINE void operator()(T* tile, int64_t tile_pitch, int64_t first, int64_t count) const {
     constexpr int W = kLanes<T>;
@@ -19,17 +17,16 @@ struct FinishGradients {
     for (int64_t i = 0; residual != nullptr && i < count; ++i) {
       T* gradient = tile + i * tile_pitch;
       const int64_t from =
-          residual_rows == nullptr ? row(first + i) : residual_rows[row(first + i)];
+          residual_rows == nullptr ? order[first + i] : residual_rows[order[first + i]];
       for (int64_t c = 0; from >= 0 && c < channels; c += W)
         store(gradient + c, load(gradient + c) + load(residual + from * pitch + c));
     }
     for (int64_t i = 0; whole != nullptr && i < count; ++i)
       for (int64_t c = 0; c < channels; c += W)
-        store(whole + row(first + i) * pitch + c, load(tile + i * tile_pitch + c));
+        store(whole + order[first + i] * pitch + c, load(tile + i * tile_pitch + c));
     if (below != nullptr)
-      apply_slopes<T>(*below,
-                      {tile, tile_pitch, count, channels, kept, sums, row_pitch<T>(below->columns),
-                       first, order == nullptr ? nullptr : order + first});
+      apply_slopes<T>(*below, {tile, tile_pitch, count, channels, kept, sums,
+                               row_pitch<T>(below->columns), first, order});
   }
 };
 
@@ -103,9 +100,15 @@ struct StackGradients {
     const int64_t pitch = row_pitch<T>(layer.out_channels());
     const int64_t out_pitch = row_pitch<T>(layer.columns);
     parallel_jobs(layer.out_rows, layer.columns, [&](int64_t begin, int64_t end) {
-      apply_slopes<T>(layer,
-                      {whole[i % 2] + begin * pitch, pitch, end - begin, layer.out_channels(), kept,
-                       of_sums[i % 2], out_pitch, begin, nullptr});
+      apply_slopes<T>(layer, {whole[i % 2] + begin * pitch,
+                              pitch,
+                              end - begin,
+                              layer.out_channels(),
+                              kept,
+                              of_sums[i % 2],
+                              out_pitch,
+                              begin,
+                              {}});
     });
   }
 
@@ -130,7 +133,7 @@ struct StackGradients {
   }
 
   FinishGradients<T> finish(const StackLayer& layer, int64_t i) const {
-    FinishGradients<T> f{layer, nullptr, nullptr, nullptr, {}, nullptr, nullptr, nullptr};
+    FinishGradients<T> f{layer, nullptr, nullptr, nullptr, {}, nullptr, nullptr};
     if (layer.residual) f.residual = whole[i % 2];
     if (i == 0) {
       f.whole = input;
@@ -224,7 +227,7 @@ struct StackBackward {
     if (!a.input_is_rows) return rows_to(rows, group.first, group.samples, channels, a.length, out);
     const PutGradient<S> put(a.gradient.as_step, a.gradient.lr);
     for (int64_t r = 0; r < a.layers[0].in_rows; ++r)
-      put.row(rows + r * row_pitch<T>(channels), channels, out + r * a.grad_input.stride[0],
+      put.row(rows + r * row_pitch<T>(channels), 1, channels, out + r * a.grad_input.stride[0],
               a.grad_input.stride[1]);
   }
 };

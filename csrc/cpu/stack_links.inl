@@ -73,12 +73,12 @@ inline void find_present(const StackLayer& layer, int32_t* present) {
 }
 
 // Rows of the input in an order that puts those together which the same taps read: short samples
-// have edges that some taps do not reach, and a strip of such rows skips these taps. Null where
-// there are too few to be worth it.
-inline const int32_t* order_by_readers(const StackLayer& layer, int32_t* order) {
+// have edges that some taps do not reach, and a strip of such rows skips these taps. As they come
+// where there are too few to be worth it.
+inline RowOrder order_by_readers(const StackLayer& layer, int32_t* order) {
   constexpr int64_t kMostTaps = 8;
   const int64_t taps = layer.kernel_size;
-  if (taps > kMostTaps) return nullptr;
+  if (taps > kMostTaps) return {};
   // Rows of consecutive positions are read by consecutive taps.
   const auto readers_of = [&](int64_t row) {
     int64_t first = 0, last = taps - 1;
@@ -92,9 +92,9 @@ inline const int32_t* order_by_readers(const StackLayer& layer, int32_t* order) 
     ++start[readers + 1];
     unread += taps - 1 - readers % taps + readers / taps;
   }
-  if (16 * unread < layer.in_rows * taps) return nullptr;
+  if (16 * unread < layer.in_rows * taps) return {};
   for (int64_t i = 0; i < taps * taps; ++i) start[i + 1] += start[i];
   for (int64_t row = 0; row < layer.in_rows; ++row)
     order[start[readers_of(row)]++] = static_cast<int32_t>(row);
-  return order;
+  return {order};
 }

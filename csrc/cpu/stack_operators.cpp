@@ -10,7 +10,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 #include "cpu/links.h"
-#include "cpu/sgd.h"
+#include "cpu/take_steps.h"
 #include "cpu/tokens.h"
 #include "stack_call.h"
 

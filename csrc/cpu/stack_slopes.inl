@@ -9,10 +9,10 @@ struct SlopedRows {
   LayerRows<T> kept;
   T* out;
   int64_t out_pitch;
-  int64_t first;         // of the rows, in what is kept and in `out`
-  const int32_t* order;  // where they are, from the first on; null: one after the other
+  int64_t first;   // of the rows
+  RowOrder order;  // of what is kept and of `out`
 
-  int64_t row(int64_t i) const { return order == nullptr ? first + i : order[i]; }
+  int64_t row(int64_t i) const { return order[first + i]; }
 };
 
 // KEPT: by the slopes that were kept, else by the result.

@@ -57,9 +57,9 @@ void put_weight_gradient(const StackLayer& layer, const WeightSums<Compute<S>>& 
   else
     for (int64_t c = 0; c < layer.in_channels; ++c)
       for (int64_t k = 0; k < taps; ++k)
-        put.row(sums.row(c, k), layer.columns, out + c * stride[1] + k * stride[2], stride[0]);
+        put.row(sums.row(c, k), 1, layer.columns, out + c * stride[1] + k * stride[2], stride[0]);
   if (layer.grad_bias.data != nullptr)
-    put.row(sums.bias(), layer.columns, static_cast<S*>(layer.grad_bias.data),
+    put.row(sums.bias(), 1, layer.columns, static_cast<S*>(layer.grad_bias.data),
             layer.grad_bias.stride[0]);
 }
 

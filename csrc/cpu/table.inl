@@ -61,7 +61,7 @@ struct Table {
     put_weight(of_weight, put);
     T* out = static_cast<T*>(a.grad_embedding.data);
     for (int64_t v = 0; v < vocab; ++v)
-      put.row(of_embedding + v * width, embedding_dim, out + v * a.grad_embedding.stride[0],
+      put.row(of_embedding + v * width, 1, embedding_dim, out + v * a.grad_embedding.stride[0],
               a.grad_embedding.stride[1]);
   }
 
@@ -90,7 +90,7 @@ struct Table {
       return put.turned(sums, padded, taps * embedding_dim, channels, out, stride[0]);
     for (int64_t k = 0; k < taps; ++k)
       for (int64_t e = 0; e < embedding_dim; ++e)
-        put.row(sums + (k * embedding_dim + e) * padded, channels,
+        put.row(sums + (k * embedding_dim + e) * padded, 1, channels,
                 out + e * stride[1] + k * stride[2], stride[0]);
   }
 

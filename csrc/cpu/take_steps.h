@@ -1,4 +1,4 @@
-// The step of stochastic gradient descent for all parameters of a model.
+// Steps of gradient descent, one or several in a call.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -12,10 +12,6 @@
 #include "operators.h"
 
 namespace convlm::cpu {
-
-// parameter -= lr * gradient for each pair, of one shape and dtype.
-void step_parameters(const std::vector<torch::stable::Tensor>& parameters,
-                     const std::vector<torch::stable::Tensor>& gradients, double lr);
 
 // Whether a scalar in float32 or float64 is.
 inline bool is_finite(const torch::stable::Tensor& loss) {
