@@ -48,6 +48,7 @@ class Model(NamedTuple):
     build: Callable[[], CharModel]
     batch: int  # of a training step
     rows: Callable[[], Split]
+    together: int = 1  # the training steps of a call: some, where they are short
 
 
 def seed_rows(setting: Setting) -> Split:
@@ -60,11 +61,12 @@ def models(setting: Setting) -> list[Model]:
     seed = cache(partial(seed_rows, setting))
     # Rows enough that a batch seldom has one twice, whose contexts would be shared.
     rows, batch, predictions = (1, 1, 8) if setting.small else (32, 4, 512)
+    together = 2 if setting.small else READ_EVERY
     of_words = f" on {Path(setting.words).stem}" if setting.words else ""
     return [
-        Model(f"CNN{of_words}", CNN, 32, seed),
-        Model(f"dilated, dense{of_words}", dense, 32, seed),
-        Model(f"dilated, shared contexts{of_words}", DilatedCNN, 32, seed),
+        Model(f"CNN{of_words}", CNN, 32, seed, together),
+        Model(f"dilated, dense{of_words}", dense, 32, seed, together),
+        Model(f"dilated, shared contexts{of_words}", DilatedCNN, 32, seed, together),
         Model("10 layers of 128, bytes", byte_model, batch, partial(byte_rows, rows, predictions)),
     ]
 
@@ -113,21 +115,17 @@ class TorchSteps:
 
 def training_step(model: Model, setting: Setting) -> Contest:
     split, ours = model.rows(), seeded(model.build)
-    count = steps_of_a_call(model, setting)
+    joined = are_short(ours, split, model.batch)
+    assert joined == (model.together > 1), f"{model.name} is not timed as it is trained"
     peers = peers_of(ours, setting.compiled)
-    steps: dict[str, Any] = {
-        OURS: JoinedSteps(ours, split) if count > 1 else PlainSteps(ours, split)
-    }
+    steps: dict[str, Any] = {OURS: JoinedSteps(ours, split) if joined else PlainSteps(ours, split)}
     steps |= {name: TorchSteps(peer, split) for name, peer in peers.items()}
-    calls = {name: TakeSteps(taken, split, model.batch, count) for name, taken in steps.items()}
-    for _ in range(max(1, STEPS_COMPARED // count)):
+    calls = {
+        name: TakeSteps(taken, split, model.batch, model.together) for name, taken in steps.items()
+    }
+    for _ in range(max(1, STEPS_COMPARED // model.together)):
         assert_equal({name: call() for name, call in calls.items()})
     return Contest(calls)
-
-
-def steps_of_a_call(model: Model, setting: Setting) -> int:
-    short = are_short(model.build(), model.rows(), model.batch)
-    return (2 if setting.small else READ_EVERY) if short else 1
 
 
 def full_loss(model: Model, setting: Setting) -> Contest:
@@ -153,7 +151,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     for model in models(setting):
         if setting.wants(model.name):
             step = partial(training_step, model, setting)
-            yield Case(model.name, "training step", step, times=steps_of_a_call(model, setting))
+            yield Case(model.name, "training step", step, times=model.together)
             yield Case(model.name, "full loss", partial(full_loss, model, setting))
 
 
