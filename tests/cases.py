@@ -339,6 +339,11 @@ def _offset(tensor: Tensor) -> Tensor:
 
 # What a user's tensor may look like in memory; the values stay, except that the expanded ones
 # repeat the first (stride 0).
+def spread_out(t: Tensor) -> Tensor:
+    """The same values, a place apart in memory."""
+    return torch.stack([t, t + 1], dim=-1)[..., 0]
+
+
 LAYOUTS = {
     "sliced": _sliced,
     "transposed": _transposed,

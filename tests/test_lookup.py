@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import LAYOUTS, Case, parametrize, random
+from cases import LAYOUTS, Case, parametrize, random, spread_out
 from test_embedding import CASES, VOCAB, bits, composed, operands, settings
 from torch import Tensor
 from torch.nn import functional as F
@@ -309,7 +309,7 @@ def test_sgd_step_of_parameters_however_they_lie_in_memory(
         embedding, weight, *bias = parameters
         weight = weight.transpose(1, 2).flatten(1).unsqueeze(1)
         parameters = [embedding, weight, *bias]
-    spread = [torch.stack([p, p + 1], dim=-1)[..., 0] for p in parameters]
+    spread = [spread_out(p) for p in parameters]
     if turned:
         spread = [p.mT.contiguous().mT if p.dim() > 1 else p for p in parameters]
     parameters = [p.clone().contiguous() for p in parameters]

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, parametrize, random
+from cases import DTYPES, LAYOUTS, parametrize, random, spread_out
 from stacks import (
     IMPOSSIBLE,
     SEED,
@@ -193,10 +193,10 @@ def test_steps_of_parameters_however_they_lie_in_memory(order: tuple, dtype: tor
     inputs = inputs_of(stack, dtype)
     target = target_of(stack, inputs)
     spread = [
-        _spread(w.permute(order)).permute(*map(order.index, range(3))) for w in inputs.weights
+        spread_out(w.permute(order)).permute(*map(order.index, range(3))) for w in inputs.weights
     ]
-    biases = [_spread(b) for b in inputs.biases]
-    embedding = _spread(inputs.x.T).T
+    biases = [spread_out(b) for b in inputs.biases]
+    embedding = spread_out(inputs.x.T).T
     settings = stack.settings, True
     rows = torch.tensor([[3, 0, 3, 39], [1, 2, 3, 4]])
     losses = stack_sgd_(embedding, inputs.tokens, target, rows, spread, biases, *settings, 0.5)
@@ -209,11 +209,6 @@ def test_steps_of_parameters_however_they_lie_in_memory(order: tuple, dtype: tor
         sgd_(parameters, gradients, 0.5)
         assert torch.equal(own, loss)
     assert all(map(torch.equal, [embedding, *spread, *biases], parameters))
-
-
-def _spread(tensor: Tensor) -> Tensor:
-    """The same values, a place apart in memory."""
-    return torch.stack([tensor, tensor + 1], dim=-1)[..., 0]
 
 
 def _with_rows(operands: tuple, rows: Tensor) -> tuple:
