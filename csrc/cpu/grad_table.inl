@@ -57,11 +57,16 @@ void add_tile_to_rows(const T* tile, int64_t tile_pitch, int64_t padded, const W
 // sum += the rows of a tile.
 template <class T>
 CONVLM_INLINE void add_tile(const T* tile, int64_t pitch, int64_t rows, int64_t padded, T* sum) {
-  for (int64_t c = 0; c < padded; c += kLanes<T>) {
-    Vector<T> total{};
-    for (int64_t t = 0; t < rows; ++t) total += load(tile + t * pitch + c);
-    store(sum + c, load(sum + c) + total);
-  }
+  constexpr int W = kLanes<T>;
+  for_blocks(padded / W, W, [&](auto vectors, int64_t c) {
+    constexpr int kVectors = decltype(vectors)::value;
+    Vector<T> total[kVectors] = {};
+    for (int64_t t = 0; t < rows; ++t)
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) total[j] += load(tile + t * pitch + c + j * W);
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) store(sum + c + j * W, load(sum + c + j * W) + total[j]);
+  });
 }
 
 // The sums of one or more pieces: for each its table (kernel_size, vocab, padded), then its bias.

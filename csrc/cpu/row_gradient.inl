@@ -89,29 +89,33 @@ template <class T>
 void add_weight_gradient(const LinkedRows<T>& in, const LinkedRows<T>& grad, int64_t before,
                          int64_t count, const WeightSums<T>& sums) {
   const int64_t blocks = larger(1, sums.channels / kTileRows);
-  parallel_jobs(sums.taps * blocks, count * kTileRows * sums.columns,
-                [&](int64_t begin, int64_t end) {
-                  const T** rows =
-                      static_cast<const T**>(scratch(Slot::plan, sizeof(T*) * 2 * kGradientRows));
-                  for (int64_t job = begin; job < end; ++job) {
-                    const int64_t tap = job / blocks, first_channel = job % blocks * kTileRows;
-                    const int64_t last_channel =
-                        job % blocks + 1 < blocks ? first_channel + kTileRows : sums.channels;
-                    for (int64_t row = 0; row < count;) {
-                      const int64_t first_row = row;
-                      RowGradient<T> p{rows, rows + kGradientRows, 0, 0, 0, nullptr, 0};
-                      for (; row < count && p.rows < kGradientRows; ++row) {
-                        const T *from = in.at(tap, row), *to = grad.at(tap, row);
-                        if (from == in.zeros || to == grad.zeros) continue;
-                        rows[p.rows] = from;
-                        rows[kGradientRows + p.rows++] = to;
-                      }
-                      add_gradient_block(p, sums, tap, first_channel, last_channel,
-                                         std::make_integer_sequence<int, kWidestPanel>{});
-                      if (!fills_sum(before + first_row, before + row)) continue;
-                      for (int64_t c = first_channel; c < last_channel; ++c)
-                        sums.add_to_total(sums.row(c, tap), sums.pitch());
-                    }
-                  }
-                });
+  const auto first_channel = [&](int64_t block) {
+    return block < blocks ? block * kTileRows : sums.channels;
+  };
+  parallel_jobs(
+      sums.taps * blocks, count * kTileRows * sums.columns, [&](int64_t begin, int64_t end) {
+        const T** rows =
+            static_cast<const T**>(scratch(Slot::plan, sizeof(T*) * 2 * kGradientRows));
+        for (int64_t job = begin; job < end;) {
+          const int64_t tap = job / blocks, first = job % blocks;
+          const int64_t last = smaller(blocks, first + end - job);
+          for (int64_t row = 0; row < count;) {
+            const int64_t first_row = row;
+            RowGradient<T> p{rows, rows + kGradientRows, 0, 0, 0, nullptr, 0};
+            for (; row < count && p.rows < kGradientRows; ++row) {
+              const T *from = in.at(tap, row), *to = grad.at(tap, row);
+              if (from == in.zeros || to == grad.zeros) continue;
+              rows[p.rows] = from;
+              rows[kGradientRows + p.rows++] = to;
+            }
+            for (int64_t block = first; block < last; ++block)
+              add_gradient_block(p, sums, tap, first_channel(block), first_channel(block + 1),
+                                 std::make_integer_sequence<int, kWidestPanel>{});
+            if (!fills_sum(before + first_row, before + row)) continue;
+            for (int64_t c = first_channel(first); c < first_channel(last); ++c)
+              sums.add_to_total(sums.row(c, tap), sums.pitch());
+          }
+          job += last - first;
+        }
+      });
 }

@@ -113,18 +113,13 @@ struct StackGradients {
   }
 
   void add_bias_gradient(const StackLayer& layer, int64_t i) const {
-    constexpr int W = kLanes<T>;
     const int64_t pitch = row_pitch<T>(layer.columns);
     const WeightSums<T>& s = sums[i];
-    T* bias = s.bias();
     for (int64_t first = 0; first < layer.out_rows; first += kGradientRows) {
       const int64_t last = smaller(first + kGradientRows, layer.out_rows);
-      for (int64_t c = 0; c < layer.columns; c += W) {
-        Vector<T> total{};
-        for (int64_t r = first; r < last; ++r) total += load(of_sums[i % 2] + r * pitch + c);
-        store(bias + c, load(bias + c) + total);
-      }
-      if (fills_sum(rows_before(i) + first, rows_before(i) + last)) s.add_to_total(bias, s.pitch());
+      add_tile(of_sums[i % 2] + first * pitch, pitch, last - first, s.pitch(), s.bias());
+      if (fills_sum(rows_before(i) + first, rows_before(i) + last))
+        s.add_to_total(s.bias(), s.pitch());
     }
   }
 
