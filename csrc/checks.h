@@ -249,12 +249,16 @@ inline void check_indices(const char* function, const char* argument, const Tens
                   " must be on one device");
 }
 
-// `rows` is a list of rows of `tokens`; whether they exist is found where they are read.
-inline void check_rows(const char* function, const Tensor& rows, const Tensor& tokens) {
+// `rows` names rows of `tokens`, with `of_steps` perhaps those of several steps; whether they exist
+// is found where they are read.
+inline void check_rows(const char* function, const Tensor& rows, const Tensor& tokens,
+                       bool of_steps) {
   using Dtype = torch::headeronly::ScalarType;
-  STD_TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == Dtype::Long, function,
-                  ": rows must have one dimension and be int64, got shape ", shape_of(rows),
-                  " and ", torch::headeronly::toString(rows.scalar_type()));
+  STD_TORCH_CHECK(
+      (rows.dim() == 1 || (of_steps && rows.dim() == 2)) && rows.scalar_type() == Dtype::Long,
+      function, ": rows must have one dimension", of_steps ? ", or (steps, batch)," : "",
+      " and be int64, got shape ", shape_of(rows), " and ",
+      torch::headeronly::toString(rows.scalar_type()));
   STD_TORCH_CHECK(same_device(rows, tokens), function, ": rows and tokens must be on one device");
 }
 

@@ -24,10 +24,10 @@ class LookupChecks : public GeometryChecks {
                     geometry_.out_length, "), got ", shape_of(target));
   }
 
-  // A list of rows of tokens and of target is the batch then.
-  void rows(const Tensor& rows, const Tensor& tokens) {
-    check_rows(function_, rows, tokens);
-    geometry_.batch = rows.size(0);
+  // Rows of tokens and of target that are named are the batch then, those of all steps together.
+  void rows(const Tensor& rows, const Tensor& tokens, bool of_steps) {
+    check_rows(function_, rows, tokens, of_steps);
+    geometry_.batch = rows.numel();
   }
 
   // Returns kernel_size.
@@ -91,7 +91,8 @@ inline Conv1dGeometry check_cross_entropy(const char* function, const Tensor& to
                                           const Tensor& target, const Tensor* rows,
                                           const Tensor& embedding, const Tensor& weight,
                                           const Tensor* bias, int64_t stride, int64_t pad_left,
-                                          int64_t pad_right, int64_t dilation) {
+                                          int64_t pad_right, int64_t dilation,
+                                          bool of_steps = false) {
   LookupChecks checks(function, stride, pad_left, pad_right, dilation);
   checks.floating("weight", weight);
   checks.tokens(tokens, "weight", weight);
@@ -104,7 +105,7 @@ inline Conv1dGeometry check_cross_entropy(const char* function, const Tensor& to
   }
   checks.outputs();
   checks.target(target, "weight", weight);
-  if (rows != nullptr) checks.rows(*rows, tokens);
+  if (rows != nullptr) checks.rows(*rows, tokens, of_steps);
   return checks.geometry_;
 }
 

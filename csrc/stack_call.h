@@ -26,16 +26,17 @@ inline int64_t row_bytes(int64_t channels, const Tensor& t) {
 
 class StackCall {
  public:
-  // `rows` names the rows of tokens and target that are the batch, as a list; without it, all are.
+  // `rows` names the rows of tokens and target that are the batch, or with `of_steps` those of
+  // several steps, (steps, batch), together; without it, all are.
   StackCall(const char* function, const Tensor& x, const OptionalTensor& tokens,
             const Tensors& weights, const Tensors& biases, const std::vector<int64_t>& settings,
-            const OptionalTensor& rows = std::nullopt)
+            const OptionalTensor& rows = std::nullopt, bool of_steps = false)
       : checks_(function, weights, biases, settings) {
     arguments_.dtype = dtype_of(x);
     arguments_.input = operand(x);
     arguments_.input_is_rows = tokens.has_value();
     if (tokens)
-      check_tokens(function, x, *tokens, rows);
+      check_tokens(function, x, *tokens, rows, of_steps);
     else
       check_x(function, x);
     arguments_.layers = checks_.layers_.data();
@@ -130,14 +131,14 @@ class StackCall {
   }
 
   void check_tokens(const char* function, const Tensor& embedding, const Tensor& tokens,
-                    const OptionalTensor& rows) {
+                    const OptionalTensor& rows, bool of_steps) {
     STD_TORCH_CHECK(embedding.dim() == 2, function,
                     ": x, the embedding of the tokens, must have the two dimensions (vocab, "
                     "channels), got shape ",
                     shape_of(embedding));
     check_indices(function, "tokens", tokens, "(batch, length)", "x", embedding);
-    if (rows) check_rows(function, *rows, tokens);
-    arguments_.batch = rows ? rows->size(0) : tokens.size(0);
+    if (rows) check_rows(function, *rows, tokens, of_steps);
+    arguments_.batch = rows ? rows->numel() : tokens.size(0);
     arguments_.length = tokens.size(1);
     checks_.layers("x", embedding, embedding.size(1), tokens.size(1));
   }

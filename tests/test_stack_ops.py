@@ -234,8 +234,8 @@ def test_a_step_of_some_rows(dtype: torch.dtype) -> None:
     for wrong, message in (
         (torch.tensor([0, 40]), r"rows must lie in \[0, 40\), got 40 at 1"),
         (torch.tensor([-1]), r"rows must lie in \[0, 40\), got -1 at 0"),
-        (rows.int(), "rows must have one dimension and be int64, got shape"),
-        (rows[0], "rows must have one dimension and be int64, got shape"),
+        (rows.int(), r"rows must have one dimension, or \(steps, batch\), and be int64"),
+        (rows[0], r"rows must have one dimension, or \(steps, batch\), and be int64"),
     ):
         with pytest.raises(RuntimeError, match=message):
             stack_sgd_(*_with_rows(operands, wrong), 0.5)

@@ -107,7 +107,7 @@ CONVLM_INLINE Vector<T> tanh_of(Vector<T> x) {
   return choose<T>(Integers<T>{} + Exp<T>::kMagnitude, result, x);
 }
 
-#include "cpu/tanh_table.inl"
+#include "cpu/register_tables.inl"
 
 // From e = exp(-|x|), as 1 / (1 + e) or e / (1 + e): neither end overflows. What the sum lost in
 // rounding is made good, with 1 - 0.5 e for 1 / (1 + e).

@@ -3,10 +3,13 @@
 // gradient of the table. The idea is that of Liger-Kernel's fused linear cross-entropy (Hsu et al.,
 // 2024, arXiv 2410.10989).
 
-// exp of x <= 0, no less than 2^-125: next to the largest, which is 1, less is nothing. float errs
+// exp of x <= 0, where next to the largest, which is 1, what is below 2^-125 is nothing. float errs
 // by little more than a rounding of x would change it; the polynomial is a least-maximum fit of
 // 2^r.
 CONVLM_INLINE Vector<float> exponential_below_one(Vector<float> x) {
+#if CONVLM_VECTOR_BYTES == 64
+  return exponential<float>(x);
+#else
   const Vector<float> exponent = x * Exp<float>::kLog2E, least = broadcast(-125.0f);
   const Vector<float> e = exponent < least ? least : exponent;  // NaN passes
   const Vector<float> shifted = e + Exp<float>::kRound;
@@ -16,6 +19,7 @@ CONVLM_INLINE Vector<float> exponential_below_one(Vector<float> x) {
                             0.00133999309f, 0.000153458081f});
   return power * (Vector<float>)(((Integers<float>)shifted << Exp<float>::kMantissa) +
                                  (Exp<float>::kBias << Exp<float>::kMantissa));
+#endif
 }
 CONVLM_INLINE Vector<double> exponential_below_one(Vector<double> x) {
   return exponential<double>(x);
@@ -43,7 +47,7 @@ CONVLM_INLINE Vector<double> logarithm(Vector<double> x) {
 template <class T>
 struct Softmax {
   static constexpr int W = kLanes<T>;
-  static constexpr int64_t kRows = 32;  // a multiple of the lanes of every instruction set
+  static constexpr int64_t kRows = 64;  // a multiple of the lanes of every instruction set
   int64_t padded;
   Integers<T> exists;  // the lanes of the last vector that have a channel
   T largest[kRows], sum[kRows], log_sum[kRows];
@@ -146,35 +150,48 @@ struct CrossEntropy {
               a.grad_bias.stride[0]);
   }
 
-  // The positions [begin, end) of all samples.
+  // The positions [begin, end) of all samples, a tile at a time: the tables of logits and of
+  // gradients take turns in the first cache, which seldom holds both.
   void add_piece(int64_t piece, int64_t begin, int64_t end) const {
     if (sums.data != nullptr) sums.clear(piece);
     Softmax<T> softmax(g.out_channels);
     T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * softmax.kRows * table.padded));
     for (int64_t i = 0; i < softmax.kRows * table.padded; i += W) store(tile + i, Vector<T>{});
     for_chains(g, begin, end, [&](int64_t from, int64_t to) {
-      for_stretches(g, from, to, softmax.kRows, [&](int64_t n, int64_t first, int64_t count) {
-        const int64_t* target = a.target + n * g.out_length + first;
-        T* loss = static_cast<T*>(a.losses) + n * g.out_length + first;
-        const Walk walk{g, a.tokens + n * g.length, table.padded};
-        sum_tile(table.data, walk, first, count, bias, table.padded, tile, table.padded);
-        for (int64_t t = 0; t < count; ++t) loss[t] = tile[t * table.padded + target[t]];
-        softmax.run(tile, table.padded, count);
-        for (int64_t t = 0; t < count; ++t)
-          loss[t] = softmax.log_sum[t] - (loss[t] - softmax.largest[t]);
-        if (sums.data != nullptr) add_gradients(piece, walk, first, count, softmax, target, tile);
-      });
+      for (int64_t first = from; first < to; first += softmax.kRows)
+        add_tile_of(piece, first, smaller(softmax.kRows, to - first), softmax, tile);
       sums.add_to_total(piece, 0, table.padded);
     });
   }
 
-  // Turns a tile of exponentials into the gradients of its logits, and adds them to the sums.
-  void add_gradients(int64_t piece, const Walk& walk, int64_t first, int64_t count,
-                     Softmax<T>& softmax, const int64_t* target, T* tile) const {
+  void add_tile_of(int64_t piece, int64_t position, int64_t count, Softmax<T>& softmax,
+                   T* tile) const {
+    const int64_t* target = a.target + position;
+    T* loss = static_cast<T*>(a.losses) + position;
+    for_rows(position, count, tile, [&](const Walk& walk, int64_t first, int64_t rows, T* row) {
+      sum_tile(table.data, walk, first, rows, bias, table.padded, row, table.padded);
+    });
+    for (int64_t t = 0; t < count; ++t) loss[t] = tile[t * table.padded + target[t]];
+    softmax.run(tile, table.padded, count);
+    for (int64_t t = 0; t < count; ++t)
+      loss[t] = softmax.log_sum[t] - (loss[t] - softmax.largest[t]);
+    if (sums.data == nullptr) return;
     const T scale = T(1) / (g.batch * g.out_length);
     softmax.gradients(tile, table.padded, count, target, scale, tile, table.padded);
-    add_tile_to_rows(tile, table.padded, table.padded, walk, first, count, sums.table(piece));
+    for_rows(position, count, tile, [&](const Walk& walk, int64_t first, int64_t rows, T* row) {
+      add_tile_to_rows(row, table.padded, table.padded, walk, first, rows, sums.table(piece));
+    });
     add_tile(tile, table.padded, count, table.padded, sums.bias(piece));
+  }
+
+  // Calls body(walk, first, rows, their part of the tile) for each sample of a tile.
+  template <class Body>
+  CONVLM_INLINE void for_rows(int64_t position, int64_t count, T* tile, const Body& body) const {
+    for_stretches(
+        g, position, position + count, count, [&](int64_t n, int64_t first, int64_t rows) {
+          const Walk walk{g, a.tokens + n * g.length, table.padded};
+          body(walk, first, rows, tile + (n * g.out_length + first - position) * table.padded);
+        });
   }
 };
 

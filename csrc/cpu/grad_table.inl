@@ -22,7 +22,8 @@ inline int64_t positions_of_chain(const Conv1dGeometry& g) {
   return larger(kFewest, 2 * kPositionsPerToken * g.in_channels);
 }
 
-// Each row that N outputs look up += the outputs' rows of g.
+// Each row that N outputs look up += the outputs' rows of g. Where sequences are padded, outputs
+// next to each other often look up the same row: it is loaded and stored once then.
 template <int VECTORS, int N, class T>
 CONVLM_INLINE void add_to_rows(const T* g, int64_t g_pitch, const Walk& walk, const Taps& taps,
                                T* table) {
@@ -32,7 +33,23 @@ CONVLM_INLINE void add_to_rows(const T* g, int64_t g_pitch, const Walk& walk, co
   for (int i = 0; i < N; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < VECTORS; ++j) v[i][j] = load(g + i * g_pitch + j * W);
+  Vector<T> total[VECTORS];
+#pragma GCC unroll 4
+  for (int j = 0; j < VECTORS; ++j) {
+    total[j] = v[0][j];
+#pragma GCC unroll 4
+    for (int i = 1; i < N; ++i) total[j] += v[i][j];
+  }
   walk.for_each_tap<N>(taps, [&](const int64_t* row) {
+    int64_t differ = 0;
+#pragma GCC unroll 4
+    for (int i = 1; i < N; ++i) differ |= row[i] ^ row[0];
+    if (N > 1 && differ == 0) {
+#pragma GCC unroll 4
+      for (int j = 0; j < VECTORS; ++j)
+        store(table + row[0] + j * W, load(table + row[0] + j * W) + total[j]);
+      return;
+    }
 #pragma GCC unroll 4
     for (int i = 0; i < N; ++i)  // in order: two outputs may look up the same row
 #pragma GCC unroll 4

@@ -66,12 +66,12 @@ CrossEntropyArguments cross_entropy_arguments(const char* function, const Tensor
                                               const std::optional<Tensor>& rows,
                                               const Tensor& embedding, const Tensor& weight,
                                               const std::optional<Tensor>& bias, int64_t stride,
-                                              int64_t pad_left, int64_t pad_right,
-                                              int64_t dilation) {
+                                              int64_t pad_left, int64_t pad_right, int64_t dilation,
+                                              bool of_steps = false) {
   CrossEntropyArguments a{};
   a.geometry =
       check_cross_entropy(function, tokens, target, rows ? &*rows : nullptr, embedding, weight,
-                          bias ? &*bias : nullptr, stride, pad_left, pad_right, dilation);
+                          bias ? &*bias : nullptr, stride, pad_left, pad_right, dilation, of_steps);
   a.dtype = dtype_of(weight);
   a.embedding_dim = embedding.size(1);
   Selection selection;
@@ -134,17 +134,19 @@ Tensor lookup_sgd(const Tensor& tokens, const Tensor& target, const std::optiona
                   int64_t stride, int64_t pad_left, int64_t pad_right, int64_t dilation,
                   double lr) {
   constexpr const char* kName = "lookup_sgd_";
-  return take_steps(weight, rows, [&](const std::optional<Tensor>& batch, const Tensor* all) {
-    CrossEntropyArguments a =
-        cross_entropy_arguments(kName, tokens, target, batch, embedding, weight, bias, stride,
-                                pad_left, pad_right, dilation);
-    if (all != nullptr)
-      check_rows_of_steps(kName, tokens, target, *all, embedding.size(0), weight.size(0));
-    check_not_expanded(kName, embedding, "embedding");
-    check_not_expanded(kName, weight, "weight");
-    if (bias) check_not_expanded(kName, *bias, "bias");
-    put_gradients_into(a, embedding, weight, bias ? &*bias : nullptr);
-    a.gradient = {nullptr, true, lr};
+  CrossEntropyArguments all =
+      cross_entropy_arguments(kName, tokens, target, rows, embedding, weight, bias, stride,
+                              pad_left, pad_right, dilation, true);
+  check_not_expanded(kName, embedding, "embedding");
+  check_not_expanded(kName, weight, "weight");
+  if (bias) check_not_expanded(kName, *bias, "bias");
+  put_gradients_into(all, embedding, weight, bias ? &*bias : nullptr);
+  all.gradient = {nullptr, true, lr};
+  return take_steps(weight, rows, all.geometry.batch, [&](int64_t first, int64_t count) {
+    CrossEntropyArguments a = all;
+    a.geometry.batch = count;
+    a.tokens += first * a.geometry.length;
+    a.target += first * a.geometry.out_length;
     return mean_loss(a, weight);
   });
 }

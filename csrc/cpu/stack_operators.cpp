@@ -21,49 +21,59 @@ namespace {
 // L2 cache.
 constexpr int64_t kGroupBytes = 256 * 1024;
 
-// A call on the CPU: its rows are linked too.
+// A call on the CPU: its tokens are read, and its rows linked.
 class LinkedCall : public StackCall {
  public:
   LinkedCall(const char* function, const Tensor& x, const OptionalTensor& tokens,
              const Tensors& weights, const Tensors& biases, const std::vector<int64_t>& settings,
-             bool share, bool in_groups, const OptionalTensor& rows = std::nullopt)
-      : StackCall(function, x, tokens, weights, biases, settings, rows) {
+             const OptionalTensor& rows = std::nullopt, bool of_steps = false)
+      : StackCall(function, x, tokens, weights, biases, settings, rows, of_steps),
+        function_(function),
+        x_(x) {
     if (rows) selection_ = select_rows(function, *tokens, *rows);
     if (tokens)
       tokens_ =
           read_tokens(function, "tokens", *tokens, "vocab", x.size(0), Slot::tokens, selected());
-    arguments_.group = in_groups ? samples_of_group(x) : arguments_.batch;
-    take_links(function, tokens ? arguments_.batch : arguments_.group);
-    if (tokens)
-      arguments_.group = link_tokens(tokens_, arguments_.batch, arguments_.group, x.size(0), taps(),
-                                     share, arguments_.layers);
-    else
-      for (int64_t i = 0; i < arguments_.depth; ++i)
-        link_positions(taps()[i], arguments_.batch, arguments_.group, arguments_.layers[i]);
   }
 
-  void take_target(const char* function, const Tensor& x, const Tensor& tokens,
-                   const Tensor& target) {
-    check_target(function, x, tokens, target);
-    arguments_.target = read_tokens(function, "target", target, "out_channels",
-                                    last().out_channels(), Slot::target, selected());
+  void take_target(const Tensor& tokens, const Tensor& target) {
+    check_target(function_, x_, tokens, target);
+    target_ = read_tokens(function_, "target", target, "out_channels", last().out_channels(),
+                          Slot::target, selected());
+  }
+
+  // Before a kernel: the rows of all samples.
+  void link(bool share, bool in_groups) { link(0, arguments_.batch, share, in_groups); }
+
+  // Of some samples, which are the batch then.
+  void link(int64_t first, int64_t batch, bool share, bool in_groups) {
+    arguments_.batch = batch;
+    if (target_ != nullptr) arguments_.target = target_ + first * arguments_.out_length;
+    arguments_.group = in_groups ? samples_of_group() : batch;
+    take_links(arguments_.input_is_rows ? batch : arguments_.group);
+    if (arguments_.input_is_rows)
+      arguments_.group = link_tokens(tokens_ + first * arguments_.length, batch, arguments_.group,
+                                     x_.size(0), taps(), share, arguments_.layers);
+    else
+      for (int64_t i = 0; i < arguments_.depth; ++i)
+        link_positions(taps()[i], batch, arguments_.group, arguments_.layers[i]);
   }
 
  private:
   const Selection* selected() const { return selection_ ? &*selection_ : nullptr; }
 
-  int64_t samples_of_group(const Tensor& x) {
+  int64_t samples_of_group() {
     int64_t bytes = 0;
     for (size_t i = 0; i < layers().size(); ++i)
-      bytes += taps()[i].out_length * row_bytes(layers()[i].columns, x);
+      bytes += taps()[i].out_length * row_bytes(layers()[i].columns, x_);
     return std::min(arguments_.batch, std::max<int64_t>(1, kGroupBytes / bytes));
   }
 
-  void take_links(const char* function, int64_t samples) {
+  void take_links(int64_t samples) {
     int64_t size = 0;
     for (const LayerTaps& taps : taps()) {
       const int64_t positions = samples * std::max(taps.in_length, taps.out_length);
-      STD_TORCH_CHECK(positions <= INT32_MAX, function, ": rows are counted in 32 bits, got ",
+      STD_TORCH_CHECK(positions <= INT32_MAX, function_, ": rows are counted in 32 bits, got ",
                       positions, " positions");
       size += samples * taps.kernel_size * (taps.in_length + taps.out_length);
     }
@@ -77,8 +87,10 @@ class LinkedCall : public StackCall {
     }
   }
 
+  const char* function_;
+  const Tensor& x_;
   std::optional<Selection> selection_;
-  const int64_t* tokens_ = nullptr;
+  const int64_t *tokens_ = nullptr, *target_ = nullptr;  // null where there are none
 };
 
 void clear(Tensor& t) {
@@ -88,7 +100,8 @@ void clear(Tensor& t) {
 std::tuple<Tensor, Tensor> stack_forward(const Tensor& x, const OptionalTensor& tokens,
                                          Tensors weights, Tensors biases,
                                          std::vector<int64_t> settings, bool share, bool save) {
-  LinkedCall call("stack_forward", x, tokens, weights, biases, settings, share, true);
+  LinkedCall call("stack_forward", x, tokens, weights, biases, settings);
+  call.link(share, true);
   StackArguments& a = call.arguments();
   Tensor y = empty(x, {a.batch, call.last().out_channels(), a.out_length});
   Tensor saved = bytes_like(x, save ? call.saved_size(x) : 0);
@@ -102,8 +115,8 @@ std::tuple<Tensor, Tensor> stack_forward(const Tensor& x, const OptionalTensor& 
 Tensors stack_backward(const Tensor& grad_output, const Tensor& saved, const Tensor& x,
                        const OptionalTensor& tokens, Tensors weights, Tensors biases,
                        std::vector<int64_t> settings, bool share, bool with_x) {
-  const bool in_groups = !tokens.has_value();  // an embedding's gradient is that of the whole batch
-  LinkedCall call("stack_backward", x, tokens, weights, biases, settings, share, in_groups);
+  LinkedCall call("stack_backward", x, tokens, weights, biases, settings);
+  call.link(share, !tokens.has_value());  // an embedding's gradient is that of the whole batch
   StackArguments& a = call.arguments();
   call.check_gradient(grad_output, saved, x);
   a.grad_output = operand(grad_output);
@@ -119,10 +132,9 @@ Tensors stack_backward(const Tensor& grad_output, const Tensor& saved, const Ten
 // A call whose result is compared with a target.
 LinkedCall loss_call(const char* function, const Tensor& x, const Tensor& tokens,
                      const Tensor& target, const OptionalTensor& rows, const Tensors& weights,
-                     const Tensors& biases, const std::vector<int64_t>& settings, bool share,
-                     bool in_groups) {
-  LinkedCall call(function, x, tokens, weights, biases, settings, share, in_groups, rows);
-  call.take_target(function, x, tokens, target);
+                     const Tensors& biases, const std::vector<int64_t>& settings) {
+  LinkedCall call(function, x, tokens, weights, biases, settings, rows, true);
+  call.take_target(tokens, target);
   return call;
 }
 
@@ -140,8 +152,9 @@ std::tuple<Tensor, Tensors> stack_cross_entropy(const Tensor& x, const Tensor& t
                                                 const Tensor& target, Tensors weights,
                                                 Tensors biases, std::vector<int64_t> settings,
                                                 bool share) {
-  LinkedCall call = loss_call("stack_cross_entropy", x, tokens, target, std::nullopt, weights,
-                              biases, settings, share, false);
+  LinkedCall call =
+      loss_call("stack_cross_entropy", x, tokens, target, std::nullopt, weights, biases, settings);
+  call.link(share, false);
   Tensor loss = empty(x, {});
   Tensors gradients = call.allocate_gradients(x, weights, biases, true);
   run_loss(call, x, loss, gradients);
@@ -152,13 +165,11 @@ Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
                  const OptionalTensor& rows, Tensors weights, Tensors biases,
                  std::vector<int64_t> settings, bool share, double lr) {
   constexpr const char* kName = "stack_sgd_";
-  return take_steps(x, rows, [&](const OptionalTensor& batch, const Tensor* all) {
-    LinkedCall call =
-        loss_call(kName, x, tokens, target, batch, weights, biases, settings, share, false);
-    if (all != nullptr)
-      check_rows_of_steps(kName, tokens, target, *all, x.size(0), call.last().out_channels());
-    call.take_parameters(kName, x, weights, biases);
-    call.arguments().gradient = {nullptr, true, lr};
+  LinkedCall call = loss_call(kName, x, tokens, target, rows, weights, biases, settings);
+  call.take_parameters(kName, x, weights, biases);
+  call.arguments().gradient = {nullptr, true, lr};
+  return take_steps(x, rows, call.arguments().batch, [&](int64_t first, int64_t count) {
+    call.link(first, count, share, false);
     Tensor loss = empty(x, {});
     Tensors none;
     run_loss(call, x, loss, none);
@@ -168,8 +179,9 @@ Tensor stack_sgd(const Tensor& x, const Tensor& tokens, const Tensor& target,
 
 Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target, Tensors weights,
                     Tensors biases, std::vector<int64_t> settings, bool share) {
-  LinkedCall call = loss_call("stack_losses", x, tokens, target, std::nullopt, weights, biases,
-                              settings, share, true);
+  LinkedCall call =
+      loss_call("stack_losses", x, tokens, target, std::nullopt, weights, biases, settings);
+  call.link(share, true);
   StackArguments& a = call.arguments();
   Tensor losses = empty(x, {a.batch, a.out_length});
   a.losses = losses.mutable_data_ptr();
@@ -180,7 +192,8 @@ Tensor stack_losses(const Tensor& x, const Tensor& tokens, const Tensor& target,
 // How many rows each layer of a stack over tokens has, as forward and backward number them.
 Tensor stack_rows(const Tensor& x, const Tensor& tokens, Tensors weights, Tensors biases,
                   std::vector<int64_t> settings, bool share) {
-  LinkedCall call("stack_rows", x, tokens, weights, biases, settings, share, false);
+  LinkedCall call("stack_rows", x, tokens, weights, biases, settings);
+  call.link(share, false);
   Tensor rows = empty(tokens, {call.arguments().depth}, aoti_torch_dtype_int64());
   int64_t* out = static_cast<int64_t*>(rows.mutable_data_ptr());
   for (const StackLayer& layer : call.layers()) *out++ = layer.out_rows;

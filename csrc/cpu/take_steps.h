@@ -20,20 +20,20 @@ inline bool is_finite(const torch::stable::Tensor& loss) {
              : std::isfinite(*static_cast<const float*>(loss.const_data_ptr()));
 }
 
-// step(rows, null) for one list of rows or none; for several, (steps, batch), one after the other,
-// and their losses (steps). The first one is given all of them, to refuse any before it changes
-// something. After a loss that is not finite no further step is taken: NaN.
+// step(first, count), which returns a loss, of the examples that were read: of all of them, or for
+// rows (steps, batch) of one batch after the other, and their losses (steps). After a loss that is
+// not finite no further step is taken: NaN.
 template <class Step>
 torch::stable::Tensor take_steps(const torch::stable::Tensor& like,
-                                 const std::optional<torch::stable::Tensor>& rows,
+                                 const std::optional<torch::stable::Tensor>& rows, int64_t examples,
                                  const Step& step) {
-  if (!rows || rows->dim() != 2) return step(rows, nullptr);
-  torch::stable::Tensor losses = torch::stable::full(
-      {rows->size(0)}, std::numeric_limits<double>::quiet_NaN(), like.scalar_type());
+  if (!rows || rows->dim() != 2) return step(0, examples);
+  const int64_t steps = rows->size(0), batch = rows->size(1);
+  torch::stable::Tensor losses =
+      torch::stable::full({steps}, std::numeric_limits<double>::quiet_NaN(), like.scalar_type());
   char* out = static_cast<char*>(losses.mutable_data_ptr());
-  for (int64_t i = 0; i < rows->size(0); ++i, out += losses.element_size()) {
-    const torch::stable::Tensor loss =
-        step(torch::stable::select(*rows, 0, i), i == 0 ? &*rows : nullptr);
+  for (int64_t i = 0; i < steps; ++i, out += losses.element_size()) {
+    const torch::stable::Tensor loss = step(i * batch, batch);
     std::memcpy(out, loss.const_data_ptr(), losses.element_size());
     if (!is_finite(loss)) break;
   }

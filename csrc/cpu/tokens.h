@@ -90,10 +90,11 @@ inline const int64_t* read_tokens(const char* function, const char* argument, co
              : read_tokens_as<int32_t>(function, argument, t, rows, limit_name, limit, slot);
 }
 
-// `rows` is a list of rows of `t`, int64.
+// `rows` names rows of `t`, int64.
 inline Selection select_rows(const char* function, const Tensor& t, const Tensor& rows) {
-  const int64_t count = rows.size(0), stride = rows.stride(0), limit = t.size(0);
-  const int64_t* in = static_cast<const int64_t*>(rows.const_data_ptr());
+  const Tensor list = rows.dim() == 1 ? rows : torch::stable::flatten(rows);
+  const int64_t count = list.size(0), stride = list.stride(0), limit = t.size(0);
+  const int64_t* in = static_cast<const int64_t*>(list.const_data_ptr());
   int64_t* out = static_cast<int64_t*>(scratch(Slot::rows, sizeof(int64_t) * count));
   for (int64_t n = 0; n < count; ++n) {
     out[n] = in[n * stride];
@@ -101,39 +102,6 @@ inline Selection select_rows(const char* function, const Tensor& t, const Tensor
                     "), got ", out[n], " at ", n);
   }
   return {count, out};
-}
-
-template <class Integer>
-void check_tokens_as(const char* function, const char* argument, const Tensor& t,
-                     const Selection& rows, const char* limit_name, int64_t limit) {
-  const Integer* in = static_cast<const Integer*>(t.const_data_ptr());
-  const int64_t columns = t.size(1), row_stride = t.stride(0), column_stride = t.stride(1);
-  touch(in, rows, columns, row_stride, column_stride);
-  uint64_t seen = 0;
-  for (int64_t n = 0; n < rows.count; ++n) {
-    const Integer* row = in + rows[n] * row_stride;
-    if (column_stride == 1)  // the compiler makes vectors of it
-      for (int64_t i = 0; i < columns; ++i) seen |= out_of_range(row[i], limit);
-    else
-      for (int64_t i = 0; i < columns; ++i) seen |= out_of_range(row[i * column_stride], limit);
-  }
-  if (seen >> 63) refuse_out_of_range<Integer>(function, argument, t, rows, limit_name, limit);
-}
-
-// That read_tokens will take each of the selected rows.
-inline void check_tokens(const char* function, const char* argument, const Tensor& t,
-                         const Selection& rows, const char* limit_name, int64_t limit) {
-  (t.scalar_type() == torch::headeronly::ScalarType::Long
-       ? check_tokens_as<int64_t>
-       : check_tokens_as<int32_t>)(function, argument, t, rows, limit_name, limit);
-}
-
-// `rows` are (steps, batch), and those of one step are known to be as they must.
-inline void check_rows_of_steps(const char* function, const Tensor& tokens, const Tensor& target,
-                                const Tensor& rows, int64_t vocab, int64_t out_channels) {
-  const Selection all = select_rows(function, tokens, torch::stable::flatten(rows));
-  check_tokens(function, "tokens", tokens, all, "vocab", vocab);
-  check_tokens(function, "target", target, all, "out_channels", out_channels);
 }
 
 }  // namespace convlm::cpu
