@@ -220,7 +220,7 @@ def test_the_batch_decides_only_between_kernels_of_the_same_bits() -> None:
     "case",
     [
         Case("one of few outputs", 1, 100, 100, 5, 2, 1, 2),
-        Case("whole vectors of rows", 4, 8, 32, 130, 3, 1, 1),
+        Case("long samples", 4, 8, 32, 258, 3, 1, 1),
     ],
 )
 def test_what_is_not_joined(function: str, case: Case) -> None:

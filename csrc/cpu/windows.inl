@@ -48,12 +48,33 @@ struct Windows {
   void stage(int64_t at, Compute<S>* window) const {
     const int64_t q = at % outputs;
     const TapRange inside = taps_inside(tap_offset, taps, in_step, length, q, q + 1);
+    const bool together = lie_together();
     const S* source = start(at);
     for (int64_t c = 0; c < channels; ++c, source += in_channel, window += taps) {
       for (int64_t j = 0; j < inside.first; ++j) window[j] = 0;
-      for (int64_t j = inside.first; j < inside.last; ++j)
-        window[j] = to_compute(source[tap_offset[j] * in_position]);
+      if (together && inside.first < inside.last)
+        copy(source + tap_offset[inside.first] * in_position, inside.last - inside.first,
+             window + inside.first);
+      else
+        for (int64_t j = inside.first; j < inside.last; ++j)
+          window[j] = to_compute(source[tap_offset[j] * in_position]);
       for (int64_t j = inside.last; j < taps; ++j) window[j] = 0;
     }
+  }
+
+ private:
+  // Whether what the taps read is next to each other.
+  bool lie_together() const {
+    return taps > 1 && (tap_offset[1] - tap_offset[0]) * in_position == 1;
+  }
+
+  CONVLM_INLINE static void copy(const S* source, int64_t count, Compute<S>* out) {
+    constexpr int W = kLanes<Compute<S>>;
+    if (count < W) return store_partial(out, load_partial(source, count), count);
+    for (int64_t i = 0; i + W < count; i += W) {
+      store(out + i, load(source + i));
+      __asm__ volatile("");  // or the compiler calls memcpy, which costs more than a few vectors
+    }
+    store(out + count - W, load(source + count - W));
   }
 };
