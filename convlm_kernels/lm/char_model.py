@@ -119,7 +119,8 @@ class CharModel(Streamed, Pretrained):
         `rows` may be those of several steps, (steps, batch): these are taken one after the other,
         and their losses (steps) are returned. One that is not finite ends them, and NaN stands for
         the losses of the others. Small models spend less time in Python then. A row or token out
-        of range is an error before the first step where they are one operator, else at its own.
+        of range is an error before the first step where they are one operator, else at its own. As
+        one operator it reads the tokens of all steps first, and keeps 8 bytes for each.
         """
         if are_of_steps(rows):
             return self.steps_one_by_one(x, y, lr, rows)
