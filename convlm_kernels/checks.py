@@ -27,11 +27,9 @@ def check_one_device(
             raise RuntimeError(f"{function}: {argument} and {other_argument} must be on one device")
 
 
-def rows_of_step(rows: Tensor | None) -> tuple[Tensor | None, tuple[int, ...]]:
-    """The rows of each of the steps that have these, and the shape of what these return."""
-    if rows is None or rows.dim() != 2:
-        return rows, ()
-    return rows.new_empty(rows.shape[1:]), rows.shape[:1]
+def shape_of_losses(rows: Tensor | None) -> tuple[int, ...]:
+    """What a call returns for the rows of a step, or of several, (steps, batch)."""
+    return () if rows is None or rows.dim() != 2 else rows.shape[:1]
 
 
 class GeometryChecks:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from .checks import LookupChecks, rows_of_step, shape_of
+from .checks import LookupChecks, shape_of, shape_of_losses
 from .ops import _front, _into_batch
 
 lookup = torch.ops.convlm.lookup.default
@@ -74,6 +74,7 @@ def _check_cross_entropy(
     weight: Tensor,
     bias: Tensor | None,
     *window: Any,
+    of_steps: bool = False,
 ) -> None:
     checks = LookupChecks(function, *window)
     checks.require(
@@ -97,9 +98,9 @@ def _check_cross_entropy(
         )
     if rows is not None:
         checks.require(
-            rows.dim() == 1 and rows.dtype == torch.int64,
-            "rows must have one dimension and be int64, "
-            f"got shape {shape_of(rows)} and {rows.dtype}",
+            rows.dtype == torch.int64 and (rows.dim() == 1 or (of_steps and rows.dim() == 2)),
+            f"rows must have one dimension{', or (steps, batch),' if of_steps else ''} and be "
+            f"int64, got shape {shape_of(rows)} and {rows.dtype}",
         )
         checks.same_device("rows", rows, "tokens", tokens)
 
@@ -133,9 +134,8 @@ def _sgd_fake(
     tokens: Tensor, target: Tensor, rows: Tensor | None, embedding: Tensor, *arguments: Any
 ) -> Tensor:
     *others, _lr = arguments
-    of_step, losses = rows_of_step(rows)
-    _check_cross_entropy("lookup_sgd_", tokens, target, of_step, embedding, *others)
-    return embedding.new_empty(losses)
+    _check_cross_entropy("lookup_sgd_", tokens, target, rows, embedding, *others, of_steps=True)
+    return embedding.new_empty(shape_of_losses(rows))
 
 
 # vmap. Batched tokens alone are a longer batch. Batched gradients of tables are one of a vocabulary

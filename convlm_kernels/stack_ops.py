@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from . import _library
-from .checks import check_one_device, rows_of_step
+from .checks import check_one_device, shape_of_losses
 from .geometry import output_length
 
 ACTIVATIONS = ("none", "tanh", "relu", "silu", "gelu", "sigmoid", "gate")  # as C++ numbers them
@@ -213,7 +213,7 @@ def _stack_sgd_fake(
     x: Tensor, tokens: Tensor, target: Tensor, rows: Tensor | None, *others: Any
 ) -> Tensor:
     check_one_device("stack_sgd_", "x", x, tokens=tokens, target=target, rows=rows)
-    return x.new_empty(rows_of_step(rows)[1])
+    return x.new_empty(shape_of_losses(rows))
 
 
 @torch.library.register_fake("convlm::stack_losses")

@@ -243,6 +243,10 @@ def test_a_batch_of_some_rows(dtype: torch.dtype) -> None:
     with pytest.raises(RuntimeError, match=rf"tokens must lie in .*, got {VOCAB} at \(1, 4\)"):
         lookup_ops.cross_entropy(tokens, target, rows, *others, *window)
     before = [p.clone() for p in others]
+    for device in ("cpu", "meta"):
+        operands = [t.to(device) for t in (tokens, target, rows.view(1, 2, 2), *others)]
+        with pytest.raises(RuntimeError, match=r"one dimension, or \(steps, batch\), and be int64"):
+            lookup_ops.sgd_(*operands, *window, 0.5)
     steps = rows.view(2, 2)  # none is taken
     with pytest.raises(RuntimeError, match=rf"tokens must lie in .*, got {VOCAB} at \(1, 4\)"):
         lookup_ops.sgd_(tokens, target, steps, *others, *window, 0.5)

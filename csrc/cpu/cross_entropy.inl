@@ -3,13 +3,13 @@
 // gradient of the table. The idea is that of Liger-Kernel's fused linear cross-entropy (Hsu et al.,
 // 2024, arXiv 2410.10989).
 
-// exp of x <= 0, where next to the largest, which is 1, what is below 2^-125 is nothing. float errs
-// by little more than a rounding of x would change it; the polynomial is a least-maximum fit of
-// 2^r.
+// exp of x <= 0.
 CONVLM_INLINE Vector<float> exponential_below_one(Vector<float> x) {
 #if CONVLM_VECTOR_BYTES == 64
   return exponential<float>(x);
 #else
+  // No less than 2^-125: next to the largest, which is 1, less is nothing. Errs by little more than
+  // a rounding of x would change it; the polynomial is a least-maximum fit of 2^r.
   const Vector<float> exponent = x * Exp<float>::kLog2E, least = broadcast(-125.0f);
   const Vector<float> e = exponent < least ? least : exponent;  // NaN passes
   const Vector<float> shifted = e + Exp<float>::kRound;

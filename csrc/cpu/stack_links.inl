@@ -79,17 +79,19 @@ inline RowOrder order_by_readers(const StackLayer& layer, int32_t* order) {
   constexpr int64_t kMostTaps = 8;
   const int64_t taps = layer.kernel_size;
   if (taps > kMostTaps) return {};
-  int64_t unread = 0;
-  // Rows of consecutive positions are read by consecutive taps.
+  // Rows of consecutive positions are read by consecutive taps: [first, last].
   const auto readers_of = [&](int64_t row) {
     int64_t first = 0, last = taps - 1;
     while (first < last && layer.readers[first * layer.reader_pitch + row] < 0) ++first;
     while (first < last && layer.readers[last * layer.reader_pitch + row] < 0) --last;
-    unread += first + taps - 1 - last;
     return first * kMostTaps + last;
   };
-  int64_t start[kMostTaps * kMostTaps + 1] = {};
-  for (int64_t row = 0; row < layer.in_rows; ++row) ++start[readers_of(row) + 1];
+  int64_t start[kMostTaps * kMostTaps + 1] = {}, unread = 0;
+  for (int64_t row = 0; row < layer.in_rows; ++row) {
+    const int64_t readers = readers_of(row);
+    ++start[readers + 1];
+    unread += taps - 1 - readers % kMostTaps + readers / kMostTaps;
+  }
   if (16 * unread < layer.in_rows * taps) return {};
   for (int64_t i = 0; i < kMostTaps * kMostTaps; ++i) start[i + 1] += start[i];
   for (int64_t row = 0; row < layer.in_rows; ++row)

@@ -21,13 +21,13 @@ namespace {
 // L2 cache.
 constexpr int64_t kGroupBytes = 256 * 1024;
 
-// A call on the CPU: its tokens are read, and its rows linked.
+// A call on the CPU: its tokens are read at once, and its rows linked before each kernel.
 class LinkedCall : public StackCall {
  public:
   LinkedCall(const char* function, const Tensor& x, const OptionalTensor& tokens,
              const Tensors& weights, const Tensors& biases, const std::vector<int64_t>& settings,
-             const OptionalTensor& rows = std::nullopt, bool of_steps = false)
-      : StackCall(function, x, tokens, weights, biases, settings, rows, of_steps),
+             const OptionalTensor& rows = std::nullopt)
+      : StackCall(function, x, tokens, weights, biases, settings, rows, true),
         function_(function),
         x_(x) {
     if (rows) selection_ = select_rows(function, *tokens, *rows);
@@ -133,7 +133,7 @@ Tensors stack_backward(const Tensor& grad_output, const Tensor& saved, const Ten
 LinkedCall loss_call(const char* function, const Tensor& x, const Tensor& tokens,
                      const Tensor& target, const OptionalTensor& rows, const Tensors& weights,
                      const Tensors& biases, const std::vector<int64_t>& settings) {
-  LinkedCall call(function, x, tokens, weights, biases, settings, rows, true);
+  LinkedCall call(function, x, tokens, weights, biases, settings, rows);
   call.take_target(tokens, target);
   return call;
 }

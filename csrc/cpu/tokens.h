@@ -27,7 +27,7 @@ struct Selection {
   int64_t operator[](int64_t n) const { return row == nullptr ? n : row[n]; }
 };
 
-// Brings rows of a batch, which lie far apart in memory, into the cache. Loads wait for each other
+// Brings selected rows, which lie far apart in memory, into the cache. Loads wait for each other
 // where they must, many at a time; of as many prefetches a processor drops those that it has no
 // room for.
 template <class Integer>
