@@ -1,8 +1,8 @@
 // Activations, a vector at a time; for exp and tanh in float AVX-512 has register_tables.inl. The
-// polynomials in float are least-maximum fits of the functions
-// named beside them, those in double Taylor series that end below its roundoff. Largest errors
-// against float64, over all magnitudes: in float tanh 1.9 ulp, sigmoid 2 ulp, silu 2.5 ulp, and
-// gelu 1e-6 of its value, growing to 1e-5 where that value has fallen below 1e-30.
+// polynomials in float are least-maximum fits of the functions named beside them, those in double
+// Taylor series that end below its roundoff. Largest errors against float64, over all magnitudes:
+// in float tanh 1.9 ulp, sigmoid 2 ulp, silu 2.5 ulp, and gelu 1e-6 of its value, growing to 1e-5
+// where that value has fallen below 1e-30.
 
 template <class T>
 CONVLM_INLINE Vector<T> choose(Integers<T> condition, Vector<T> yes, Vector<T> no) {

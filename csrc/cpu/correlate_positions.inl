@@ -20,8 +20,9 @@ struct TileShape {
   static constexpr int64_t kFewProducts = 32;
   bool tall;
   int64_t rows, vectors;  // at most
-  TileShape(int64_t all_rows, int64_t products)
-      : tall(all_rows > kMaxRows && products > kFewProducts),
+  template <class S>
+  explicit TileShape(const Correlation<S>& p)
+      : tall(p.rows > kMaxRows && p.products() > kFewProducts),
         rows(tall ? kTallRows : kMaxRows),
         vectors(tall ? kTallVectors : kMaxVectors) {}
 };
@@ -35,7 +36,7 @@ int64_t plan_tile(const Correlation<S>& p, int64_t taps, int64_t most, Staging& 
   // A quarter of the L2 cache: weights and outputs need the rest.
   constexpr int64_t kFewRows = 32, kStagedBytes = 256 * 1024, kStagedBytesOfFewRows = 2048 * 1024;
   constexpr int64_t kMaxTileVectors = 128;
-  const TileShape shape(p.rows, p.products());
+  const TileShape shape(p);
   const int64_t vectors = divide_up(p.outputs, W), channels = divide_up(p.channels, kDepth<T>);
   const auto plan = [&](int64_t strips) {
     (p.in_step == 1 ? plan_for_scalars : plan_for_vectors)(
@@ -75,7 +76,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
       16;  // enough for the threads of a common processor; the bits do not depend on it
 
   const Correlation<S>& p = parts[0];
-  const TileShape shape(p.rows, p.products());
+  const TileShape shape(p);
   const int64_t tile_size = W * shape.rows * shape.vectors;
   // All classes of a stride, in order: together they are whole rows of the output.
   const bool interleaved = part_count > 1 && part_count == p.out_step;

@@ -25,11 +25,9 @@ struct Windows {
 
   // Whether inputs lie as weights do, and none of them is padding.
   bool in_place() const {
-    for (int64_t j = 0; j < taps; ++j)
-      if ((tap_offset[j] - tap_offset[0]) * in_position != j || tap_offset[j] < 0 ||
-          tap_offset[j] + (outputs - 1) * in_step >= length)
-        return false;
-    return channels == 1 || in_channel == taps;
+    const bool padded =
+        tap_offset[0] < 0 || tap_offset[taps - 1] + (outputs - 1) * in_step >= length;
+    return !padded && lie_together() && (channels == 1 || in_channel == taps);
   }
 
   // The windows of `count` outputs from `first` on.
@@ -48,7 +46,7 @@ struct Windows {
   void stage(int64_t at, Compute<S>* window) const {
     const int64_t q = at % outputs;
     const TapRange inside = taps_inside(tap_offset, taps, in_step, length, q, q + 1);
-    const bool together = lie_together();
+    const bool together = taps > 1 && lie_together();
     const S* source = start(at);
     for (int64_t c = 0; c < channels; ++c, source += in_channel, window += taps) {
       for (int64_t j = 0; j < inside.first; ++j) window[j] = 0;
@@ -63,9 +61,9 @@ struct Windows {
   }
 
  private:
-  // Whether what the taps read is next to each other.
+  // Whether what the taps read is next to each other. Offsets are evenly spaced.
   bool lie_together() const {
-    return taps > 1 && (tap_offset[1] - tap_offset[0]) * in_position == 1;
+    return taps == 1 || (tap_offset[1] - tap_offset[0]) * in_position == 1;
   }
 
   CONVLM_INLINE static void copy(const S* source, int64_t count, Compute<S>* out) {
