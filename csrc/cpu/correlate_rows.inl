@@ -1,13 +1,22 @@
 // The correlation with vectors of rows: inputs are the scalars, and the output is turned on its way
 // out.
 
+constexpr int64_t kTilePositions = 48;  // a multiple of kMaxRows for every instruction set
+constexpr int64_t kMostTileRows = 192;
+
+// How many short samples a job has. Those of one position go together: they leave out the same
+// taps.
+inline int64_t samples_of_rows(int64_t batch, int64_t outputs, int64_t sample_bytes) {
+  constexpr int64_t kTiles = 4;                 // for threads to share, with the panels
+  constexpr int64_t kStagedBytes = 256 * 1024;  // in the L2 cache
+  const int64_t fitting = smaller(kMostTileRows / outputs, kStagedBytes / larger(1, sample_bytes));
+  return larger(larger(1, kTilePositions / outputs), smaller(fitting, batch / kTiles));
+}
+
 template <class T, class S>
 void correlate_vectors_of_rows(const Correlation<S>& p) {
   constexpr int W = kLanes<T>;
-  constexpr int64_t kTilePositions = 48;  // a multiple of kMaxRows for every instruction set
-  constexpr int64_t kMostTileRows = 192;
-  constexpr int64_t kTiles = 4;  // for threads to share, with the panels
-  constexpr int64_t kStagedBytes = 256 * 1024, kPanelBytes = 128 * 1024;  // in the L2 cache
+  constexpr int64_t kPanelBytes = 128 * 1024;  // in the L2 cache
 
   const int64_t channels = divide_up(p.channels, kDepth<T>);
   CorrelationPlan plan;
@@ -21,13 +30,8 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
   else
     plan_for_scalars(plan.staging, block_positions, p.in_step, p.tap_offset, p.taps, W);
   const int64_t sample_size = input != nullptr ? 0 : channels * plan.staging.channel_pitch();
-  // A job has several samples where they are short. Those of one position go together: they leave
-  // out the same taps.
-  const int64_t fitting =
-      smaller(kMostTileRows / p.outputs,
-              kStagedBytes / larger(1, static_cast<int64_t>(sizeof(T)) * sample_size));
   const int64_t samples =
-      larger(larger(1, kTilePositions / p.outputs), smaller(fitting, p.batch / kTiles));
+      samples_of_rows(p.batch, p.outputs, static_cast<int64_t>(sizeof(T)) * sample_size);
   const int64_t batches = divide_up(p.batch, samples);
 
   const int64_t vectors = divide_up(p.rows, W);

@@ -62,18 +62,25 @@ CostByPositions cost_by_positions(const Correlation<S>& p) {
               kTile * divide_up(p.rows, kMaxRows) * divide_up(vectors, kMaxVectors)};
 }
 
+// In a batch, strips of short samples leave out more taps than those of one.
 template <class S>
-int64_t cost_by_rows(const Correlation<S>& p) {
+int64_t cost_by_rows(const Correlation<S>& p, int64_t batch) {
+  using T = Operand<S>;
   constexpr int W = kLanes<Compute<S>>;
   constexpr int64_t kStream = 10, kCopy = 10, kLine = 1, kOutput = 9, kTile = 54;
   const int64_t vectors = divide_up(p.rows, W);
+  const int64_t channels = divide_up(p.channels, kDepth<T>);
   int64_t copying = kLine * divide_up(p.outputs * p.in_step, W);  // or reading in place
+  int64_t samples = 1;
   if (!std::is_same_v<S, Compute<S>> || !reads_no_padding(p)) {
     Staging staging = staging_of(p);
     plan_for_scalars(staging, p.outputs, p.in_step, p.tap_offset, p.taps, W);
     copying = staging_cost(p, staging, kStream, kCopy);
+    samples = smaller(batch, samples_of_rows(batch, p.outputs,
+                                             static_cast<int64_t>(sizeof(T)) * channels *
+                                                 staging.channel_pitch()));
   }
-  return vectors * divide_up(p.channels, kDepth<Operand<S>>) * products_in_strips(p, kMaxRows / 2) +
+  return vectors * channels * products_in_strips(p, kMaxRows / (2 * samples)) +
          p.channels * copying + kOutput * vectors * p.outputs +
          kTile * divide_up(p.outputs, kMaxRows) * divide_up(vectors, kMaxVectors);
 }
@@ -101,7 +108,7 @@ int64_t cost_of_joined(const Correlation<S>& p, int64_t batch) {
 // Of these the batch may choose: their bits are the same.
 template <class S>
 int64_t cost_by_rows_or_joined(const Correlation<S>& p) {
-  return smaller(cost_by_rows(p), cost_of_joined(p, kUsualBatch) / kUsualBatch);
+  return smaller(cost_by_rows(p, kUsualBatch), cost_of_joined(p, kUsualBatch) / kUsualBatch);
 }
 
 // A sample's share of packing weights.

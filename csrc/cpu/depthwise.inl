@@ -51,7 +51,8 @@ SlidingInput slide(const Problem& p, int64_t channel_stride, int64_t position_st
   s.staging.stream_start = memory;
   s.staging.tap_start = memory + p.taps;
   s.offset = memory + 2 * p.taps;
-  plan_for_vectors(s.staging, SlidingInput::kOutputs, in_step, p.tap_offset, p.taps, lanes);
+  (in_step == 1 ? plan_for_scalars : plan_for_vectors)(s.staging, SlidingInput::kOutputs, in_step,
+                                                       p.tap_offset, p.taps, lanes);
   for (int64_t c = 0; c < p.channels; ++c)
     for (int64_t j = 0; j < p.taps; ++j) {
       s.offset[c * p.taps + j] = c * channel_stride + p.tap_offset[j];
@@ -86,7 +87,7 @@ CONVLM_INLINE void for_each_stretch(const SlidingInput& s, const S* in, int64_t 
   staged(outer, last);
 }
 
-// sum[v][:] = sum over j of weight[j] * load(in + offset[j] + v * lanes), in chains.
+// sum[v][:] = sum over j of weight[j] * load(in + offset[j], v), in chains.
 template <int VECTORS, class In, class T, class Load>
 CONVLM_INLINE void sum_products(const In* in, const T* weight, const int64_t* offset,
                                 int64_t products, const Load& load, Vector<T> (&sum)[VECTORS]) {
@@ -94,10 +95,58 @@ CONVLM_INLINE void sum_products(const In* in, const T* weight, const int64_t* of
   for (int64_t first = 0; first < products; first += chain) {
     Vector<T> more[VECTORS] = {};
     for (int64_t j = first; j < smaller(products, first + chain); ++j)
-#pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) more[v] += weight[j] * load(in + offset[j] + v * kLanes<T>);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) more[v] += weight[j] * load(in + offset[j], v);
+#pragma GCC unroll 8
     for (int v = 0; v < VECTORS; ++v) sum[v] = first == 0 ? more[v] : sum[v] + more[v];
+  }
+}
+
+template <class In, class S>
+struct RowOfProducts {
+  const In* in;
+  const Compute<S>* weight;
+  const int64_t* offset;
+  int64_t products;
+  Compute<S> bias;
+  Activation activation;
+  S* out;
+};
+
+// Vectors of one row, the last of them where it is said to begin.
+template <class In, class S, int VECTORS>
+void correlate_vectors(const RowOfProducts<In, S>& p, int64_t first, int64_t last) {
+  using T = Compute<S>;
+  const auto start = [&](int v) { return v + 1 == VECTORS ? last - first : v * kLanes<T>; };
+  Vector<T> sum[VECTORS] = {};
+  sum_products(p.in + first, p.weight, p.offset, p.products,
+               [&](const In* in, int v) { return load(in + start(v)); }, sum);
+#pragma GCC unroll 8
+  for (int v = 0; v < VECTORS; ++v)
+    store(p.out + first + start(v), activate(sum[v] + p.bias, p.activation));
+}
+
+template <class In, class S, int... V>
+CONVLM_INLINE void correlate_row(const RowOfProducts<In, S>& p, int64_t count,
+                                 std::integer_sequence<int, V...>) {
+  using T = Compute<S>;
+  constexpr int W = kLanes<T>;
+  static constexpr void (*table[])(const RowOfProducts<In, S>&, int64_t, int64_t) = {
+      &correlate_vectors<In, S, V + 1>...};
+  if (count < W) {
+    const int width = static_cast<int>(count);
+    Vector<T> sum[1] = {};
+    sum_products(p.in, p.weight, p.offset, p.products,
+                 [&](const In* in, int) { return load_partial(in, width); }, sum);
+    return store_partial(p.out, activate(sum[0] + p.bias, p.activation), width);
+  }
+  // No block is narrow if it need not be, as those wait for their sums, and the last vector overlaps
+  // the one before, as partial ones are slow to load.
+  constexpr int64_t kMost = sizeof...(V);
+  for (int64_t q = 0, width; q < count; q += width * W) {
+    const int64_t left = divide_up(count - q, W);
+    width = left <= kMost ? left : left < 2 * kMost ? left / 2 : kMost;
+    table[width - 1](p, q, smaller(q + (width - 1) * W, count - W));
   }
 }
 
@@ -105,39 +154,22 @@ CONVLM_INLINE void sum_products(const In* in, const T* weight, const int64_t* of
 template <class In, class S>
 void correlate_row(const In* in, const Compute<S>* weight, const int64_t* offset, int64_t products,
                    Compute<S> bias, Activation activation, int64_t count, S* out) {
-  using T = Compute<S>;
-  constexpr int W = kLanes<T>;
-  constexpr int kVectors = 4;
-  const auto whole = [](const In* p) { return load(p); };
-  int64_t q = 0;
-  for (; q + kVectors * W <= count; q += kVectors * W) {
-    Vector<T> sum[kVectors] = {};
-    sum_products(in + q, weight, offset, products, whole, sum);
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store(out + q + v * W, activate(sum[v] + bias, activation));
-  }
-  Vector<T> sum[1] = {};
-  if (count < W) {
-    const int width = static_cast<int>(count);
-    const auto part = [&](const In* p) { return load_partial(p, width); };
-    sum_products(in, weight, offset, products, part, sum);
-    return store_partial(out, activate(sum[0] + bias, activation), width);
-  }
-  // The last vector overlaps the one before: partial ones are slow to load.
-  for (; q < count; q += W) {
-    q = smaller(q, count - W);
-    sum_products(in + q, weight, offset, products, whole, sum);
-    store(out + q, activate(sum[0] + bias, activation));
-  }
+  constexpr int kMostVectors = 5;
+  correlate_row(RowOfProducts<In, S>{in, weight, offset, products, bias, activation, out}, count,
+                std::make_integer_sequence<int, kMostVectors>{});
 }
 
-// Weights of one row, in the order of the products.
+// Weights of all rows of all groups, each in the order of the products; returns where they end.
 template <class S>
-void pack_row(const Correlation<S>& p, int64_t group, int64_t row, Compute<S>* out) {
-  const S* source = p.weight + group * p.weight_group + row * p.weight_row;
-  for (int64_t c = 0; c < p.channels; ++c)
-    for (int64_t j = 0; j < p.taps; ++j)
-      *out++ = to_compute(source[c * p.weight_channel + p.tap_index[j] * p.weight_tap]);
+Compute<S>* pack_all_rows(const Correlation<S>& p, Compute<S>* out) {
+  for (int64_t group = 0; group < p.groups; ++group)
+    for (int64_t row = 0; row < p.rows; ++row) {
+      const S* source = p.weight + group * p.weight_group + row * p.weight_row;
+      for (int64_t c = 0; c < p.channels; ++c)
+        for (int64_t j = 0; j < p.taps; ++j)
+          *out++ = to_compute(source[c * p.weight_channel + p.tap_index[j] * p.weight_tap]);
+    }
+  return out;
 }
 
 template <class S>
@@ -168,20 +200,40 @@ SlidingInput sliding_input(const Correlation<S>& p) {
   return sliding_input(p, scratch_numbers(Slot::plan, sliding_input_numbers(p)));
 }
 
+// The blocks of all rows in turn. To divide for each would cost as much as a short row.
+struct RowBlock {
+  int64_t groups, blocks, sample, group, block;
+
+  RowBlock(int64_t groups, int64_t blocks, int64_t index)
+      : groups(groups),
+        blocks(blocks),
+        sample(index / blocks / groups),
+        group(index / blocks % groups),
+        block(index % blocks) {}
+  void operator++() {
+    if (++block < blocks) return;
+    block = 0;
+    if (++group < groups) return;
+    group = 0;
+    ++sample;
+  }
+  // The block's share of `count`.
+  int64_t first(int64_t count) const { return blocks == 1 ? 0 : count * block / blocks; }
+  int64_t last(int64_t count) const { return blocks == 1 ? count : count * (block + 1) / blocks; }
+};
+
 template <class S>
 void correlate_depthwise(const Correlation<S>& p) {
   using T = Compute<S>;
   const SlidingInput input = sliding_input(p);
   const int64_t blocks = divide_up(p.outputs, 16 * 1024);  // of a row, for threads to share
-  const int64_t jobs = p.batch * p.groups * blocks;
-  parallel_jobs(
-      jobs, p.rows * p.products() * divide_up(p.outputs, blocks), [&](int64_t begin, int64_t end) {
-        T* weight = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.rows * p.products()));
-        for (int64_t job = begin; job < end; ++job) {
-          const int64_t block = job % blocks, group = job / blocks % p.groups;
-          for (int64_t m = 0; m < p.rows; ++m) pack_row(p, group, m, weight + m * p.products());
-          correlate_stretch(p, input, job / blocks / p.groups, group, weight,
-                            p.outputs * block / blocks, p.outputs * (block + 1) / blocks);
-        }
-      });
+  const int64_t jobs = p.batch * p.groups * blocks, row_products = p.rows * p.products();
+  T* weights = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.groups * row_products));
+  pack_all_rows(p, weights);
+  parallel_jobs(jobs, row_products * divide_up(p.outputs, blocks), [&](int64_t begin, int64_t end) {
+    RowBlock row(p.groups, blocks, begin);
+    for (int64_t job = begin; job < end; ++job, ++row)
+      correlate_stretch(p, input, row.sample, row.group, weights + row.group * row_products,
+                        row.first(p.outputs), row.last(p.outputs));
+  });
 }

@@ -91,8 +91,7 @@ void gradients_depthwise(const Correlation<S>& p, const WeightGradient<S>& q) {
   const bool stream =
       p.batch * p.groups * p.outputs * static_cast<int64_t>(sizeof(S)) >= kStreamedBytes;
   T* weights = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.groups * p.taps));
-  for (int64_t group = 0; group < p.groups; ++group)
-    pack_row(p, group, 0, weights + group * p.taps);
+  pack_all_rows(p, weights);
   sum_stretches(q, [&](int64_t n, int64_t group, int64_t first, int64_t count, T* lanes) {
     const S* grad = p.in + n * p.in_batch + group * p.in_channel;
     const S* x = q.x + n * q.x_batch + group * q.x_channel;

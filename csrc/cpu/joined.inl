@@ -29,26 +29,6 @@ struct Runs {
   const Run* end() const { return run + count; }
 };
 
-// Rows of a tensor as rows of operands.
-template <class T, class S>
-struct OperandRows {
-  const S* in;
-  int64_t pitch, count;
-  CONVLM_INLINE Row<S> operator()(int64_t row) const { return {in + row * pitch}; }
-};
-#if defined(CONVLM_DOT_BFLOAT16)
-template <>
-struct OperandRows<Pair, bfloat16> {
-  const bfloat16* in;
-  int64_t pitch, count;
-  CONVLM_INLINE PairOfRows operator()(int64_t row) const {
-    const bfloat16* low = in + 2 * row * pitch;
-    const bool single = 2 * row + 1 == count;
-    return {low, single ? low : low + pitch, single};
-  }
-};
-#endif
-
 // out[r * out_pitch + i] = row(r)[first + i] for r < rows, i < count.
 template <class RowAt, class Out>
 CONVLM_INLINE void copy_rows(const RowAt& row, int64_t rows, int64_t first, int64_t count, Out* out,
@@ -57,7 +37,7 @@ CONVLM_INLINE void copy_rows(const RowAt& row, int64_t rows, int64_t first, int6
   if (count < W) {
     const int rest = static_cast<int>(count);
     for (int64_t r = 0; r < rows; ++r)
-      store_partial(out + r * out_pitch, row(r).partial(first, rest), rest);
+      store_partial(out + r * out_pitch, row(r).template partial<1>(first, rest), rest);
     return;
   }
   // The last vector overlaps the one before it: writing twice is cheaper than a partial one.

@@ -130,19 +130,23 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
   if (p.out_step == 1 &&
       (is_by_groups(p) || has_few_channels(p.rows, p.channels, p.taps) || is_sum_of_rows(p)))
     return Kernel::depthwise;
-  const int64_t positions = cost_by_positions(p).all(), rows = cost_by_rows(p);
+  const int64_t positions = cost_by_positions(p).all(), rows = cost_by_rows(p, kUsualBatch);
   const int64_t joined = cost_of_joined(p, kUsualBatch) / kUsualBatch;
   if (p.out_step == 1) {
-    const int64_t packed = smaller(positions, smaller(rows, joined)) + packing_cost(p);
+    const auto packed = [&](int64_t by_rows) {
+      return smaller(positions, smaller(by_rows, joined)) + packing_cost(p);
+    };
     const int64_t taps = cost_of_taps_first(&p, 1);
     const int64_t windows = smaller(cost_of_windows(p), cost_into_windows(&p, 1));
-    if (windows_pay<S>(p.rows * p.products(), windows, smaller(taps, packed)))
+    if (windows <= taps &&
+        windows_pay<S>(p.rows * p.products(), windows, packed(cost_by_rows(p, 1))))
       return Kernel::windows;
-    if (taps < packed) return Kernel::taps;
+    if (taps < packed(rows)) return Kernel::taps;
   }
   // What rows read comes from far; positions and joined samples stage it in the order of memory.
   if (positions <= joined && 16 * positions <= 17 * rows) return Kernel::positions;
-  return 8 * cost_of_joined(p, p.batch) <= 9 * p.batch * rows ? Kernel::joined : Kernel::rows;
+  return 8 * cost_of_joined(p, p.batch) <= 9 * p.batch * cost_by_rows(p, p.batch) ? Kernel::joined
+                                                                                  : Kernel::rows;
 }
 
 // F(4, 3) errs a few times as much as a direct sum, and by a share of inputs that an output does

@@ -2,11 +2,6 @@
 // geometry alone, and they are added up in order: any number of threads gives the same bits.
 
 template <class T>
-void clear(T* data, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) data[i] = 0;
-}
-
-template <class T>
 struct StackSums {
   static constexpr int64_t kMaxPieces = 8;
   int64_t pieces, depth, piece_size;

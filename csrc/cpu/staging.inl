@@ -2,35 +2,57 @@
 // padding, storage types and strides of the input. The tiles stay in cache; nothing of the input's
 // size is made.
 
-// Every STEP-th element, from STEP vectors that lie next to each other.
-template <int STEP, class S, int... L>
-CONVLM_INLINE Vector<Compute<S>> load_every(const S* p, std::integer_sequence<int, L...> lanes);
+// Elsewhere several partial loads cost more than their elements.
+constexpr bool kCheapParts = CONVLM_VECTOR_BYTES == 64;
 
-// The first lanes of it, as far as they are in the first COUNT vectors.
-template <int STEP, int COUNT, class S, int... L>
-CONVLM_INLINE Vector<Compute<S>> gather_every(const S* p, std::integer_sequence<int, L...> lanes) {
-  constexpr int W = kLanes<Compute<S>>;
+// The first lanes of every STEP-th element from FIRST on, as far as they are in the first COUNT
+// vectors. load_vector(i) gives vector i, of those that begin before element `end`.
+template <class T, int STEP, int FIRST, int COUNT, class Load, int... L>
+CONVLM_INLINE Vector<T> gather_every(const Load& load_vector, int64_t end,
+                                     std::integer_sequence<int, L...> lanes) {
+  constexpr int W = kLanes<T>;
   if constexpr (COUNT == 1) {
-    return __builtin_shufflevector(load(p), load(p), (STEP * L < W ? STEP * L : 0)...);
+    const Vector<T> v = load_vector(0);
+    return __builtin_shufflevector(v, v, (FIRST + STEP * L < W ? FIRST + STEP * L : 0)...);
   } else {
     constexpr int kBefore = (COUNT - 1) * W;
+    const Vector<T> before = gather_every<T, STEP, FIRST, COUNT - 1>(load_vector, end, lanes);
+    if (kBefore >= end) return before;
     return __builtin_shufflevector(
-        gather_every<STEP, COUNT - 1>(p, lanes), load(p + kBefore),
-        (STEP * L < kBefore || STEP * L >= kBefore + W ? L : W + STEP * L - kBefore)...);
+        before, load_vector(COUNT - 1),
+        (FIRST + STEP * L < kBefore || FIRST + STEP * L >= kBefore + W
+             ? L
+             : W + FIRST + STEP * L - kBefore)...);
   }
 }
 
+// Every STEP-th element, from STEP vectors that lie next to each other.
 template <int STEP, class S, int... L>
 CONVLM_INLINE Vector<Compute<S>> load_every(const S* p, std::integer_sequence<int, L...> lanes) {
   constexpr int W = kLanes<Compute<S>>;
   if constexpr (STEP == 1) {
     return load(p);
   } else if constexpr (STEP % 2 == 1) {
-    return gather_every<STEP, STEP>(p, lanes);
+    return gather_every<Compute<S>, STEP, 0, STEP>([&](int i) { return load(p + i * W); }, STEP * W,
+                                                   lanes);
   } else {
     return __builtin_shufflevector(load_every<STEP / 2>(p, lanes),
                                    load_every<STEP / 2>(p + STEP / 2 * W, lanes), (2 * L)...);
   }
+}
+
+// The same of no more than the first `count`; the other lanes have no meaning. Nothing behind the
+// last one is read.
+template <int STEP, class S>
+CONVLM_INLINE Vector<Compute<S>> load_every_partial(const S* p, int count) {
+  using T = Compute<S>;
+  constexpr int W = kLanes<T>;
+  const int end = (count - 1) * STEP + 1;
+  return gather_every<T, STEP, 0, STEP>(
+      [&](int i) {
+        return load_partial(p + i * W, static_cast<int>(smaller(W, end - i * W)));
+      },
+      end, std::make_integer_sequence<int, W>{});
 }
 
 // A row of the input, as elements of the compute type.
@@ -45,8 +67,9 @@ struct Row {
   CONVLM_INLINE Vector<T> vector(int64_t i) const {
     return load_every<STEP>(in + i, std::make_integer_sequence<int, kLanes<T>>{});
   }
+  template <int STEP>
   CONVLM_INLINE Vector<T> partial(int64_t i, int count) const {
-    return load_partial(in + i, count);
+    return load_every_partial<STEP>(in + i, count);
   }
 };
 
@@ -63,8 +86,10 @@ struct PairOfRows {
   CONVLM_INLINE Vector<Pair> vector(int64_t i) const {
     return masked(Row<bfloat16>{low}.vector<STEP>(i), Row<bfloat16>{high}.vector<STEP>(i));
   }
+  template <int STEP>
   CONVLM_INLINE Vector<Pair> partial(int64_t i, int count) const {
-    return masked(load_partial(low + i, count), load_partial(high + i, count));
+    return masked(Row<bfloat16>{low}.partial<STEP>(i, count),
+                  Row<bfloat16>{high}.partial<STEP>(i, count));
   }
   // Two vectors at once, with half the loads.
   template <int STEP, int... L>
@@ -82,23 +107,25 @@ struct PairOfRows {
 };
 #endif
 
-// As many whole vectors as can be filled without reading past the last element; returns their
-// length.
-template <int STEP, class Source>
-CONVLM_INLINE int64_t stage_vectors(Source in, int64_t first, int64_t count,
-                                    typename Source::T* out) {
-  constexpr int W = kLanes<typename Source::T>;
-  int64_t i = 0;
-  if constexpr (Source::kStoresTwo)
-    for (; i + 2 * W + (STEP > 1) <= count; i += 2 * W)
-      in.template store_two<STEP>(first + i * STEP, out + i,
-                                  std::make_integer_sequence<int, 2 * W>{});
-  for (; i + W + (STEP > 1) <= count; i += W) {
-    store(out + i, in.template vector<STEP>(first + i * STEP));
-    __asm__ volatile("");  // or the compiler calls memcpy, which costs more than a few vectors
+// Rows of a tensor as rows of operands.
+template <class T, class S>
+struct OperandRows {
+  const S* in;
+  int64_t pitch, count;
+  CONVLM_INLINE Row<S> operator()(int64_t row) const { return {in + row * pitch}; }
+};
+#if defined(CONVLM_DOT_BFLOAT16)
+template <>
+struct OperandRows<Pair, bfloat16> {
+  const bfloat16* in;
+  int64_t pitch, count;
+  CONVLM_INLINE PairOfRows operator()(int64_t row) const {
+    const bfloat16* low = in + 2 * row * pitch;
+    const bool single = 2 * row + 1 == count;
+    return {low, single ? low : low + pitch, single};
   }
-  return i;
-}
+};
+#endif
 
 // The row itself where it holds already what would be staged.
 inline const float* in_place(const float* row) { return row; }
@@ -108,38 +135,98 @@ inline const uint16_t* in_place(const uint16_t* row) { return row; }
 #endif
 inline const float* in_place(const void*) { return nullptr; }
 
-// out[i] = in[(start + i * step) * stride] where that position lies in [0, length), else zero.
+// The elements of a staged row that lie in the input, and where the first of them does.
+struct Inside {
+  int64_t begin, end, source;
+
+  // Of [0, width), where element i is at (start + i * step) * stride and `length` positions exist.
+  Inside(int64_t stride, int64_t length, int64_t start, int64_t step, int64_t width) {
+    // A division costs as much as a few vectors, and most rows step by one.
+    const auto steps = [&](int64_t distance) {
+      return distance <= 0 ? 0 : step == 1 ? distance : divide_up(distance, step);
+    };
+    begin = smaller(width, steps(-start));
+    end = larger(begin, smaller(width, steps(length - start)));
+    source = (start + begin * step) * stride;
+  }
+};
+
+template <class T>
+CONVLM_INLINE void clear(T* out, int64_t count) {
+  constexpr int W = kLanes<T>;
+  for (; count >= W; count -= W, out += W) {
+    store(out, Vector<T>{});
+    __asm__ volatile("");  // or the compiler calls memset, which costs more than a few vectors
+  }
+  if (count > 0) store_partial(out, Vector<T>{}, static_cast<int>(count));
+}
+
+// STEP: that of the elements in the input, or 0 for any other.
+template <int STEP, class Source>
+CONVLM_INLINE void stage_source(Source in, const Inside& inside, int64_t step,
+                                typename Source::T* out, int64_t width) {
+  constexpr int W = kLanes<typename Source::T>;
+  clear(out, inside.begin);
+  int64_t i = inside.begin, source = inside.source;
+  if constexpr (STEP > 0) {
+    // Whole vectors end before the last element.
+    constexpr int kMore = STEP > 1;
+    if constexpr (Source::kStoresTwo)
+      for (; i + 2 * W + kMore <= inside.end; i += 2 * W, source += 2 * W * STEP)
+        in.template store_two<STEP>(source, out + i, std::make_integer_sequence<int, 2 * W>{});
+    for (; i + W + kMore <= inside.end; i += W, source += W * STEP) {
+      store(out + i, in.template vector<STEP>(source));
+      __asm__ volatile("");  // or the compiler calls memcpy, which costs more than a few vectors
+    }
+    if ((STEP == 1 || kCheapParts) && i < inside.end) {
+      const int rest = static_cast<int>(inside.end - i);
+      store_partial(out + i, in.template partial<STEP>(source, rest), rest);
+      i = inside.end;
+    }
+  }
+  for (; i < inside.end; ++i, source += step) out[i] = in.element(source);
+  clear(out + inside.end, width - inside.end);
+}
+
+// Calls body(constant) with the step as a constant, where there is code of its own for it.
+template <class Body>
+CONVLM_INLINE void for_step(int64_t step, const Body& body) {
+  switch (step) {
+    case 1:
+      return body(std::integral_constant<int, 1>{});
+    case 2:
+      return body(std::integral_constant<int, 2>{});
+    case 3:
+      return body(std::integral_constant<int, 3>{});
+    case 4:
+      return body(std::integral_constant<int, 4>{});
+    case 5:
+      return body(std::integral_constant<int, 5>{});
+    case 6:
+      return body(std::integral_constant<int, 6>{});
+    case 8:
+      return body(std::integral_constant<int, 8>{});
+    default:
+      return body(std::integral_constant<int, 0>{});
+  }
+}
+
+// out[r * out_pitch + i] = row(r)[(start + i * step) * stride] where that position lies in
+// [0, length), else zero.
+template <class RowAt, class T>
+void stage_rows(const RowAt& row, int64_t rows, int64_t stride, int64_t length, int64_t start,
+                int64_t step, T* out, int64_t out_pitch, int64_t width) {
+  const Inside inside(stride, length, start, step, width);
+  for_step(step * stride, [&](auto constant) {
+    for (int64_t r = 0; r < rows; ++r)
+      stage_source<constant()>(row(r), inside, step * stride, out + r * out_pitch, width);
+  });
+}
+
 template <class Source>
 void stage_source(Source in, int64_t stride, int64_t length, int64_t start, int64_t step,
                   typename Source::T* out, int64_t width) {
-  // A division costs as much as a few vectors, and most rows step by one.
-  const auto steps = [&](int64_t distance) {
-    return distance <= 0 ? 0 : step == 1 ? distance : divide_up(distance, step);
-  };
-  const int64_t begin = smaller(width, steps(-start));
-  const int64_t end = larger(begin, smaller(width, steps(length - start)));
-  int64_t i = 0;
-  for (; i < (begin < end ? begin : width); ++i) out[i] = {};
-  if (begin >= end) return;  // nothing but padding
-  int64_t source = (start + begin * step) * stride;
-  const int64_t source_step = step * stride;
-  int64_t vectors = 0;
-  if (source_step == 1) vectors = stage_vectors<1>(in, source, end - i, out + i);
-  if (source_step == 2) vectors = stage_vectors<2>(in, source, end - i, out + i);
-  if (source_step == 3) vectors = stage_vectors<3>(in, source, end - i, out + i);
-  if (source_step == 4) vectors = stage_vectors<4>(in, source, end - i, out + i);
-  if (source_step == 5) vectors = stage_vectors<5>(in, source, end - i, out + i);
-  if (source_step == 6) vectors = stage_vectors<6>(in, source, end - i, out + i);
-  if (source_step == 8) vectors = stage_vectors<8>(in, source, end - i, out + i);
-  i += vectors;
-  source += vectors * source_step;
-  if (source_step == 1 && i < end) {
-    const int rest = static_cast<int>(end - i);
-    store_partial(out + i, in.partial(source, rest), rest);
-    i = end;
-  }
-  for (; i < end; ++i, source += source_step) out[i] = in.element(source);
-  for (; i < width; ++i) out[i] = {};
+  stage_rows([&](int64_t) { return in; }, 1, stride, length, start, step, out, 0, width);
 }
 
 template <class S>
@@ -243,8 +330,33 @@ inline bool has_input(const Staging& plan, int64_t stream, int64_t length, int64
   return first < length && first + (plan.width - 1) * plan.element_step >= 0;
 }
 
-// Phases that begin next to each other are the columns of a matrix whose rows are a step long:
-// turning it reads whole vectors. Steps of no more than four have shuffles of their own.
+// out[s * pitch + i] = in[i * STEP + s] for s < streams <= STEP and i < count.
+template <int STEP, class S, int... STREAM>
+CONVLM_INLINE void deal(const S* in, int64_t count, int64_t streams, Compute<S>* out, int64_t pitch,
+                        std::integer_sequence<int, STREAM...>) {
+  using T = Compute<S>;
+  constexpr int W = kLanes<T>;
+  constexpr auto lanes = std::make_integer_sequence<int, W>{};
+  // Whole vectors read up to the first stream of what follows.
+  const int64_t whole = streams == STEP ? count : count - 1;
+  int64_t i = 0;
+  for (; i + W <= whole; i += W, in += STEP * W, out += W) {
+    Vector<T> v[STEP];
+#pragma GCC unroll 8
+    for (int k = 0; k < STEP; ++k) v[k] = load(in + k * W);
+    const auto vector = [&](int k) { return v[k]; };
+    (void)((STREAM < streams &&
+            (store(out + STREAM * pitch,
+                   gather_every<T, STEP, STREAM, STEP>(vector, STEP * W, lanes)),
+             true)) &&
+           ...);
+  }
+  for (; i < count; ++i, in += STEP, ++out)
+    for (int64_t s = 0; s < streams; ++s) out[s * pitch] = to_compute(in[s]);
+}
+
+// Whether the streams are phases that begin next to each other. Steps of no more than four are read
+// once for each of them as fast.
 template <class S>
 bool phases_are_columns(const Staging& plan, int64_t position_stride) {
   if (kLanes<Compute<S>> > 16 || plan.element_step <= 4 || position_stride != 1) return false;
@@ -253,64 +365,54 @@ bool phases_are_columns(const Staging& plan, int64_t position_stride) {
   return plan.streams > 1;
 }
 
+// Phases are the columns of a matrix whose rows are a step long: each input is read once.
 template <class S>
 void stage_columns(const Staging& plan, const S* in, int64_t length, int64_t first_position,
                    Compute<S>* out) {
   const int64_t start = plan.stream_start[0] + first_position, step = plan.element_step;
-  const int64_t first = smaller(plan.width, larger(0, divide_up(-start, step)));
-  const int64_t end = divide_down(length - start - plan.streams, step) + 1;
-  const int64_t last = larger(first, smaller(plan.width, end));
-  if constexpr (kLanes<Compute<S>> <= 16)
-    transpose(in + start + first * step, step, last - first, plan.streams, out + first, plan.pitch);
-  for (int64_t i = 0; i < plan.width; ++i) {
-    if (i == first) i = last;
-    for (int64_t s = 0; i < plan.width && s < plan.streams; ++s) {
-      const int64_t position = start + i * step + s;
-      out[s * plan.pitch + i] =
-          0 <= position && position < length ? to_compute(in[position]) : Compute<S>{};
+  // What all of them have inside.
+  const int64_t first = Inside(1, length, start, step, plan.width).begin;
+  const int64_t last = larger(
+      first, Inside(1, length, start + plan.streams - 1, step, plan.width).end);
+  for_step(step, [&](auto constant) {
+    constexpr int kStep = constant();
+    const S* source = in + start + first * step;
+    if constexpr (kStep == 5 || kStep == 6)
+      deal<kStep>(source, last - first, plan.streams, out + first, plan.pitch,
+                  std::make_integer_sequence<int, kStep>{});
+    else if constexpr (kLanes<Compute<S>> <= 16)
+      transpose(source, step, last - first, plan.streams, out + first, plan.pitch);
+  });
+  for (int64_t s = 0; s < plan.streams; ++s, out += plan.pitch) {
+    const Inside inside(1, length, start + s, step, plan.width);
+    clear(out, inside.begin);
+    for (int64_t i = inside.begin; i < inside.end; ++i) {
+      if (i == first) i = last;
+      if (i < inside.end) out[i] = to_compute(in[start + s + i * step]);
     }
+    clear(out + inside.end, plan.width - inside.end);
   }
 }
 
 // Stages `channels` rows for the outputs that begin at `first_position` of the input, less the
 // taps' offsets. Streams of nothing but padding may be left out, where nobody reads them.
-template <class S>
+template <class S, class T>
 void stage(const Staging& plan, const S* in, int64_t channels, int64_t channel_stride,
-           int64_t position_stride, int64_t length, int64_t first_position, Compute<S>* out,
+           int64_t position_stride, int64_t length, int64_t first_position, T* out,
            bool with_padding = true) {
-  if (phases_are_columns<S>(plan, position_stride)) {
-    for (int64_t c = 0; c < channels; ++c)
-      stage_columns(plan, in + c * channel_stride, length, first_position,
-                    out + c * plan.channel_pitch());
-    return;
-  }
-  for (int64_t s = 0; s < plan.streams; ++s) {
-    if (!with_padding && !has_input(plan, s, length, first_position)) continue;
-    for (int64_t c = 0; c < channels; ++c)
-      stage_row(in + c * channel_stride, position_stride, length,
-                plan.stream_start[s] + first_position, plan.element_step,
-                out + c * plan.channel_pitch() + s * plan.pitch, plan.width);
-  }
-}
-
-#if defined(CONVLM_DOT_BFLOAT16)
-// The same for pairs of channels.
-inline void stage(const Staging& plan, const bfloat16* in, int64_t channels, int64_t channel_stride,
-                  int64_t position_stride, int64_t length, int64_t first_position, Pair* out,
-                  bool with_padding = true) {
-  for (int64_t s = 0; s < plan.streams; ++s) {
-    if (!with_padding && !has_input(plan, s, length, first_position)) continue;
-    for (int64_t c = 0; c < channels; c += 2) {
-      const bfloat16* low = in + c * channel_stride;
-      const bool single = c + 1 == channels;
-      const PairOfRows rows{low, single ? low : low + channel_stride, single};
-      stage_source(rows, position_stride, length, plan.stream_start[s] + first_position,
-                   plan.element_step, out + c / 2 * plan.channel_pitch() + s * plan.pitch,
-                   plan.width);
+  if constexpr (std::is_same_v<T, Compute<S>>)
+    if (phases_are_columns<S>(plan, position_stride)) {
+      for (int64_t c = 0; c < channels; ++c)
+        stage_columns(plan, in + c * channel_stride, length, first_position,
+                      out + c * plan.channel_pitch());
+      return;
     }
-  }
+  for (int64_t s = 0; s < plan.streams; ++s)
+    if (with_padding || has_input(plan, s, length, first_position))
+      stage_rows(OperandRows<T, S>{in, channel_stride, channels}, divide_up(channels, kDepth<T>),
+                 position_stride, length, plan.stream_start[s] + first_position, plan.element_step,
+                 out + s * plan.pitch, plan.channel_pitch(), plan.width);
 }
-#endif
 
 // Cache lines that will be wanted soon: pieces of rows. They are asked for a few at a time, between
 // products, so that memory is at work all the time; many at once would keep products waiting.
