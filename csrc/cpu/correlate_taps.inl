@@ -6,8 +6,10 @@
 
 // Positions that go together where a sample is long.
 constexpr int64_t kTapPositions = 256;
-// Copies of the inputs pay where they are read more often than for these columns.
+// Copies of the inputs pay where they are read more often than for these columns. Otherwise memory
+// decides, which is at its best with long pieces of a few rows.
 constexpr int64_t kMostColumnsInPlace = 2 * kMaxRows;
+constexpr int64_t kPositionsInPlace = 512, kChannelsInPlace = 8;
 // Taps of a row that are multiplied on their own where the rows' weights are apart.
 constexpr int64_t kFewestTapsInPlace = kMaxRows / 2;
 
@@ -173,11 +175,16 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
 
   // A block of outputs reads the inputs around it again, which are few where it is long.
   const bool is_long = p.length > kTapPositions;
+  const T* input = is_long && p.in_position == 1 && p.rows * taps.count() <= kMostColumnsInPlace
+                       ? if_same<const T>(const_cast<S*>(p.in))
+                       : nullptr;
+  const int64_t stretch_positions = input != nullptr ? kPositionsInPlace : kTapPositions;
+  const int64_t piece = input != nullptr ? kChannelsInPlace : channels;  // of all lanes alike
   const int64_t longest = larger(8 * kTapPositions, 4 * (taps.highest - taps.lowest));
   const int64_t blocks = is_long ? divide_up(outputs, longest) : 1;
   const int64_t samples = is_long ? 1 : samples_of_tile(p.batch, p.length, W);
   const int64_t tiles = divide_up(p.batch, samples);
-  const int64_t pitch = staged_pitch(is_long ? kTapPositions : samples * p.length, W);
+  const int64_t pitch = staged_pitch(is_long ? stretch_positions : samples * p.length, W);
   const int64_t chunk = larger(
       1, kProductBytes / (static_cast<int64_t>(sizeof(R)) * larger(1, taps.count()) * pitch));
   const int64_t chunks = divide_up(p.rows, chunk);
@@ -188,15 +195,12 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
   const int64_t part_pitch = (divide_up(divide_up(outputs, blocks), W) + 1) * W;
   const int64_t row_size = samples * part_count * part_pitch;
   const int64_t sum_rows = is_long ? divide_up(chunks, ranges) * chunk : chunk;
-  const T* input = is_long && p.in_position == 1 && p.rows * taps.count() <= kMostColumnsInPlace
-                       ? if_same<const T>(const_cast<S*>(p.in))
-                       : nullptr;
 
   int64_t zero = 0, sample_starts[2];
   Staging sample;
   sample.stream_start = sample_starts;
   sample.tap_start = sample_starts + 1;
-  plan_for_vectors(sample, smaller(p.length, kTapPositions), 1, &zero, 1, W);
+  plan_for_vectors(sample, smaller(p.length, stretch_positions), 1, &zero, 1, W);
 
   parallel_jobs(
       tiles * p.groups * blocks * ranges,
@@ -224,7 +228,7 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
           const int64_t low = is_long ? larger(0, q0 + taps.lowest) : 0;
           const int64_t high =
               is_long ? larger(low, smaller(p.length, q1 + taps.highest)) : p.length;
-          const int64_t stretches = larger(1, divide_up(high - low, kTapPositions));
+          const int64_t stretches = larger(1, divide_up(high - low, stretch_positions));
           for (int64_t stretch = 0; stretch < stretches; ++stretch) {
             const int64_t i0 = low + (high - low) * stretch / stretches;
             const int64_t i1 = low + (high - low) * (stretch + 1) / stretches;
@@ -244,7 +248,9 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
             for (int64_t k = chunks * range / ranges; k < chunks * (range + 1) / ranges; ++k) {
               const int64_t first = p.rows * k / chunks, count = p.rows * (k + 1) / chunks - first;
               const T* rows = weight.data + group * weight.group + first * weight.row;
-              const auto multiply_columns = [&](const T* column, int64_t to, int height) {
+              const auto multiply_columns = [&](const T* column, int64_t to, int height,
+                                                int64_t first_channel, int64_t count) {
+                column += first_channel * weight.channel;
                 const auto multiply_vectors = [&](const T* vector, int64_t step, int64_t from,
                                                   int64_t end) {
                   const int64_t strips = divide_up(end - from, kMaxVectors);
@@ -252,9 +258,10 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
                     const int64_t v = (end - from) * strip / strips;
                     const int width = static_cast<int>((end - from) * (strip + 1) / strips - v);
                     multiply<T, true>(
-                        Product<T>{&column, vector + v * W, &zero, &zero, 1, channels,
-                                   weight.channel, step, products + to * pitch + (from + v) * W,
-                                   pitch, false},
+                        Product<T>{&column, vector + first_channel * step + v * W, &zero, &zero, 1,
+                                   count, weight.channel, step,
+                                   products + to * pitch + (from + v) * W, pitch,
+                                   first_channel > 0},
                         height, width);
                   }
                 };
@@ -267,12 +274,14 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
               // Blocks of columns, of several rows where their weights lie together.
               const int64_t length = by_rows ? count * taps.count() : taps.count();
               const int64_t column_blocks = divide_up(length, kMaxRows);
-              for (int64_t row = 0; row < (by_rows ? 1 : count); ++row)
-                for (int64_t b = 0; b < column_blocks; ++b) {
-                  const int64_t column = length * b / column_blocks;
-                  multiply_columns(rows + row * weight.row + column, row * length + column,
-                                   static_cast<int>(length * (b + 1) / column_blocks - column));
-                }
+              for (int64_t c = 0; c < channels; c += piece)
+                for (int64_t row = 0; row < (by_rows ? 1 : count); ++row)
+                  for (int64_t b = 0; b < column_blocks; ++b) {
+                    const int64_t column = length * b / column_blocks;
+                    multiply_columns(rows + row * weight.row + column, row * length + column,
+                                     static_cast<int>(length * (b + 1) / column_blocks - column), c,
+                                     smaller(piece, channels - c));
+                  }
               R* chunk_sums = sums + (is_long ? first - range_row : 0) * row_size;
               for (int64_t i = 0; i < part_count; ++i) {
                 const int64_t last = smaller(q1, parts[i].outputs);
