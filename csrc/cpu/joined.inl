@@ -41,10 +41,13 @@ CONVLM_INLINE void copy_rows(const RowAt& row, int64_t rows, int64_t first, int6
     return;
   }
   // The last vector overlaps the one before it: writing twice is cheaper than a partial one.
-  for (int64_t i = 0; i < count; i += W) {
-    const int64_t start = smaller(i, count - W);
-    for (int64_t r = 0; r < rows; ++r)
-      store(out + r * out_pitch + start, row(r).template vector<1>(first + start));
+  for (int64_t r = 0; r < rows; ++r, out += out_pitch) {
+    const auto source = row(r);
+    for (int64_t i = 0; i < count; i += W) {
+      const int64_t start = smaller(i, count - W);
+      store(out + start, source.template vector<1>(first + start));
+      __asm__ volatile("");  // or the compiler calls memcpy, which costs more than a few vectors
+    }
   }
 }
 
