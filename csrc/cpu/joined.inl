@@ -87,9 +87,9 @@ void stage_joined(const JoinedInput<S>& p, const Runs& runs, T* tile, int64_t pi
       const int64_t last = larger(first, smaller(run.count, p.length - start));
       if (first < last)
         copy_rows(rows, channels, start + first, last - first, out + first, channel_pitch);
-      for (int64_t i = 0; i < run.count; ++i) {
-        if (i == first) i = last;
-        for (int64_t c = 0; i < run.count && c < channels; ++c) out[c * channel_pitch + i] = {};
+      for (int64_t c = 0; last - first < run.count && c < channels; ++c) {
+        clear(out + c * channel_pitch, first);
+        clear(out + c * channel_pitch + last, run.count - last);
       }
     }
   }
