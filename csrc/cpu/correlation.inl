@@ -196,7 +196,8 @@ bool is_turned(const Correlation<S>& p, int64_t taps) {
 template <class S>
 void pack_rows(const Correlation<S>& p, TapRange taps, int64_t group, int64_t first, int64_t count,
                int64_t padded, int64_t pitch, Compute<S>* out) {
-  constexpr int W = kLanes<Compute<S>>;
+  using T = Compute<S>;
+  constexpr int W = kLanes<T>;
   const S* source = p.weight + group * p.weight_group + first * p.weight_row;
   if (natural_weight(p) && 2 * taps.count() > p.taps) {
     for (int64_t i = 0; i < padded; i += W)
@@ -212,10 +213,23 @@ void pack_rows(const Correlation<S>& p, TapRange taps, int64_t group, int64_t fi
                         out + (c * p.taps + taps.first) * pitch + i, pitch, smaller(W, padded - i));
     return;
   }
-  for (int64_t c = 0; c < p.channels; ++c)
-    for (int64_t j = taps.first; j < taps.last; ++j)
-      stage_row(source + c * p.weight_channel + p.tap_index[j] * p.weight_tap, p.weight_row, count,
-                0, 1, out + (c * p.taps + j) * pitch, padded);
+  // Neighbouring taps of a row come with the same loads.
+  const bool dealt = taps_are_neighbours(p) && taps.count() > 1 && taps.count() <= p.weight_row;
+  for_step(dealt ? p.weight_row : 0, [&](auto constant) {
+    for (int64_t c = 0; c < p.channels; ++c) {
+      T* first_tap = out + (c * p.taps + taps.first) * pitch;
+      if constexpr (constexpr int kStep = constant(); kStep > 1) {
+        deal<kStep>(source + c * p.weight_channel + p.tap_index[taps.first], count, taps.count(),
+                    first_tap, pitch, std::make_integer_sequence<int, kStep>{});
+        for (int64_t j = 0; count < padded && j < taps.count(); ++j)
+          clear(first_tap + j * pitch + count, padded - count);
+      } else {
+        for (int64_t j = 0; j < taps.count(); ++j)
+          stage_row(source + c * p.weight_channel + p.tap_index[taps.first + j] * p.weight_tap,
+                    p.weight_row, count, 0, 1, first_tap + j * pitch, padded);
+      }
+    }
+  });
 }
 
 #if defined(CONVLM_DOT_BFLOAT16)
