@@ -119,16 +119,23 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
     weight_offset += channels * parts[i].taps * weight_pitch;
   }
 
-  T* weights = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.groups * blocks * block_size));
-  parallel_jobs(p.groups * blocks, block_size, [&](int64_t begin, int64_t end) {
-    for (int64_t job = begin; job < end; ++job) {
-      const int64_t group = job / blocks, block = job % blocks;
-      const int64_t first = p.rows * block / blocks, last = p.rows * (block + 1) / blocks;
-      for (int64_t i = 0; i < part_count; ++i)
-        pack_rows(parts[i], taps_inside(parts[i], 0, parts[i].outputs), group, first, last - first,
-                  last - first, weight_pitch, weights + job * block_size + plans[i].weight_offset);
-    }
-  });
+  const auto pack_block = [&](int64_t group, int64_t block, T* out) {
+    const int64_t first = p.rows * block / blocks, last = p.rows * (block + 1) / blocks;
+    for (int64_t i = 0; i < part_count; ++i)
+      pack_rows(parts[i], taps_inside(parts[i], 0, parts[i].outputs), group, first, last - first,
+                last - first, weight_pitch, out + plans[i].weight_offset);
+  };
+  // What one tile alone multiplies is packed when it does, and need not leave the caches.
+  const bool packed_late = p.batch * tiles == 1;
+  const auto weights_of = [&](int64_t packed_blocks) {
+    return static_cast<T*>(scratch(Slot::weight, sizeof(T) * packed_blocks * block_size));
+  };
+  T* const weights = weights_of(packed_late ? 0 : p.groups * blocks);
+  if (!packed_late)
+    parallel_jobs(p.groups * blocks, block_size, [&](int64_t begin, int64_t end) {
+      for (int64_t job = begin; job < end; ++job)
+        pack_block(job / blocks, job % blocks, weights + job * block_size);
+    });
 
   const int64_t splits = smaller(blocks, divide_up(kJobs, larger(1, samples * tiles)));
   const int64_t jobs = samples * tiles * splits;
@@ -171,7 +178,11 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                ++block) {
             const int64_t row = p.rows * block / blocks;
             const int rows = static_cast<int>(p.rows * (block + 1) / blocks - row);
-            const T* weight = weights + (group * blocks + block) * block_size;
+            T* weight = weights + (group * blocks + block) * block_size;
+            if (packed_late) {
+              weight = weights_of(1);
+              pack_block(group, block, weight);
+            }
             Sum<T> bias[kTallRows];
             for (int i = 0; i < rows; ++i) bias[i] = bias_of(p, group * p.rows + row + i);
             int64_t v = first;
