@@ -56,5 +56,5 @@ template <class S>
 bool windows_pay(int64_t weights, int64_t windows, int64_t taps, int64_t packed) {
   constexpr int64_t kMany = 16 * 1024;
   if (kDepth<Operand<S>> > 1) return 5 * windows <= 4 * smaller(taps, packed);
-  return windows <= taps && (weights >= kMany ? 7 * windows <= 8 * packed : windows <= packed);
+  return windows <= taps && (weights >= kMany ? 5 * windows <= 6 * packed : windows <= packed);
 }
