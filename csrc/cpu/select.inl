@@ -119,7 +119,7 @@ Kernel kernel_of_classes(const Correlation<S>* parts, int64_t part_count,
     weights += parts[i].rows * of_taps_inside(parts[i]).products();
   const int64_t taps = cost_of_taps_first(parts, part_count);
   const int64_t others = smaller(direct.apart, direct.together);
-  if (windows_pay<S>(weights, cost_into_windows(parts, part_count), taps, others))
+  if (windows_pay<S>(weights, cost_into_windows(parts, part_count), smaller(taps, others)))
     return Kernel::windows;
   if (taps < others) return Kernel::taps;
   return direct.together < direct.apart ? Kernel::positions : Kernel::rows;
@@ -138,7 +138,7 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
     };
     const int64_t taps = cost_of_taps_first(&p, 1);
     const int64_t windows = smaller(cost_of_windows(p), cost_into_windows(&p, 1));
-    if (windows_pay<S>(p.rows * p.products(), windows, taps, packed(cost_by_rows(p, 1))))
+    if (windows_pay<S>(p.rows * p.products(), windows, smaller(taps, packed(cost_by_rows(p, 1)))))
       return Kernel::windows;
     if (taps < packed(rows)) return Kernel::taps;
   }

@@ -51,10 +51,12 @@ int64_t cost_into_windows(const Correlation<S>* parts, int64_t part_count) {
 }
 
 // Alone, a sample has its weights packed for itself, and in a large batch they cost next to
-// nothing: windows win near ties where there are many weights. They multiply no pairs.
+// nothing: windows win near ties where there are many weights, and nearer ones where products cost
+// less than packing. They multiply no pairs.
 template <class S>
-bool windows_pay(int64_t weights, int64_t windows, int64_t taps, int64_t packed) {
+bool windows_pay(int64_t weights, int64_t windows, int64_t others) {
   constexpr int64_t kMany = 16 * 1024;
-  if (kDepth<Operand<S>> > 1) return 5 * windows <= 4 * smaller(taps, packed);
-  return windows <= taps && (weights >= kMany ? 5 * windows <= 6 * packed : windows <= packed);
+  constexpr int64_t kTwelfths = CONVLM_VECTOR_BYTES == 64 ? 10 : 9;
+  if (kDepth<Operand<S>> > 1) return 5 * windows <= 4 * others;
+  return weights >= kMany ? kTwelfths * windows <= 12 * others : windows <= others;
 }
