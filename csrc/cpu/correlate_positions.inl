@@ -130,12 +130,14 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   const auto weights_of = [&](int64_t packed_blocks) {
     return static_cast<T*>(scratch(Slot::weight, sizeof(T) * packed_blocks * block_size));
   };
-  T* const weights = weights_of(packed_late ? 0 : p.groups * blocks);
-  if (!packed_late)
+  T* weights = nullptr;
+  if (!packed_late) {
+    weights = weights_of(p.groups * blocks);
     parallel_jobs(p.groups * blocks, block_size, [&](int64_t begin, int64_t end) {
       for (int64_t job = begin; job < end; ++job)
         pack_block(job / blocks, job % blocks, weights + job * block_size);
     });
+  }
 
   const int64_t splits = smaller(blocks, divide_up(kJobs, larger(1, samples * tiles)));
   const int64_t jobs = samples * tiles * splits;
@@ -178,11 +180,9 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                ++block) {
             const int64_t row = p.rows * block / blocks;
             const int rows = static_cast<int>(p.rows * (block + 1) / blocks - row);
-            T* weight = weights + (group * blocks + block) * block_size;
-            if (packed_late) {
-              weight = weights_of(1);
-              pack_block(group, block, weight);
-            }
+            T* const weight =
+                packed_late ? weights_of(1) : weights + (group * blocks + block) * block_size;
+            if (packed_late) pack_block(group, block, weight);
             Sum<T> bias[kTallRows];
             for (int i = 0; i < rows; ++i) bias[i] = bias_of(p, group * p.rows + row + i);
             int64_t v = first;

@@ -7,7 +7,7 @@
 // Positions that go together where a sample is long.
 constexpr int64_t kTapPositions = 256;
 // Copies of the inputs pay where they are read more often than for these columns. Otherwise memory
-// decides, which is at its best with long pieces of a few rows.
+// decides, which is at its best with long pieces of a few channels.
 constexpr int64_t kMostColumnsInPlace = 2 * kMaxRows;
 constexpr int64_t kPositionsInPlace = 512, kChannelsInPlace = 8;
 // Taps of a row that are multiplied on their own where the rows' weights are apart.
@@ -175,11 +175,12 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
 
   // A block of outputs reads the inputs around it again, which are few where it is long.
   const bool is_long = p.length > kTapPositions;
-  const T* input = is_long && p.in_position == 1 && p.rows * taps.count() <= kMostColumnsInPlace
-                       ? if_same<const T>(const_cast<S*>(p.in))
-                       : nullptr;
-  const int64_t stretch_positions = input != nullptr ? kPositionsInPlace : kTapPositions;
-  const int64_t piece = input != nullptr ? kChannelsInPlace : channels;  // of all lanes alike
+  // Where the sums begin and end shows in the bits: whether inputs can stay must not decide it.
+  const bool few_columns = is_long && p.rows * taps.count() <= kMostColumnsInPlace;
+  const int64_t stretch_positions = few_columns ? kPositionsInPlace : kTapPositions;
+  const int64_t piece = few_columns ? kChannelsInPlace : channels;
+  const T* input =
+      few_columns && p.in_position == 1 ? if_same<const T>(const_cast<S*>(p.in)) : nullptr;
   const int64_t longest = larger(8 * kTapPositions, 4 * (taps.highest - taps.lowest));
   const int64_t blocks = is_long ? divide_up(outputs, longest) : 1;
   const int64_t samples = is_long ? 1 : samples_of_tile(p.batch, p.length, W);
@@ -249,7 +250,7 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
               const int64_t first = p.rows * k / chunks, count = p.rows * (k + 1) / chunks - first;
               const T* rows = weight.data + group * weight.group + first * weight.row;
               const auto multiply_columns = [&](const T* column, int64_t to, int height,
-                                                int64_t first_channel, int64_t count) {
+                                                int64_t first_channel, int64_t channel_count) {
                 column += first_channel * weight.channel;
                 const auto multiply_vectors = [&](const T* vector, int64_t step, int64_t from,
                                                   int64_t end) {
@@ -257,12 +258,11 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
                   for (int64_t strip = 0; strip < strips; ++strip) {
                     const int64_t v = (end - from) * strip / strips;
                     const int width = static_cast<int>((end - from) * (strip + 1) / strips - v);
-                    multiply<T, true>(
-                        Product<T>{&column, vector + first_channel * step + v * W, &zero, &zero, 1,
-                                   count, weight.channel, step,
-                                   products + to * pitch + (from + v) * W, pitch,
-                                   first_channel > 0},
-                        height, width);
+                    multiply<T, true>(Product<T>{&column, vector + first_channel * step + v * W,
+                                                 &zero, &zero, 1, channel_count, weight.channel,
+                                                 step, products + to * pitch + (from + v) * W,
+                                                 pitch, first_channel > 0},
+                                      height, width);
                   }
                 };
                 if (in_place > 0)

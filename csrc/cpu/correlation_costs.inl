@@ -76,9 +76,9 @@ int64_t cost_by_rows(const Correlation<S>& p, int64_t batch) {
     Staging staging = staging_of(p);
     plan_for_scalars(staging, p.outputs, p.in_step, p.tap_offset, p.taps, W);
     copying = staging_cost(p, staging, kStream, kCopy);
-    samples = smaller(batch, samples_of_rows(batch, p.outputs,
-                                             static_cast<int64_t>(sizeof(T)) * channels *
-                                                 staging.channel_pitch()));
+    samples = smaller(larger(1, batch), samples_of_rows(batch, p.outputs,
+                                                        static_cast<int64_t>(sizeof(T)) * channels *
+                                                            staging.channel_pitch()));
   }
   return vectors * channels * products_in_strips(p, kMaxRows / (2 * samples)) +
          p.channels * copying + kOutput * vectors * p.outputs +

@@ -51,6 +51,7 @@ SlidingInput slide(const Problem& p, int64_t channel_stride, int64_t position_st
   s.staging.stream_start = memory;
   s.staging.tap_start = memory + p.taps;
   s.offset = memory + 2 * p.taps;
+  // Taps of several classes of positions, of step 1, are not evenly spaced.
   (in_step == 1 ? plan_for_scalars : plan_for_vectors)(s.staging, SlidingInput::kOutputs, in_step,
                                                        p.tap_offset, p.taps, lanes);
   for (int64_t c = 0; c < p.channels; ++c)
@@ -113,14 +114,15 @@ struct RowOfProducts {
   S* out;
 };
 
-// Vectors of one row, the last of them where it is said to begin.
+// Vectors of one row: the last one begins at `last`, which for a lone one is `first`.
 template <class In, class S, int VECTORS>
 void correlate_vectors(const RowOfProducts<In, S>& p, int64_t first, int64_t last) {
   using T = Compute<S>;
   const auto start = [&](int v) { return v + 1 == VECTORS ? last - first : v * kLanes<T>; };
   Vector<T> sum[VECTORS] = {};
-  sum_products(p.in + first, p.weight, p.offset, p.products,
-               [&](const In* in, int v) { return load(in + start(v)); }, sum);
+  sum_products(
+      p.in + first, p.weight, p.offset, p.products,
+      [&](const In* in, int v) { return load(in + start(v)); }, sum);
 #pragma GCC unroll 8
   for (int v = 0; v < VECTORS; ++v)
     store(p.out + first + start(v), activate(sum[v] + p.bias, p.activation));
@@ -131,17 +133,18 @@ CONVLM_INLINE void correlate_row(const RowOfProducts<In, S>& p, int64_t count,
                                  std::integer_sequence<int, V...>) {
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
-  static constexpr void (*table[])(const RowOfProducts<In, S>&, int64_t, int64_t) = {
-      &correlate_vectors<In, S, V + 1>...};
+  static constexpr void (*table[])(const RowOfProducts<In, S>&, int64_t,
+                                   int64_t) = {&correlate_vectors<In, S, V + 1>...};
   if (count < W) {
     const int width = static_cast<int>(count);
     Vector<T> sum[1] = {};
-    sum_products(p.in, p.weight, p.offset, p.products,
-                 [&](const In* in, int) { return load_partial(in, width); }, sum);
+    sum_products(
+        p.in, p.weight, p.offset, p.products,
+        [&](const In* in, int) { return load_partial(in, width); }, sum);
     return store_partial(p.out, activate(sum[0] + p.bias, p.activation), width);
   }
-  // No block is narrow if it need not be, as those wait for their sums, and the last vector overlaps
-  // the one before, as partial ones are slow to load.
+  // The last blocks share what is left, as a narrow one would wait for its sums, and the last
+  // vector overlaps the one before, as partial ones are slow to load.
   constexpr int64_t kMost = sizeof...(V);
   for (int64_t q = 0, width; q < count; q += width * W) {
     const int64_t left = divide_up(count - q, W);
@@ -200,7 +203,8 @@ SlidingInput sliding_input(const Correlation<S>& p) {
   return sliding_input(p, scratch_numbers(Slot::plan, sliding_input_numbers(p)));
 }
 
-// The blocks of all rows in turn. To divide for each would cost as much as a short row.
+// The blocks of all rows of all samples in turn. To find them from a job's number by divisions
+// would cost as much as a few vectors of a short row.
 struct RowBlock {
   int64_t groups, blocks, sample, group, block;
 

@@ -1,7 +1,8 @@
 // grad_input of few channels with a stride: each class of positions is a correlation of its own,
 // whose outputs lie a stride apart. They are computed side by side and stored in their turn.
 
-// The offsets of a part's products next to each other, in `offset`.
+// Puts the offsets of a part's products next to each other: in `offset`, for both places, in the
+// order of parts, channels and taps.
 template <class S>
 void list_by_parts(const Correlation<S>* parts, int64_t count, SlidingInput& input,
                    int64_t* offset) {
@@ -57,6 +58,7 @@ void correlate_interleaved(const Correlation<S>* parts, int64_t count, S* grad_i
                   const T* weight = weights;
                   for (int64_t i = 0; i < count; ++i) {
                     const Correlation<S>& part = parts[i];
+                    // They differ by no more than one.
                     const int64_t part_outputs = smaller(positions, part.outputs - q);
                     T* out = strips + (part.out - grad_input) * pitch + q - first;
                     for (int64_t m = 0; m < part.rows; ++m, out += pitch)
@@ -67,9 +69,9 @@ void correlate_interleaved(const Correlation<S>* parts, int64_t count, S* grad_i
                     weight += p.groups * part.rows * part.products();
                   }
                 });
-            interleave(strips, pitch, step, smaller(length - first * step, tile * step),
-                       grad_input + row.sample * p.out_batch + row.group * p.out_group +
-                           first * step);
+            interleave(
+                strips, pitch, step, smaller(length - first * step, tile * step),
+                grad_input + row.sample * p.out_batch + row.group * p.out_group + first * step);
           }
         }
       });

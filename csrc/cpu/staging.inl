@@ -6,7 +6,7 @@
 constexpr bool kCheapParts = CONVLM_VECTOR_BYTES == 64;
 
 // The first lanes of every STEP-th element from FIRST on, as far as they are in the first COUNT
-// vectors. load_vector(i) gives vector i, of those that begin before element `end`.
+// vectors. load_vector(i) gives vector i, and is called only if that begins before element `end`.
 template <class T, int STEP, int FIRST, int COUNT, class Load, int... L>
 CONVLM_INLINE Vector<T> gather_every(const Load& load_vector, int64_t end,
                                      std::integer_sequence<int, L...> lanes) {
@@ -18,11 +18,10 @@ CONVLM_INLINE Vector<T> gather_every(const Load& load_vector, int64_t end,
     constexpr int kBefore = (COUNT - 1) * W;
     const Vector<T> before = gather_every<T, STEP, FIRST, COUNT - 1>(load_vector, end, lanes);
     if (kBefore >= end) return before;
-    return __builtin_shufflevector(
-        before, load_vector(COUNT - 1),
-        (FIRST + STEP * L < kBefore || FIRST + STEP * L >= kBefore + W
-             ? L
-             : W + FIRST + STEP * L - kBefore)...);
+    return __builtin_shufflevector(before, load_vector(COUNT - 1),
+                                   (FIRST + STEP * L < kBefore || FIRST + STEP * L >= kBefore + W
+                                        ? L
+                                        : W + FIRST + STEP * L - kBefore)...);
   }
 }
 
@@ -49,9 +48,7 @@ CONVLM_INLINE Vector<Compute<S>> load_every_partial(const S* p, int count) {
   constexpr int W = kLanes<T>;
   const int end = (count - 1) * STEP + 1;
   return gather_every<T, STEP, 0, STEP>(
-      [&](int i) {
-        return load_partial(p + i * W, static_cast<int>(smaller(W, end - i * W)));
-      },
+      [&](int i) { return load_partial(p + i * W, static_cast<int>(smaller(W, end - i * W))); },
       end, std::make_integer_sequence<int, W>{});
 }
 
@@ -163,14 +160,14 @@ CONVLM_INLINE void clear(T* out, int64_t count) {
 
 // STEP: that of the elements in the input, or 0 for any other.
 template <int STEP, class Source>
-CONVLM_INLINE void stage_source(Source in, const Inside& inside, int64_t step,
+CONVLM_INLINE void stage_inside(Source in, const Inside& inside, int64_t step,
                                 typename Source::T* out, int64_t width) {
   constexpr int W = kLanes<typename Source::T>;
   clear(out, inside.begin);
   int64_t i = inside.begin, source = inside.source;
   if constexpr (STEP > 0) {
-    // Whole vectors end before the last element.
-    constexpr int kMore = STEP > 1;
+    // Vectors of a step read elements behind their last one, up to the next.
+    constexpr int kMore = STEP > 1 ? 1 : 0;
     if constexpr (Source::kStoresTwo)
       for (; i + 2 * W + kMore <= inside.end; i += 2 * W, source += 2 * W * STEP)
         in.template store_two<STEP>(source, out + i, std::make_integer_sequence<int, 2 * W>{});
@@ -219,7 +216,7 @@ void stage_rows(const RowAt& row, int64_t rows, int64_t stride, int64_t length, 
   const Inside inside(stride, length, start, step, width);
   for_step(step * stride, [&](auto constant) {
     for (int64_t r = 0; r < rows; ++r)
-      stage_source<constant()>(row(r), inside, step * stride, out + r * out_pitch, width);
+      stage_inside<constant()>(row(r), inside, step * stride, out + r * out_pitch, width);
   });
 }
 
@@ -336,20 +333,33 @@ CONVLM_INLINE void deal(const S* in, int64_t count, int64_t streams, Compute<S>*
                         std::integer_sequence<int, STREAM...>) {
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
-  constexpr auto lanes = std::make_integer_sequence<int, W>{};
-  // Whole vectors read up to the first stream of what follows.
+  Vector<T> v[STEP];
+  const auto store_streams = [&](const auto& store_stream) {
+    const auto vector = [&](int k) { return v[k]; };
+    (void)((STREAM < streams &&
+            (store_stream(out + STREAM * pitch,
+                          gather_every<T, STEP, STREAM, STEP>(
+                              vector, STEP * W, std::make_integer_sequence<int, W>{})),
+             true)) &&
+           ...);
+  };
+  // Vectors of fewer streams read elements behind their last one, up to the next.
   const int64_t whole = streams == STEP ? count : count - 1;
   int64_t i = 0;
   for (; i + W <= whole; i += W, in += STEP * W, out += W) {
-    Vector<T> v[STEP];
 #pragma GCC unroll 8
     for (int k = 0; k < STEP; ++k) v[k] = load(in + k * W);
-    const auto vector = [&](int k) { return v[k]; };
-    (void)((STREAM < streams &&
-            (store(out + STREAM * pitch,
-                   gather_every<T, STEP, STREAM, STEP>(vector, STEP * W, lanes)),
-             true)) &&
-           ...);
+    store_streams([](T* to, Vector<T> stream) { store(to, stream); });
+  }
+  if (kCheapParts && i < count) {
+    const int rest = static_cast<int>(count - i);
+    const int end = static_cast<int>((rest - 1) * STEP + streams);
+#pragma GCC unroll 8
+    for (int k = 0; k < STEP; ++k)
+      v[k] = k * W < end ? load_partial(in + k * W, static_cast<int>(smaller(W, end - k * W)))
+                         : Vector<T>{};
+    store_streams([&](T* to, Vector<T> stream) { store_partial(to, stream, rest); });
+    return;
   }
   for (; i < count; ++i, in += STEP, ++out)
     for (int64_t s = 0; s < streams; ++s) out[s * pitch] = to_compute(in[s]);
@@ -367,31 +377,38 @@ bool phases_are_columns(const Staging& plan, int64_t position_stride) {
 
 // Phases are the columns of a matrix whose rows are a step long: each input is read once.
 template <class S>
-void stage_columns(const Staging& plan, const S* in, int64_t length, int64_t first_position,
-                   Compute<S>* out) {
+void stage_columns(const Staging& plan, const S* in, int64_t channels, int64_t channel_stride,
+                   int64_t length, int64_t first_position, Compute<S>* out) {
   const int64_t start = plan.stream_start[0] + first_position, step = plan.element_step;
-  // What all of them have inside.
+  // What all of them have inside: the first begins last, and the last one ends first. No other has
+  // more than one element before or after that.
   const int64_t first = Inside(1, length, start, step, plan.width).begin;
-  const int64_t last = larger(
-      first, Inside(1, length, start + plan.streams - 1, step, plan.width).end);
+  const int64_t last =
+      larger(first, Inside(1, length, start + plan.streams - 1, step, plan.width).end);
   for_step(step, [&](auto constant) {
     constexpr int kStep = constant();
-    const S* source = in + start + first * step;
-    if constexpr (kStep == 5 || kStep == 6)
-      deal<kStep>(source, last - first, plan.streams, out + first, plan.pitch,
-                  std::make_integer_sequence<int, kStep>{});
-    else if constexpr (kLanes<Compute<S>> <= 16)
-      transpose(source, step, last - first, plan.streams, out + first, plan.pitch);
-  });
-  for (int64_t s = 0; s < plan.streams; ++s, out += plan.pitch) {
-    const Inside inside(1, length, start + s, step, plan.width);
-    clear(out, inside.begin);
-    for (int64_t i = inside.begin; i < inside.end; ++i) {
-      if (i == first) i = last;
-      if (i < inside.end) out[i] = to_compute(in[start + s + i * step]);
+    for (int64_t c = 0; c < channels; ++c) {
+      const S* source = in + c * channel_stride + start + first * step;
+      Compute<S>* to = out + c * plan.channel_pitch() + first;
+      if constexpr (kStep == 5 || kStep == 6)
+        deal<kStep>(source, last - first, plan.streams, to, plan.pitch,
+                    std::make_integer_sequence<int, kStep>{});
+      else if constexpr (kLanes<Compute<S>> <= 16)
+        transpose(source, step, last - first, plan.streams, to, plan.pitch);
     }
-    clear(out + inside.end, plan.width - inside.end);
-  }
+  });
+  if (first == 0 && last == plan.width) return;
+  for (int64_t c = 0; c < channels; ++c, in += channel_stride)
+    for (int64_t s = 0; s < plan.streams; ++s, out += plan.pitch) {
+      const auto put = [&](int64_t i) {
+        const int64_t position = start + i * step + s;
+        out[i] = 0 <= position && position < length ? to_compute(in[position]) : Compute<S>{};
+      };
+      clear(out, first - 1);
+      if (first > 0) put(first - 1);
+      if (last < plan.width) put(last);
+      clear(out + last + 1, plan.width - last - 1);
+    }
 }
 
 // Stages `channels` rows for the outputs that begin at `first_position` of the input, less the
@@ -401,12 +418,8 @@ void stage(const Staging& plan, const S* in, int64_t channels, int64_t channel_s
            int64_t position_stride, int64_t length, int64_t first_position, T* out,
            bool with_padding = true) {
   if constexpr (std::is_same_v<T, Compute<S>>)
-    if (phases_are_columns<S>(plan, position_stride)) {
-      for (int64_t c = 0; c < channels; ++c)
-        stage_columns(plan, in + c * channel_stride, length, first_position,
-                      out + c * plan.channel_pitch());
-      return;
-    }
+    if (phases_are_columns<S>(plan, position_stride))
+      return stage_columns(plan, in, channels, channel_stride, length, first_position, out);
   for (int64_t s = 0; s < plan.streams; ++s)
     if (with_padding || has_input(plan, s, length, first_position))
       stage_rows(OperandRows<T, S>{in, channel_stride, channels}, divide_up(channels, kDepth<T>),
