@@ -39,8 +39,8 @@ int64_t plan_tile(const Correlation<S>& p, int64_t taps, int64_t most, Staging& 
   const TileShape shape(p);
   const int64_t vectors = divide_up(p.outputs, W), channels = divide_up(p.channels, kDepth<T>);
   const auto plan = [&](int64_t strips) {
-    (p.in_step == 1 ? plan_for_scalars : plan_for_vectors)(
-        staging, smaller(vectors, strips * shape.vectors) * W, p.in_step, p.tap_offset, taps, W);
+    plan_for_vectors(staging, smaller(vectors, strips * shape.vectors) * W, p.in_step, p.tap_offset,
+                     taps, W);
     return channels * staging.channel_pitch() * static_cast<int64_t>(sizeof(T)) <=
            (p.rows <= kFewRows ? kStagedBytesOfFewRows : kStagedBytes);
   };

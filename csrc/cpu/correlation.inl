@@ -255,12 +255,11 @@ inline void pack_rows(const Correlation<bfloat16>& p, TapRange taps, int64_t gro
     }
     return;
   }
-  for (int64_t c = 0; c < p.channels; c += 2)
+  for (int64_t c = 0; c < divide_up(p.channels, 2); ++c)
     for (int64_t j = taps.first; j < taps.last; ++j) {
-      const bfloat16* low = source + c * p.weight_channel + p.tap_index[j] * p.weight_tap;
-      const bool single = c + 1 == p.channels;
-      stage_source(PairOfRows{low, single ? low : low + p.weight_channel, single}, p.weight_row,
-                   count, 0, 1, out + (c / 2 * p.taps + j) * pitch, padded);
+      const OperandRows<Pair, bfloat16> rows{source + p.tap_index[j] * p.weight_tap,
+                                             p.weight_channel, p.channels};
+      stage_source(rows(c), p.weight_row, count, 0, 1, out + (c * p.taps + j) * pitch, padded);
     }
 }
 #endif

@@ -51,9 +51,7 @@ SlidingInput slide(const Problem& p, int64_t channel_stride, int64_t position_st
   s.staging.stream_start = memory;
   s.staging.tap_start = memory + p.taps;
   s.offset = memory + 2 * p.taps;
-  // Taps of several classes of positions, of step 1, are not evenly spaced.
-  (in_step == 1 ? plan_for_scalars : plan_for_vectors)(s.staging, SlidingInput::kOutputs, in_step,
-                                                       p.tap_offset, p.taps, lanes);
+  plan_for_vectors(s.staging, SlidingInput::kOutputs, in_step, p.tap_offset, p.taps, lanes);
   for (int64_t c = 0; c < p.channels; ++c)
     for (int64_t j = 0; j < p.taps; ++j) {
       s.offset[c * p.taps + j] = c * channel_stride + p.tap_offset[j];

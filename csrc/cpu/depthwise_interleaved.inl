@@ -47,7 +47,7 @@ void correlate_interleaved(const Correlation<S>* parts, int64_t count, S* grad_i
       p.batch * p.groups * blocks, products * divide_up(outputs, blocks),
       [&](int64_t begin, int64_t end) {
         T* strips = static_cast<T*>(scratch(Slot::tile, sizeof(T) * step * pitch));
-        for (int64_t i = 0; i < step * pitch; ++i) strips[i] = 0;  // of classes without taps
+        clear(strips, step * pitch);  // of classes without taps
         RowBlock row(p.groups, blocks, begin);
         for (int64_t job = begin; job < end; ++job, ++row) {
           for (int64_t t = row.first(tiles); t < row.last(tiles); ++t) {

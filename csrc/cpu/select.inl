@@ -139,7 +139,8 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
     const int64_t taps = cost_of_taps_first(&p, 1);
     const int64_t windows = smaller(cost_of_windows(p), cost_into_windows(&p, 1));
     // Windows are for a lone sample, of which no strip leaves out much.
-    if (windows_pay<S>(p.rows * p.products(), windows, smaller(taps, packed(cost_by_rows(p, 1)))))
+    if (windows < kNever &&
+        windows_pay<S>(p.rows * p.products(), windows, smaller(taps, packed(cost_by_rows(p, 1)))))
       return Kernel::windows;
     if (taps < packed(rows)) return Kernel::taps;
   }

@@ -265,32 +265,6 @@ constexpr int64_t greatest_common_divisor(int64_t a, int64_t b) {
   return b == 0 ? a : greatest_common_divisor(b, a % b);
 }
 
-// Outputs next to each other are next to each other in the tile, as vectors of outputs need it: one
-// stream per phase of the stride that any tap reads. Taps are evenly spaced, so the phases come
-// round in turn.
-inline void plan_for_vectors(Staging& plan, int64_t outputs, int64_t in_step,
-                             const int64_t* tap_offset, int64_t taps, int lanes) {
-  const int64_t spacing = taps > 1 ? tap_offset[1] - tap_offset[0] : 0;
-  const int64_t distance = spacing < 0 ? -spacing : spacing;
-  plan.streams = smaller(taps, in_step / greatest_common_divisor(in_step, distance));
-  const int64_t between = plan.streams * distance / in_step;  // taps of one stream, in elements
-  const int64_t spread = (divide_up(taps, plan.streams) - 1) * between;
-  if (plan.streams * (outputs + spread) > taps * outputs)
-    return plan_separate(plan, outputs, in_step, tap_offset, taps, lanes);
-  plan.width = outputs + spread;
-  plan.pitch = staged_pitch(plan.width, lanes);
-  plan.element_step = in_step;
-  plan.advance = 1;
-  for (int64_t s = 0; s < plan.streams; ++s) {
-    const int64_t last = s + (taps - 1 - s) / plan.streams * plan.streams;
-    plan.stream_start[s] = spacing < 0 ? tap_offset[last] : tap_offset[s];
-  }
-  for (int64_t j = 0; j < taps; ++j) {
-    const int64_t s = j % plan.streams;
-    plan.tap_start[j] = s * plan.pitch + (tap_offset[j] - plan.stream_start[s]) / in_step;
-  }
-}
-
 // Outputs are read one scalar at a time, so any distance between them will do: one plain stream.
 inline void plan_for_scalars(Staging& plan, int64_t outputs, int64_t in_step,
                              const int64_t* tap_offset, int64_t taps, int lanes) {
@@ -310,6 +284,33 @@ inline void plan_for_scalars(Staging& plan, int64_t outputs, int64_t in_step,
   plan.advance = in_step;
   plan.stream_start[0] = first;
   for (int64_t j = 0; j < taps; ++j) plan.tap_start[j] = tap_offset[j] - first;
+}
+
+// Outputs next to each other are next to each other in the tile, as vectors of outputs need it: one
+// stream per phase of the stride that any tap reads. With a stride, taps are evenly spaced, so the
+// phases come round in turn; without, all of them are one plain stream.
+inline void plan_for_vectors(Staging& plan, int64_t outputs, int64_t in_step,
+                             const int64_t* tap_offset, int64_t taps, int lanes) {
+  if (in_step == 1) return plan_for_scalars(plan, outputs, in_step, tap_offset, taps, lanes);
+  const int64_t spacing = taps > 1 ? tap_offset[1] - tap_offset[0] : 0;
+  const int64_t distance = spacing < 0 ? -spacing : spacing;
+  plan.streams = smaller(taps, in_step / greatest_common_divisor(in_step, distance));
+  const int64_t between = plan.streams * distance / in_step;  // taps of one stream, in elements
+  const int64_t spread = (divide_up(taps, plan.streams) - 1) * between;
+  if (plan.streams * (outputs + spread) > taps * outputs)
+    return plan_separate(plan, outputs, in_step, tap_offset, taps, lanes);
+  plan.width = outputs + spread;
+  plan.pitch = staged_pitch(plan.width, lanes);
+  plan.element_step = in_step;
+  plan.advance = 1;
+  for (int64_t s = 0; s < plan.streams; ++s) {
+    const int64_t last = s + (taps - 1 - s) / plan.streams * plan.streams;
+    plan.stream_start[s] = spacing < 0 ? tap_offset[last] : tap_offset[s];
+  }
+  for (int64_t j = 0; j < taps; ++j) {
+    const int64_t s = j % plan.streams;
+    plan.tap_start[j] = s * plan.pitch + (tap_offset[j] - plan.stream_start[s]) / in_step;
+  }
 }
 
 // Nothing is staged: inputs are read where they are.
