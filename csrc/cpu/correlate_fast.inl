@@ -10,14 +10,13 @@ void transform_weight(const FastTiling<F>& t, const T* packed, int64_t channels,
                       bool reversed, T* out) {
   for (int64_t group = 0; group < t.groups; ++group) {
     const int64_t taps = t.taps_of(group), first = group * kGroupTaps;
-    const int64_t present = smaller(taps, t.taps - first);
     for (int j = 0; j < F::kComponents; ++j) {
       if (!uses_component<F>(taps, j)) continue;
-      const float* coefficient = F::kWeight[taps - F::kFewestTaps][j];
+      const float* coefficient = F::kWeight[taps - 1][j];
       T* component = out + (t.first_slot[j] + group) * channels * pitch;
       for (int64_t c = 0; c < channels; ++c) {
         Vector<T> sum{};
-        for (int64_t k = 0; k < present; ++k) {
+        for (int64_t k = 0; k < taps; ++k) {
           const int64_t tap = reversed ? t.taps - 1 - (first + k) : first + k;
           if (coefficient[k] != 0)
             sum += coefficient[k] * load(packed + (c * t.taps + tap) * pitch);

@@ -16,11 +16,11 @@
 template <int OUTPUTS>
 struct FastFilter;
 
-// kInput[r][component][value], kWeight[r][component][tap], kOutput[component][output]; r counts
-// from the fewest taps that a group may have. A component without weights is not used at all.
+// kInput[taps - 1][component][value], kWeight[taps - 1][component][tap], kOutput[component][output].
+// A component without weights is not used at all.
 template <>
 struct FastFilter<2> {
-  static constexpr int kOutputs = 2, kComponents = 4, kFewestTaps = 1;
+  static constexpr int kOutputs = 2, kComponents = 4;
   static constexpr float kInput[3][4][4] = {{{1}, {}, {}, {0, 1}},
                                             {{1, -1}, {0, 1}, {}, {0, -1, 1}},
                                             {{1, 0, -1}, {0, 1, 1}, {0, -1, 1}, {0, -1, 0, 1}}};
@@ -33,19 +33,30 @@ struct FastFilter<2> {
 
 template <>
 struct FastFilter<4> {
-  static constexpr int kOutputs = 4, kComponents = 6, kFewestTaps = 3;
-  static constexpr float kInput[1][6][6] = {{{4, 0, -5, 0, 1},
-                                             {0, -4, -4, 1, 1},
-                                             {0, 4, -4, -1, 1},
-                                             {0, -2, -1, 2, 1},
-                                             {0, 2, -1, -2, 1},
-                                             {0, 4, 0, -5, 0, 1}}};
-  static constexpr float kWeight[1][6][3] = {{{1 / 4.f},
-                                              {-1 / 6.f, -1 / 6.f, -1 / 6.f},
-                                              {-1 / 6.f, 1 / 6.f, -1 / 6.f},
-                                              {1 / 24.f, 1 / 12.f, 1 / 6.f},
-                                              {1 / 24.f, -1 / 12.f, 1 / 6.f},
-                                              {0, 0, 1}}};
+  static constexpr int kOutputs = 4, kComponents = 6;
+  static constexpr float kInput[3][6][6] = {
+      {{1, 0, -1}, {0, 1, 1}, {0, -1, 1}, {}, {}, {0, -1, 0, 1}},
+      {{2, -1, -2, 1}, {0, -2, -1, 1}, {0, 2, -3, 1}, {0, -1, 0, 1}, {}, {0, 2, -1, -2, 1}},
+      {{4, 0, -5, 0, 1},
+       {0, -4, -4, 1, 1},
+       {0, 4, -4, -1, 1},
+       {0, -2, -1, 2, 1},
+       {0, 2, -1, -2, 1},
+       {0, 4, 0, -5, 0, 1}}};
+  static constexpr float kWeight[3][6][3] = {
+      {{1}, {1 / 2.f}, {1 / 2.f}, {}, {}, {1}},
+      {{1 / 2.f},
+       {-1 / 2.f, -1 / 2.f},
+       {-1 / 6.f, 1 / 6.f},
+       {1 / 6.f, 1 / 3.f},
+       {},
+       {0, 1}},
+      {{1 / 4.f},
+       {-1 / 6.f, -1 / 6.f, -1 / 6.f},
+       {-1 / 6.f, 1 / 6.f, -1 / 6.f},
+       {1 / 24.f, 1 / 12.f, 1 / 6.f},
+       {1 / 24.f, -1 / 12.f, 1 / 6.f},
+       {0, 0, 1}}};
   static constexpr float kOutput[6][4] = {{1, 0, 0, 0}, {1, 1, 1, 1},   {1, -1, 1, -1},
                                           {1, 2, 4, 8}, {1, -2, 4, -8}, {0, 0, 0, 1}};
 };
@@ -54,7 +65,7 @@ constexpr int kGroupTaps = 3;
 
 template <class F>
 constexpr bool uses_component(int64_t taps, int component) {
-  const float* w = F::kWeight[taps - F::kFewestTaps][component];
+  const float* w = F::kWeight[taps - 1][component];
   return w[0] != 0 || w[1] != 0 || w[2] != 0;
 }
 
@@ -72,7 +83,7 @@ struct FastTiling {
   FastTiling(int64_t outputs, int64_t taps, int64_t dilation)
       : outputs(outputs), taps(taps), dilation(dilation) {
     groups = divide_up(taps, kGroupTaps);
-    last_taps = larger(F::kFewestTaps, taps - (groups - 1) * kGroupTaps);
+    last_taps = taps - (groups - 1) * kGroupTaps;
     streams = (groups - 1) * kGroupTaps + m + last_taps - 1;
     tiles = outputs / (m * dilation) * dilation + smaller(dilation, outputs % (m * dilation));
     slots = 0;
@@ -153,7 +164,7 @@ template <class F>
 bool reads_padding(const FastTiling<F>& t, const Stretch& s, int component, int64_t group,
                    int64_t first, int64_t length) {
   if (s.runs == 1) return false;
-  const auto& matrix = F::kInput[t.taps_of(group) - F::kFewestTaps][component];
+  const auto& matrix = F::kInput[t.taps_of(group) - 1][component];
   for (int64_t k = 0; k < F::kOutputs + kGroupTaps - 1; ++k) {
     const int64_t position = first + (group * kGroupTaps + k) * t.dilation;
     if (matrix[k] != 0 && position < length && position + s.tiles > 0) return false;

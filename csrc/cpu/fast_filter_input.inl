@@ -149,7 +149,7 @@ template <class F, int TAPS, class T, class Values>
 void transform_group(const FastTiling<F>& t, const Values& values, int64_t group, int64_t tiles,
                      T* out, int64_t slot_pitch) {
   constexpr int kValues = F::kOutputs + TAPS - 1;
-  constexpr auto& matrix = F::kInput[TAPS - F::kFewestTaps];
+  constexpr auto& matrix = F::kInput[TAPS - 1];
   T* component[F::kComponents];
   for (int j = 0; j < F::kComponents; ++j)
     component[j] = out + (t.first_slot[j] + group) * slot_pitch;
@@ -177,10 +177,8 @@ void transform_group(const FastTiling<F>& t, const Values& values, int64_t group
                      T* out, int64_t slot_pitch) {
   const int64_t taps = t.taps_of(group);
   if (taps == 3) return transform_group<F, 3>(t, values, group, tiles, out, slot_pitch);
-  if constexpr (F::kFewestTaps == 1) {
-    if (taps == 2) return transform_group<F, 2>(t, values, group, tiles, out, slot_pitch);
-    transform_group<F, 1>(t, values, group, tiles, out, slot_pitch);
-  }
+  if (taps == 2) return transform_group<F, 2>(t, values, group, tiles, out, slot_pitch);
+  transform_group<F, 1>(t, values, group, tiles, out, slot_pitch);
 }
 
 template <int DILATION, class F, class T>

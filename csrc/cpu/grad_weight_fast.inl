@@ -2,16 +2,16 @@
 // are multiplied and summed over tiles, and the sums are turned into taps. With vectors of output
 // channels, as in grad_weight_rows.inl.
 
-constexpr int64_t kFastGradWeightTiles = 96;  // of one unit, where there are so many
+constexpr int64_t kFastGradWeightTiles = 192;  // of one unit, where there are so many
 
-// One job: the sums of a range of panels and of channels, over one piece of the units. A unit is
-// one stretch of one sample, or of several where they are short.
+// One job: the sums of a range of panels and of channels, over one piece of the units. A unit is a
+// few stretches, of one sample or of several.
 template <class F>
 struct FastGradWeightPlan {
   FastTiling<F> tiling;
   Stretches<F> stretches;
   InputTransform<F> input;
-  int64_t samples{}, units{}, pieces{};
+  int64_t unit_stretches{}, units{}, pieces{};
   int64_t lanes{}, lane_pitch{};         // tiles of one unit
   int64_t vectors{}, panels{}, pitch{};  // of one group's output channels
   int64_t panel_ranges{}, channel_ranges{};
@@ -91,17 +91,27 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
   const int64_t first_unit = plan.units * piece / plan.pieces;
   for (int64_t unit = first_unit; unit < plan.units * (piece + 1) / plan.pieces; ++unit) {
     const bool accumulate = unit != first_unit;
-    const Stretch s = plan.stretches.at(tiling, unit % plan.stretches.count);
-    const int64_t n0 = unit / plan.stretches.count * plan.samples;
-    const int64_t count = smaller(plan.samples, p.batch - n0);
-    // A vector too much at the end of one sample is overwritten by the next.
-    for (int64_t n = 0; n < count; ++n)
+    const int64_t first = unit * plan.unit_stretches;
+    const int64_t last = smaller(first + plan.unit_stretches, p.batch * plan.stretches.count);
+    // Calls body(sample, stretch, its first tile in the unit) and gives the number of tiles.
+    const auto for_each_stretch = [&](const auto& body) {
+      int64_t tiles = 0;
+      for (int64_t index = first; index < last; ++index) {
+        const Stretch s = plan.stretches.at(tiling, index % plan.stretches.count);
+        body(index / plan.stretches.count, s, tiles);
+        tiles += s.tiles;
+      }
+      return tiles;
+    };
+    // A vector too much at the end of one stretch is overwritten by the next.
+    const int64_t tiles = for_each_stretch([&](int64_t n, const Stretch& s, int64_t tile) {
       for (int64_t c = 0; c < channels; ++c)
         transform_input(
             tiling, plan.input, s, plan.stretches.whole_blocks,
-            p.x + (n0 + n) * p.x_batch + (group * p.channels + first_channel + c) * p.x_channel,
-            p.x_position, p.length, p.tap_offset[0], streams,
-            staged + c * plan.lane_pitch + n * s.tiles, channels * plan.lane_pitch);
+            p.x + n * p.x_batch + (group * p.channels + first_channel + c) * p.x_channel,
+            p.x_position, p.length, p.tap_offset[0], streams, staged + c * plan.lane_pitch + tile,
+            channels * plan.lane_pitch);
+    });
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const int64_t first_vector = plan.panel_vector(panel);
       const int64_t width = plan.panel_vector(panel + 1) - first_vector;
@@ -109,15 +119,15 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
       const int64_t rows = smaller(width * W, p.rows - first_vector * W);
       T* sums = partial + piece * plan.piece_size + (group * plan.panels + panel) * plan.panel_size;
       T* bias = sums + tiling.slots * p.channels * plan.pitch;
-      for (int64_t n = 0; n < count; ++n) {
-        pack_stretch<F>(p, s, p.grad_output + (n0 + n) * p.grad_batch + row * p.grad_row, rows,
-                        width * W, rows_of_grad, plan.pitch);
+      for_each_stretch([&](int64_t n, const Stretch& s, int64_t tile) {
+        pack_stretch<F>(p, s, p.grad_output + n * p.grad_batch + row * p.grad_row, rows, width * W,
+                        rows_of_grad, plan.pitch);
         if (wants_bias)
           add_rows(rows_of_grad, F::kOutputs * divide_up(s.tiles, s.period) * s.period, plan.pitch,
-                   width * W, bias, accumulate || n > 0);
-        transform_grad_output<F>(s, rows_of_grad, plan.pitch, components + n * s.tiles * plan.pitch,
+                   width * W, bias, accumulate || tile > 0);
+        transform_grad_output<F>(s, rows_of_grad, plan.pitch, components + tile * plan.pitch,
                                  component_pitch);
-      }
+      });
       const int64_t strips = divide_up(channels, kMaxRows);
       const int64_t zero = 0;
       for (int j = 0; j < F::kComponents; ++j)
@@ -128,8 +138,8 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
             for (int64_t c = c0; c < c1; ++c)
               start[c - c0] = staged + (slot * channels + c) * plan.lane_pitch;
             multiply<T, false>(
-                Product<T>{start, components + j * component_pitch, &zero, &zero, 1,
-                           count * s.tiles, 1, plan.pitch,
+                Product<T>{start, components + j * component_pitch, &zero, &zero, 1, tiles, 1,
+                           plan.pitch,
                            sums + (slot * p.channels + first_channel + c0) * plan.pitch, plan.pitch,
                            accumulate},
                 static_cast<int>(c1 - c0), static_cast<int>(width), kGradWeightChain);
@@ -165,7 +175,7 @@ bool finish_panel_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& 
   for (int64_t c = 0; c < p.channels; ++c)
     for (int64_t k = 0; k < p.taps; ++k) {
       const int64_t tap_group = k / kGroupTaps;
-      const auto& coefficient = F::kWeight[t.taps_of(tap_group) - F::kFewestTaps];
+      const auto& coefficient = F::kWeight[t.taps_of(tap_group) - 1];
       Vector<T> parts{}, wholes{};  // magnitudes
       for (int64_t i = 0; i < width; i += W) {
         Vector<T> sum{};
@@ -209,9 +219,11 @@ void grad_weight_fast(const WeightGradient<S>& p) {
   const FastTiling<F> tiling(p.outputs, p.taps, p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 1);
   const Stretches<F> stretches(tiling, kFastGradWeightTiles, W);
   FastGradWeightPlan<F> plan{tiling, stretches, plan_input<F, T>(tiling, stretches)};
-  plan.samples = smaller(p.batch, larger(1, kFastGradWeightTiles / tiling.tiles));
-  plan.units = divide_up(p.batch, plan.samples) * stretches.count;
-  plan.lanes = plan.samples * stretches.max_tiles;
+  const int64_t all_stretches = p.batch * stretches.count;
+  plan.unit_stretches =
+      smaller(all_stretches, larger(1, kFastGradWeightTiles / stretches.max_tiles));
+  plan.units = divide_up(all_stretches, plan.unit_stretches);
+  plan.lanes = plan.unit_stretches * stretches.max_tiles;
   plan.lane_pitch = staged_pitch(plan.lanes + 2 * W, W);
   plan.vectors = divide_up(p.rows, W);
   plan.panels = divide_up(plan.vectors, kMaxVectors);
