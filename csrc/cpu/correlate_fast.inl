@@ -171,32 +171,6 @@ int64_t slots_of_padding(const Correlation<S>& p, const FastTiling<F>& t) {
   return total;
 }
 
-// What a stretch reads anew of the rows that begin at `in`.
-template <class F, class S>
-LinesAhead input_lines(const Correlation<S>& p, const FastTiling<F>& t, const Stretch& s,
-                       int64_t first_tap, const S* in) {
-  if (p.in_position != 1) return {};
-  in += s.first_output + first_tap;
-  if (s.runs == 1) return {in, p.channels, p.in_channel, 1, 0, F::kOutputs * s.tiles};
-  // Where a stretch is a whole block, the other values are those of the block before.
-  const int64_t values = s.tiles < t.dilation ? t.streams : F::kOutputs;
-  in += (t.streams - values) * t.dilation;
-  return {in, p.channels, p.in_channel, values, t.dilation, s.tiles};
-}
-
-// What the tiles from `first` on write of the rows that begin at `out`.
-template <class F, class S>
-LinesAhead output_lines(const Correlation<S>& p, const Stretch& s, int64_t first, int64_t tiles,
-                        int64_t rows, S* out) {
-  const bool apart = s.runs > 1;
-  return {out + s.first_output + (apart ? 1 : F::kOutputs) * first,
-          rows,
-          p.out_row,
-          apart ? F::kOutputs : 1,
-          s.run_output,
-          apart ? tiles : F::kOutputs * tiles};
-}
-
 // The reduction of each component: where its slots start in the input and in the weights, but for
 // those of nothing but padding.
 template <class F>
@@ -302,11 +276,13 @@ void correlate_fast(const Correlation<S>& p) {
           const int64_t pieces = in_pieces ? strips : 1;
           const int64_t first_block = blocks * split / splits;
           const int64_t last_block = blocks * (split + 1) / splits;
-          if (index + 1 < end) {
+          if (index + 1 < end && p.in_position == 1) {
             const int64_t next = (index + 1) / splits;
-            ahead = input_lines(p, tiling, stretches.at(tiling, next % stretches.count), first_tap,
+            ahead = input_lines(tiling, stretches.at(tiling, next % stretches.count),
                                 p.in + next / stretches.count / p.groups * samples * p.in_batch +
-                                    next / stretches.count % p.groups * p.channels * p.in_channel);
+                                    next / stretches.count % p.groups * p.channels * p.in_channel +
+                                    first_tap,
+                                p.channels, p.in_channel);
           }
           const int64_t share =
               divide_up(ahead.count(), (last_block - first_block) * strips * F::kComponents);
@@ -326,10 +302,10 @@ void correlate_fast(const Correlation<S>& p) {
               // The next piece, of this block or of the one below.
               const bool is_last = piece + 1 == pieces;
               LinesAhead out_ahead =
-                  output_lines<F>(p, s, is_last ? 0 : last_vector * W,
+                  output_lines<F>(s, is_last ? 0 : last_vector * W,
                                   smaller((last_vector - first_vector) * W, s.tiles),
-                                  is_last && block + 1 == last_block ? 0 : rows,
-                                  out + (row + (is_last ? rows : 0)) * p.out_row);
+                                  out + (row + (is_last ? rows : 0)) * p.out_row,
+                                  is_last && block + 1 == last_block ? 0 : rows, p.out_row);
               const int64_t out_share =
                   divide_up(out_ahead.count(), (last_strip - first_strip) * F::kComponents);
               for (int64_t strip = first_strip; strip < last_strip; ++strip) {

@@ -16,8 +16,8 @@
 template <int OUTPUTS>
 struct FastFilter;
 
-// kInput[taps - 1][component][value], kWeight[taps - 1][component][tap], kOutput[component][output].
-// A component without weights is not used at all.
+// kInput[taps - 1][component][value], kWeight[taps - 1][component][tap],
+// kOutput[component][output]. A component without weights is not used at all.
 template <>
 struct FastFilter<2> {
   static constexpr int kOutputs = 2, kComponents = 4;
@@ -45,12 +45,7 @@ struct FastFilter<4> {
        {0, 4, 0, -5, 0, 1}}};
   static constexpr float kWeight[3][6][3] = {
       {{1}, {1 / 2.f}, {1 / 2.f}, {}, {}, {1}},
-      {{1 / 2.f},
-       {-1 / 2.f, -1 / 2.f},
-       {-1 / 6.f, 1 / 6.f},
-       {1 / 6.f, 1 / 3.f},
-       {},
-       {0, 1}},
+      {{1 / 2.f}, {-1 / 2.f, -1 / 2.f}, {-1 / 6.f, 1 / 6.f}, {1 / 6.f, 1 / 3.f}, {}, {0, 1}},
       {{1 / 4.f},
        {-1 / 6.f, -1 / 6.f, -1 / 6.f},
        {-1 / 6.f, 1 / 6.f, -1 / 6.f},

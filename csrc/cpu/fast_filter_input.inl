@@ -228,3 +228,31 @@ void transform_input(const FastTiling<F>& t, const InputTransform<F>& plan, cons
     transform_group(t, Streams<T>{stream}, group, s.tiles, out, slot_pitch);
   }
 }
+
+// ---- what is asked for ahead ----
+
+// What a stretch reads anew of rows, the first of which has at `in` what the first tap of output 0
+// reads.
+template <class F, class S>
+LinesAhead input_lines(const FastTiling<F>& t, const Stretch& s, const S* in, int64_t rows,
+                       int64_t row_pitch) {
+  in += s.first_output;
+  if (s.runs == 1) return {in, rows, row_pitch, 1, 0, F::kOutputs * s.tiles};
+  // Where a stretch is a whole block, the other values are those of the block before.
+  const int64_t values = s.tiles < t.dilation ? t.streams : F::kOutputs;
+  in += (t.streams - values) * t.dilation;
+  return {in, rows, row_pitch, values, t.dilation, s.tiles};
+}
+
+// The outputs of the tiles from `first` on of rows that begin at `out`.
+template <class F, class S>
+LinesAhead output_lines(const Stretch& s, int64_t first, int64_t tiles, const S* out, int64_t rows,
+                        int64_t row_pitch) {
+  const bool apart = s.runs > 1;
+  return {out + s.first_output + (apart ? 1 : F::kOutputs) * first,
+          rows,
+          row_pitch,
+          apart ? F::kOutputs : 1,
+          s.run_output,
+          apart ? tiles : F::kOutputs * tiles};
+}

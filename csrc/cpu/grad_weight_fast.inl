@@ -42,19 +42,21 @@ void pack_stretch(const WeightGradient<S>& p, const Stretch& s, const S* grad_ou
 template <class F, class T>
 void transform_grad_output(const Stretch& s, const T* rows, int64_t pitch, T* components,
                            int64_t component_pitch) {
-  for (int64_t tile = 0; tile < s.tiles; ++tile) {
-    const T* first = rows + (tile / s.period * F::kOutputs * s.period + tile % s.period) * pitch;
-    for (int64_t i = 0; i < pitch; i += kLanes<T>) {
+  for (int64_t tile = 0; tile < s.tiles; tile += s.period) {
+    const T* first = rows + tile * F::kOutputs * pitch;
+    T* out = components + tile * pitch;
+    const int64_t run = s.period * pitch, tiles = smaller(s.period, s.tiles - tile);
+    for (int64_t i = 0; i < tiles * pitch; i += kLanes<T>) {
       Vector<T> output[F::kOutputs];
 #pragma GCC unroll 8
-      for (int a = 0; a < F::kOutputs; ++a) output[a] = load(first + a * s.period * pitch + i);
+      for (int a = 0; a < F::kOutputs; ++a) output[a] = load(first + a * run + i);
 #pragma GCC unroll 8
       for (int j = 0; j < F::kComponents; ++j) {
         Vector<T> sum{};
 #pragma GCC unroll 8
         for (int a = 0; a < F::kOutputs; ++a)
           if (F::kOutput[j][a] != 0) sum += F::kOutput[j][a] * output[a];
-        store(components + j * component_pitch + tile * pitch + i, sum);
+        store(out + j * component_pitch + i, sum);
       }
     }
   }
@@ -75,6 +77,11 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
   const int64_t first_panel = plan.panels * panel_range / plan.panel_ranges;
   const int64_t last_panel = plan.panels * (panel_range + 1) / plan.panel_ranges;
   const bool wants_bias = p.grad_bias != nullptr && channel_range == 0;
+  const bool in_runs = p.x_position == 1 && p.grad_position == 1;
+  const int64_t first_row = plan.panel_vector(first_panel) * W;
+  const int64_t rows = smaller(p.rows, plan.panel_vector(last_panel) * W) - first_row;
+  const S* x = p.x + (group * p.channels + first_channel) * p.x_channel;
+  const S* grad_output = p.grad_output + (group * p.rows + first_row) * p.grad_row;
 
   const int64_t stream_elements =
       divide_up(plan.input.elements(tiling, plan.stretches.whole_blocks), W) * W;
@@ -88,11 +95,15 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
       scratch(Slot::panel, sizeof(T) * (F::kComponents * component_pitch + rows_size)));
   T* rows_of_grad = components + F::kComponents * component_pitch;
 
+  const int64_t strips = divide_up(channels, kMaxRows);
+  const auto stretches_until = [&](int64_t unit) {
+    return smaller(unit * plan.unit_stretches, p.batch * plan.stretches.count);
+  };
   const int64_t first_unit = plan.units * piece / plan.pieces;
-  for (int64_t unit = first_unit; unit < plan.units * (piece + 1) / plan.pieces; ++unit) {
+  const int64_t last_unit = plan.units * (piece + 1) / plan.pieces;
+  for (int64_t unit = first_unit; unit < last_unit; ++unit) {
     const bool accumulate = unit != first_unit;
-    const int64_t first = unit * plan.unit_stretches;
-    const int64_t last = smaller(first + plan.unit_stretches, p.batch * plan.stretches.count);
+    const int64_t first = stretches_until(unit), last = stretches_until(unit + 1);
     // Calls body(sample, stretch, its first tile in the unit) and gives the number of tiles.
     const auto for_each_stretch = [&](const auto& body) {
       int64_t tiles = 0;
@@ -106,29 +117,47 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
     // A vector too much at the end of one stretch is overwritten by the next.
     const int64_t tiles = for_each_stretch([&](int64_t n, const Stretch& s, int64_t tile) {
       for (int64_t c = 0; c < channels; ++c)
-        transform_input(
-            tiling, plan.input, s, plan.stretches.whole_blocks,
-            p.x + n * p.x_batch + (group * p.channels + first_channel + c) * p.x_channel,
-            p.x_position, p.length, p.tap_offset[0], streams, staged + c * plan.lane_pitch + tile,
-            channels * plan.lane_pitch);
+        transform_input(tiling, plan.input, s, plan.stretches.whole_blocks,
+                        x + n * p.x_batch + c * p.x_channel, p.x_position, p.length,
+                        p.tap_offset[0], streams, staged + c * plan.lane_pitch + tile,
+                        channels * plan.lane_pitch);
     });
+    // While this unit is summed, what the next one reads is asked for, first x and then grad_output
+    // of each stretch.
+    // The next piece is the next job, unless pieces are cut further.
+    const int64_t end_unit =
+        plan.panel_ranges * plan.channel_ranges * p.groups == 1 ? plan.units : last_unit;
+    const int64_t ahead = unit + 1 < end_unit && in_runs ? stretches_until(unit + 2) : last;
+    LinesAhead lines;
+    int64_t next = 2 * last;
+    const auto ask_ahead = [&](int64_t wanted) {
+      while ((wanted = lines.ask(wanted)) > 0 && next < 2 * ahead) {
+        const int64_t n = next / 2 / plan.stretches.count;
+        const Stretch s = plan.stretches.at(tiling, next / 2 % plan.stretches.count);
+        lines =
+            next++ % 2 == 0
+                ? input_lines(tiling, s, x + n * p.x_batch + p.tap_offset[0], channels, p.x_channel)
+                : output_lines<F>(s, 0, s.tiles, grad_output + n * p.grad_batch, rows, p.grad_row);
+      }
+    };
+    const int64_t share =
+        divide_up((channels + rows) * divide_up(F::kOutputs * tiles * sizeof(S), LinesAhead::kLine),
+                  (last_panel - first_panel) * tiling.slots * strips);
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const int64_t first_vector = plan.panel_vector(panel);
       const int64_t width = plan.panel_vector(panel + 1) - first_vector;
-      const int64_t row = group * p.rows + first_vector * W;
-      const int64_t rows = smaller(width * W, p.rows - first_vector * W);
+      const int64_t row = first_vector * W - first_row;
       T* sums = partial + piece * plan.piece_size + (group * plan.panels + panel) * plan.panel_size;
       T* bias = sums + tiling.slots * p.channels * plan.pitch;
       for_each_stretch([&](int64_t n, const Stretch& s, int64_t tile) {
-        pack_stretch<F>(p, s, p.grad_output + n * p.grad_batch + row * p.grad_row, rows, width * W,
-                        rows_of_grad, plan.pitch);
+        pack_stretch<F>(p, s, grad_output + n * p.grad_batch + row * p.grad_row,
+                        smaller(width * W, rows - row), width * W, rows_of_grad, plan.pitch);
         if (wants_bias)
           add_rows(rows_of_grad, F::kOutputs * divide_up(s.tiles, s.period) * s.period, plan.pitch,
                    width * W, bias, accumulate || tile > 0);
         transform_grad_output<F>(s, rows_of_grad, plan.pitch, components + tile * plan.pitch,
                                  component_pitch);
       });
-      const int64_t strips = divide_up(channels, kMaxRows);
       const int64_t zero = 0;
       for (int j = 0; j < F::kComponents; ++j)
         for (int64_t slot = tiling.first_slot[j]; slot < tiling.first_slot[j + 1]; ++slot)
@@ -137,11 +166,11 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
             const T* start[kMaxRows];
             for (int64_t c = c0; c < c1; ++c)
               start[c - c0] = staged + (slot * channels + c) * plan.lane_pitch;
+            ask_ahead(share);
             multiply<T, false>(
                 Product<T>{start, components + j * component_pitch, &zero, &zero, 1, tiles, 1,
-                           plan.pitch,
-                           sums + (slot * p.channels + first_channel + c0) * plan.pitch, plan.pitch,
-                           accumulate},
+                           plan.pitch, sums + (slot * p.channels + first_channel + c0) * plan.pitch,
+                           plan.pitch, accumulate},
                 static_cast<int>(c1 - c0), static_cast<int>(width), kGradWeightChain);
           }
     }

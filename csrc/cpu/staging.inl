@@ -432,6 +432,8 @@ void stage(const Staging& plan, const S* in, int64_t channels, int64_t channel_s
 // products, so that memory is at work all the time; many at once would keep products waiting.
 class LinesAhead {
  public:
+  static constexpr int64_t kLine = 64;
+
   LinesAhead() = default;
   // Pitches and lengths are in elements.
   template <class S>
@@ -448,13 +450,14 @@ class LinesAhead {
 
   int64_t count() const { return rows * pieces * lines; }
 
-  CONVLM_INLINE void ask(int64_t wanted) {
+  // Gives how many more were wanted than were left.
+  CONVLM_INLINE int64_t ask(int64_t wanted) {
     while (wanted > 0 && rows_left > 0) {
       const int64_t end = smaller(lines, line + wanted);
       wanted -= end - line;
       for (; line < end; ++line)
         __builtin_prefetch(reinterpret_cast<const void*>(next + line * kLine));
-      if (line < lines) return;
+      if (line < lines) break;
       line = 0;
       next += piece_pitch;
       if (--pieces_left > 0) continue;
@@ -462,10 +465,10 @@ class LinesAhead {
       next += to_next_row;
       --rows_left;
     }
+    return wanted;
   }
 
  private:
-  static constexpr int64_t kLine = 64;
   uintptr_t next{};  // the piece to be asked for, from `line` on
   int64_t rows{}, pieces{}, piece_pitch{}, to_next_row{}, lines{};
   int64_t rows_left{}, pieces_left{}, line{};
