@@ -21,6 +21,28 @@ struct FastGradWeightPlan {
   int64_t panel_vector(int64_t panel) const { return vectors * panel / panels; }
 };
 
+template <class F, class S>
+FastGradWeightPlan<F> plan_fast_grad_weight(const WeightGradient<S>& p) {
+  using T = Compute<S>;
+  constexpr int W = kLanes<T>;
+  const FastTiling<F> tiling(p.outputs, p.taps, p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 1);
+  const Stretches<F> stretches(tiling, kFastGradWeightTiles, W);
+  FastGradWeightPlan<F> plan{tiling, stretches, plan_input<F, T>(tiling, stretches)};
+  const int64_t all_stretches = p.batch * stretches.count;
+  plan.unit_stretches =
+      smaller(all_stretches, larger(1, kFastGradWeightTiles / stretches.max_tiles));
+  plan.units = divide_up(all_stretches, plan.unit_stretches);
+  plan.lanes = plan.unit_stretches * stretches.max_tiles;
+  plan.lane_pitch = staged_pitch(plan.lanes + 2 * W, W);
+  plan.vectors = divide_up(p.rows, W);
+  plan.panels = divide_up(plan.vectors, kMaxVectors);
+  plan.pitch = divide_up(plan.vectors, plan.panels) * W;
+  plan.panel_size = (tiling.slots * p.channels + 1) * plan.pitch;
+  plan.piece_size = p.groups * plan.panels * plan.panel_size;
+  plan.pieces = count_pieces(plan.units, plan.piece_size);
+  return plan;
+}
+
 // rows[position][pitch] in the order in which tiles take them, zero where there is no output.
 template <class F, class S>
 void pack_stretch(const WeightGradient<S>& p, const Stretch& s, const S* grad_output, int64_t count,
@@ -242,25 +264,8 @@ void weight_gradient_directly(const WeightGradient<S>& p);
 template <class F, class S>
 void grad_weight_fast(const WeightGradient<S>& p) {
   using T = Compute<S>;
-  constexpr int W = kLanes<T>;
-  constexpr int64_t kMaxPieces = 32;
-  constexpr int64_t kMaxSums = 256 * 1024;  // as in plan_units
-  const FastTiling<F> tiling(p.outputs, p.taps, p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 1);
-  const Stretches<F> stretches(tiling, kFastGradWeightTiles, W);
-  FastGradWeightPlan<F> plan{tiling, stretches, plan_input<F, T>(tiling, stretches)};
-  const int64_t all_stretches = p.batch * stretches.count;
-  plan.unit_stretches =
-      smaller(all_stretches, larger(1, kFastGradWeightTiles / stretches.max_tiles));
-  plan.units = divide_up(all_stretches, plan.unit_stretches);
-  plan.lanes = plan.unit_stretches * stretches.max_tiles;
-  plan.lane_pitch = staged_pitch(plan.lanes + 2 * W, W);
-  plan.vectors = divide_up(p.rows, W);
-  plan.panels = divide_up(plan.vectors, kMaxVectors);
-  plan.pitch = divide_up(plan.vectors, plan.panels) * W;
-  plan.panel_size = (tiling.slots * p.channels + 1) * plan.pitch;
-  plan.piece_size = p.groups * plan.panels * plan.panel_size;
-  plan.pieces = larger(1, smaller(smaller(plan.units, kMaxPieces), kMaxSums / plan.piece_size));
-
+  FastGradWeightPlan<F> plan = plan_fast_grad_weight<F>(p);
+  const FastTiling<F>& tiling = plan.tiling;
   // Each range of panels makes the components of the input anew, each range of channels those of
   // grad_output: cut no further than the threads need it.
   const int64_t wanted = divide_up(threads(), plan.pieces * p.groups);

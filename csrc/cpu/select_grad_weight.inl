@@ -10,16 +10,8 @@ bool exact_enough_for_four(const WeightGradient<S>& p) {
          (p.taps <= kMostTapsOfFour && p.batch * p.outputs >= kFewestPositionsOfFour);
 }
 
-template <class F, class S>
-bool fast_grad_weight_pays(const WeightGradient<S>& p, int64_t dilation) {
-  const FastTiling<F> t(p.outputs, p.taps, dilation);
-  const int64_t tile = t.slots * p.channels * p.rows + 5 * t.slots * p.channels +
-                       12 * (F::kComponents + F::kOutputs) * p.rows;
-  return t.tiles * tile < p.outputs * p.taps * p.channels * p.rows;
-}
-
-// What the direct kernels cost for one group, in multiply-adds of vectors. The prices of copies,
-// sums of lanes, pieces and turning were fitted to the times of 9,000 random problems.
+// What the kernels cost for one group, in multiply-adds of vectors. The prices of all but the
+// products were fitted to the times of 10,000 random problems.
 
 template <class S>
 int64_t cost_by_positions(const WeightGradient<S>& p) {
@@ -80,25 +72,56 @@ int64_t cost_of_windows(const WeightGradient<S>& p) {
          kTile * blocks * divide_up(vectors, kMaxVectors) + kAll;
 }
 
+template <class F, class S>
+int64_t cost_of_fast(const WeightGradient<S>& p) {
+  constexpr int W = kLanes<Compute<S>>;
+  constexpr int64_t kComponent = 7, kCopied = 12;  // half a price
+  constexpr int64_t kTurned = 8, kStretch = 96, kStrip = 78, kTap = 23, kAll = 5200;
+  const FastGradWeightPlan<F> plan = plan_fast_grad_weight<F>(p);
+  const FastTiling<F>& t = plan.tiling;
+  const Stretches<F>& stretches = plan.stretches;
+  const bool copies = stretches.whole_blocks && !cut_in_registers<Compute<S>>(t.dilation);
+  return p.batch * (t.tiles * plan.vectors * (t.slots * p.channels + kTurned * F::kComponents) +
+                    stretches.count * p.channels *
+                        (kStretch + divide_up(stretches.max_tiles, W) * t.slots *
+                                        (copies ? kCopied : kComponent) / 2)) +
+         kStrip * plan.units * plan.panels * t.slots * divide_up(p.channels, kMaxRows) +
+         kTap * plan.vectors * p.products() + kAll;
+}
+
+struct DirectGradWeight {
+  Kernel kernel;
+  int64_t cost;
+};
+
 template <class S>
-Kernel direct_grad_weight_kernel(const WeightGradient<S>& p) {
-  if (is_by_groups(p)) return Kernel::depthwise;
+DirectGradWeight direct_grad_weight(const WeightGradient<S>& p) {
+  if (is_by_groups(p)) return {Kernel::depthwise, 0};
   const int64_t positions = cost_by_positions(p), rows = cost_by_rows(p);
   const int64_t windows = cost_of_windows(p), joined = cost_of_joined(p);
-  if (windows <= smaller(joined, smaller(positions, rows))) return Kernel::windows;
-  if (8 * joined <= 9 * smaller(positions, rows)) return Kernel::joined;
-  return positions < rows ? Kernel::positions : Kernel::rows;
+  if (windows <= smaller(joined, smaller(positions, rows))) return {Kernel::windows, windows};
+  if (8 * joined <= 9 * smaller(positions, rows)) return {Kernel::joined, joined};
+  return positions < rows ? DirectGradWeight{Kernel::positions, positions}
+                          : DirectGradWeight{Kernel::rows, rows};
+}
+
+template <class S>
+Kernel direct_grad_weight_kernel(const WeightGradient<S>& p) {
+  return direct_grad_weight(p).kernel;
 }
 
 template <class S>
 Kernel grad_weight_kernel(const WeightGradient<S>& p) {
-  const int64_t dilation = p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 0;
-  if (kMayFilter<S> && dilation > 0 && p.stride == 1 && p.outputs >= kFewestFastOutputs) {
-    if (exact_enough_for_four(p) && fast_grad_weight_pays<FastFilter<4>>(p, dilation))
-      return Kernel::fast_filter_4;
-    if (fast_grad_weight_pays<FastFilter<2>>(p, dilation)) return Kernel::fast_filter_2;
-  }
-  return direct_grad_weight_kernel(p);
+  const DirectGradWeight direct = direct_grad_weight(p);
+  if constexpr (kMayFilter<S>)
+    if (p.taps > 1 && p.tap_offset[1] > p.tap_offset[0] && p.stride == 1 &&
+        p.outputs >= kFewestFastOutputs) {
+      const int64_t two = cost_of_fast<FastFilter<2>>(p);
+      const int64_t four = exact_enough_for_four(p) ? cost_of_fast<FastFilter<4>>(p) : kNever;
+      if (smaller(two, four) < direct.cost)
+        return four < two ? Kernel::fast_filter_4 : Kernel::fast_filter_2;
+    }
+  return direct.kernel;
 }
 
 template <class S>

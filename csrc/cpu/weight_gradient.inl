@@ -26,20 +26,29 @@ struct Units {
   int64_t depth, blocks, positions, samples, count, pieces;
 };
 
+// Into how many pieces so many units go, of `sums` elements each: a power of two, which most
+// numbers of threads share evenly.
+inline int64_t count_pieces(int64_t units, int64_t sums) {
+  constexpr int64_t kMaxPieces = 32;
+  constexpr int64_t kMaxSums =
+      256 * 1024;  // of all pieces together, or adding them up costs too much
+  const int64_t most = smaller(smaller(units, kMaxPieces), kMaxSums / sums);
+  int64_t pieces = 1;
+  while (2 * pieces <= most) pieces *= 2;
+  return pieces;
+}
+
 // `length` bounds the products that one unit adds up, `sums` is the number of elements of one
 // piece.
 inline Units plan_units(int64_t batch, int64_t outputs, int64_t length, int64_t sums,
                         int64_t depth) {
-  constexpr int64_t kMaxPieces = 32;
-  constexpr int64_t kMaxSums =
-      256 * 1024;  // of all pieces together, or adding them up costs too much
   Units u;
   u.depth = depth;
   u.blocks = divide_up(outputs, length);
   u.positions = divide_up(divide_up(outputs, depth), u.blocks) * depth;
   u.samples = smaller(batch, larger(1, length / outputs));
   u.count = divide_up(batch, u.samples) * u.blocks;
-  u.pieces = larger(1, smaller(smaller(u.count, kMaxPieces), kMaxSums / sums));
+  u.pieces = count_pieces(u.count, sums);
   return u;
 }
 
