@@ -19,6 +19,13 @@ struct FastGradWeightPlan {
       piece_size{};  // of partial[piece][group][panel][slot, channel or bias][lane]
 
   int64_t panel_vector(int64_t panel) const { return vectors * panel / panels; }
+  template <class S>
+  void cut_panels(const WeightGradient<S>& p, int64_t count) {
+    panels = count;
+    pitch = divide_up(vectors, panels) * kLanes<Compute<S>>;
+    panel_size = (tiling.slots * p.channels + 1) * pitch;
+    piece_size = p.groups * panels * panel_size;
+  }
 };
 
 template <class F, class S>
@@ -35,10 +42,7 @@ FastGradWeightPlan<F> plan_fast_grad_weight(const WeightGradient<S>& p) {
   plan.lanes = plan.unit_stretches * stretches.max_tiles;
   plan.lane_pitch = staged_pitch(plan.lanes + 2 * W, W);
   plan.vectors = divide_up(p.rows, W);
-  plan.panels = divide_up(plan.vectors, kMaxVectors);
-  plan.pitch = divide_up(plan.vectors, plan.panels) * W;
-  plan.panel_size = (tiling.slots * p.channels + 1) * plan.pitch;
-  plan.piece_size = p.groups * plan.panels * plan.panel_size;
+  plan.cut_panels(p, divide_up(plan.vectors, kMaxVectors));
   plan.pieces = count_pieces(plan.units, plan.piece_size);
   return plan;
 }
@@ -270,6 +274,8 @@ void grad_weight_fast(const WeightGradient<S>& p) {
   // grad_output: cut no further than the threads need it.
   const int64_t wanted = divide_up(threads(), plan.pieces * p.groups);
   plan.panel_ranges = smaller(plan.panels, wanted);
+  plan.cut_panels(
+      p, smaller(plan.vectors, divide_up(plan.panels, plan.panel_ranges) * plan.panel_ranges));
   plan.channel_ranges =
       smaller(divide_up(p.channels, 2 * kMaxRows), divide_up(wanted, plan.panel_ranges));
 

@@ -94,6 +94,12 @@ struct RowsPlan {
       piece_size;  // in elements of partial[piece][group][panel][product or bias][lane]
 
   int64_t panel_vector(int64_t panel) const { return vectors * panel / panels; }
+  void cut_panels(const WeightGradient<S>& p, int64_t count) {
+    panels = count;
+    pitch = divide_up(vectors, panels) * kLanes<Operand<S>>;
+    panel_size = (p.products() + 1) * pitch;
+    piece_size = p.groups * panels * panel_size;
+  }
 };
 
 template <class S>
@@ -207,10 +213,7 @@ void grad_weight_vectors_of_rows(const WeightGradient<S>& p) {
   constexpr int W = kLanes<T>;
   RowsPlan<S> plan;
   plan.vectors = divide_up(p.rows, W);
-  plan.panels = divide_up(plan.vectors, kMaxVectors);
-  plan.pitch = divide_up(plan.vectors, plan.panels) * W;
-  plan.panel_size = (p.products() + 1) * plan.pitch;
-  plan.piece_size = p.groups * plan.panels * plan.panel_size;
+  plan.cut_panels(p, divide_up(plan.vectors, kMaxVectors));
   plan.units =
       plan_units(p.batch, p.outputs, kGradWeightChain * kDepth<T>, plan.piece_size, kDepth<T>);
   int64_t* memory = static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * p.taps));
@@ -225,6 +228,8 @@ void grad_weight_vectors_of_rows(const WeightGradient<S>& p) {
   // only as far as the threads need it.
   const int64_t wanted = divide_up(threads(), plan.units.pieces * p.groups);
   plan.panel_ranges = smaller(plan.panels, wanted);
+  plan.cut_panels(
+      p, smaller(plan.vectors, divide_up(plan.panels, plan.panel_ranges) * plan.panel_ranges));
   plan.splits = smaller(divide_up(p.products(), 64), divide_up(wanted, plan.panel_ranges));
 
   Sum<T>* partial = static_cast<Sum<T>*>(
