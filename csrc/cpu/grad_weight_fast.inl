@@ -157,7 +157,7 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
     LinesAhead lines;
     int64_t next = 2 * last;
     const auto ask_ahead = [&](int64_t wanted) {
-      while ((wanted = lines.ask(wanted)) > 0 && next < 2 * ahead) {
+      while ((wanted = lines.ask<LinesAhead::kIntoL2>(wanted)) > 0 && next < 2 * ahead) {
         const int64_t n = next / 2 / plan.stretches.count;
         const Stretch s = plan.stretches.at(tiling, next / 2 % plan.stretches.count);
         lines =

@@ -433,6 +433,7 @@ void stage(const Staging& plan, const S* in, int64_t channels, int64_t channel_s
 class LinesAhead {
  public:
   static constexpr int64_t kLine = 64;
+  static constexpr int kIntoL1 = 3, kIntoL2 = 2;  // as __builtin_prefetch() says it
 
   LinesAhead() = default;
   // Pitches and lengths are in elements.
@@ -451,12 +452,13 @@ class LinesAhead {
   int64_t count() const { return rows * pieces * lines; }
 
   // Gives how many more were wanted than were left.
+  template <int CACHE = kIntoL1>
   CONVLM_INLINE int64_t ask(int64_t wanted) {
     while (wanted > 0 && rows_left > 0) {
       const int64_t end = smaller(lines, line + wanted);
       wanted -= end - line;
       for (; line < end; ++line)
-        __builtin_prefetch(reinterpret_cast<const void*>(next + line * kLine));
+        __builtin_prefetch(reinterpret_cast<const void*>(next + line * kLine), 0, CACHE);
       if (line < lines) break;
       line = 0;
       next += piece_pitch;
