@@ -120,6 +120,11 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
   const int64_t first_panel = plan.panels * range / plan.panel_ranges;
   const int64_t last_panel = plan.panels * (range + 1) / plan.panel_ranges;
   const bool wants_bias = p.grad_bias != nullptr && split == 0;
+  const int64_t first_row = plan.panel_vector(first_panel) * W;
+  const int64_t rows = smaller(p.rows, plan.panel_vector(last_panel) * W) - first_row;
+  const bool in_runs = units.samples == 1 && p.x_position == 1 && p.grad_position == 1;
+  const S* x = p.x + (group * p.channels + first_channel) * p.x_channel;
+  const S* grad_output = p.grad_output + (group * p.rows + first_row) * p.grad_row;
 
   const int64_t sample_size = channels * plan.staging.channel_pitch();
   Compute<E>* staged = static_cast<Compute<E>*>(
@@ -128,14 +133,31 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
       scratch(Slot::panel, sizeof(T) * units.samples * (units.positions / D) * plan.pitch));
   int64_t* starts = static_cast<int64_t*>(scratch(Slot::tile, sizeof(int64_t) * 2 * units.samples));
 
+  const int64_t strips = divide_up(products, kMaxRows);
   const int64_t first_unit = units.count * piece / units.pieces;
-  for (int64_t u = first_unit; u < units.count * (piece + 1) / units.pieces; ++u) {
+  const int64_t last_unit = units.count * (piece + 1) / units.pieces;
+  // The next piece is the next job, unless pieces are cut further.
+  const int64_t ahead = plan.panel_ranges * plan.splits * p.groups == 1 ? units.count : last_unit;
+  for (int64_t u = first_unit; u < last_unit; ++u) {
     const Unit unit = unit_at(p, units, u);
+    // While this unit is summed, what the next one reads is asked for, where it is of one sample.
+    LinesAhead x_ahead, grad_ahead;
+    if (u + 1 < ahead && in_runs) {
+      const Unit next = unit_at(p, units, u + 1);
+      x_ahead = lines_to_stage(plan.staging, x + next.first_sample * p.x_batch, channels,
+                               p.x_channel, p.x_position, next.first_position * p.stride);
+      grad_ahead = {grad_output + next.first_sample * p.grad_batch + next.first_position,
+                    rows,
+                    p.grad_row,
+                    1,
+                    0,
+                    next.positions};
+    }
+    const int64_t share =
+        divide_up(x_ahead.count() + grad_ahead.count(), (last_panel - first_panel) * strips);
     const int64_t steps = divide_up(unit.positions, D);
     for (int64_t i = 0; i < unit.samples; ++i) {
-      stage(plan.staging,
-            reinterpret_cast<const E*>(p.x) + (unit.first_sample + i) * p.x_batch +
-                (group * p.channels + first_channel) * p.x_channel,
+      stage(plan.staging, reinterpret_cast<const E*>(x) + (unit.first_sample + i) * p.x_batch,
             channels, p.x_channel, p.x_position, p.length, unit.first_position * p.stride,
             staged + i * sample_size);
       starts[i] = i * (sample_size / D);
@@ -144,19 +166,17 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
     for (int64_t index = first_panel; index < last_panel; ++index) {
       const int64_t first_vector = plan.panel_vector(index);
       const int64_t width = plan.panel_vector(index + 1) - first_vector;
-      const int64_t row = group * p.rows + first_vector * W;
-      const int64_t rows = smaller(width * W, p.rows - first_vector * W);
+      const int64_t row = first_vector * W - first_row;
       Sum<T>* sums =
           partial + piece * plan.piece_size + (group * plan.panels + index) * plan.panel_size;
       for (int64_t i = 0; i < unit.samples; ++i)
-        pack_grad_output(p.grad_output + (unit.first_sample + i) * p.grad_batch + row * p.grad_row +
+        pack_grad_output(grad_output + (unit.first_sample + i) * p.grad_batch + row * p.grad_row +
                              unit.first_position * p.grad_position,
-                         p.grad_row, p.grad_position, rows, width * W, unit.positions,
-                         panel + i * steps * plan.pitch, plan.pitch);
+                         p.grad_row, p.grad_position, smaller(width * W, rows - row), width * W,
+                         unit.positions, panel + i * steps * plan.pitch, plan.pitch);
       if (wants_bias)
         add_rows(panel, unit.samples * steps, plan.pitch, width * W,
                  sums + p.products() * plan.pitch, u != first_unit);
-      const int64_t strips = divide_up(products, kMaxRows);
       for (int64_t strip = 0; strip < strips; ++strip) {
         const int64_t r0 = first_product + products * strip / strips;
         const int64_t r1 = first_product + products * (strip + 1) / strips;
@@ -177,6 +197,7 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
                            plan.pitch,
                            u != first_unit};
         const int height = static_cast<int>(r1 - r0);
+        grad_ahead.ask<LinesAhead::kIntoL2>(x_ahead.ask<LinesAhead::kIntoL2>(share));
         if (product.inner > 0)
           multiply<T, false>(product, height, static_cast<int>(width), kGradWeightChain);
         if constexpr (D > 1)
