@@ -132,7 +132,7 @@ FAST = [
     Case("fast filtering, four taps: a group and a lone one", 1, 160, 160, 97, 4, 1, 3, 1, (0, 9)),
     Case("fast filtering, two groups of taps, the last of two", 1, 72, 64, 90, 5, 1, 1, 1, (2, 2)),
     Case("fast filtering, seven taps far apart", 1, 112, 112, 500, 7, 1, 21, 1, (63, 63)),
-    Case("fast filtering, two taps need more channels", 1, 160, 150, 80, 2, 1, 4, 1, (4, 0)),
+    Case("fast filtering, two taps need more channels", 2, 160, 150, 80, 2, 1, 4, 1, (4, 0)),
     Case("fast filtering in each of two groups", 2, 128, 140, 77, 3, 1, 1, 2, (1, 1)),
     Case("fast filtering, several stretches and a remainder", 1, 64, 64, 1100, 3, 1, 1, 1, (2, 0)),
     Case("fast filtering, a vector a run", 2, 64, 66, 300, 3, 1, 16, 1, (32, 0)),

@@ -110,7 +110,7 @@ def test_where_torch_sums_more_exactly_so_do_we(case: Case) -> None:
         BY_HAND,
         *SEED,
         CHANNELS[4],  # one tap has nothing to share
-        language_model(16, 3, 1),  # too few channels to pay for the transforms
+        language_model(8, 3, 1),  # too few channels to pay for the transforms
         language_model(256, 3, 512)._replace(length=63, pads=(1024, 0)),  # short rows
         Case("strided", 1, 64, 128, 52_428, 3, 3, 4),
     ],
@@ -220,7 +220,7 @@ def test_the_batch_decides_only_between_kernels_of_the_same_bits() -> None:
     "case",
     [
         Case("one of few outputs", 1, 100, 100, 5, 2, 1, 2),
-        Case("long samples", 4, 8, 32, 258, 3, 1, 1),
+        Case("long samples", 2, 8, 32, 258, 3, 1, 1),
     ],
 )
 def test_what_is_not_joined(function: str, case: Case) -> None:

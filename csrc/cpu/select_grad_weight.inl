@@ -1,7 +1,7 @@
 // Which kernel grad_weight gets, and when both gradients share one.
 
 // F(4, 3) errs less than oneDNN's sums of so many positions, but more than those of many taps.
-constexpr int64_t kFewestPositionsOfFour = 1024;
+constexpr int64_t kFewestPositionsOfFour = 2048;
 constexpr int64_t kMostTapsOfFour = 8;
 
 template <class S>
