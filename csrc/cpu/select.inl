@@ -18,11 +18,14 @@ template <class F, class S>
 int64_t fast_correlation_cost(const Correlation<S>& p, int64_t dilation) {
   using T = Compute<S>;
   const FastTiling<F> t(p.outputs, p.taps, dilation);
-  const bool copies =
-      Stretches<F>(t, kFastTiles, kLanes<T>).whole_blocks && !cut_in_registers<T>(dilation);
+  const Stretches<F> stretches(t, kFastTiles, kLanes<T>);
+  const bool copies = stretches.whole_blocks && !cut_in_registers<T>(dilation);
   const int64_t transforms = 6 * t.slots * p.channels + 14 * F::kOutputs * p.rows;
-  return t.tiles * (t.slots * p.channels * p.rows + (copies ? 3 : 1) * transforms) -
-         slots_of_padding(p, t) * p.channels * p.rows;
+  const int64_t cost = t.tiles * (t.slots * p.channels * p.rows + (copies ? 3 : 1) * transforms) -
+                       slots_of_padding(p, t) * p.channels * p.rows;
+  // A run of tiles takes whole vectors.
+  const int64_t run = divide_up(dilation, kLanes<T>) * kLanes<T>;
+  return stretches.whole_blocks ? cost : cost * run / dilation;
 }
 
 // What the direct sum costs, with its staging and storing.
