@@ -97,7 +97,7 @@ def rows_of(
     for backend in own:
         if backend in times:
             row = {"name": problem.name, "function": function, "threads": 1, "backend": backend}
-            row |= {"family": "layers", "dtype": str(problem.dtype).removeprefix("torch.")}
+            row |= {"family": "layers", "dtype": problem.format}
             row |= figures({backend: times[backend], **peers}, shown)
             rows.append(row | {"error": significant(errors[backend], 2)})
     return rows, wrong | failed

@@ -9,12 +9,13 @@ takes longer on this machine. Work that is skipped counts as done: a share above
 """
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 
+import torch
 from peers import contest, providers_of, work_of
 from problem import Data, Problem
 from problems import PROBLEMS
-from suite import Case, Setting, Suite
+from suite import Case, Contest, Setting, Suite
 
 SMALL_FLOPS = 1e7
 
@@ -39,12 +40,17 @@ def cases(setting: Setting) -> Iterator[Case]:
 def cases_of(problem: Problem) -> Iterator[Case]:
     """One for each function, on the same operands, which exist once they are asked for."""
     providers = cache(lambda: providers_of(Data.random(problem)))
-    notes = {"family": problem.family, "dtype": str(problem.dtype).removeprefix("torch.")}
+    notes = {"family": problem.family, "dtype": problem.format}
+
+    def measure(function: str) -> Contest:
+        torch.backends.mkldnn.conv.fp32_precision = problem.fp32_precision  # for torch too
+        return contest(providers(), function)
+
     for function in problem.functions:
         yield Case(
             problem.name,
             function,
-            lambda function=function: contest(providers(), function),
+            partial(measure, function),
             work_of(problem, function),
             notes=notes,
         )

@@ -57,6 +57,13 @@ class Problem:
         return self.stride, *self.pads, self.dilation, self.groups, self.fp32_precision
 
     @property
+    def format(self) -> str:
+        """The name of the dtype, or of the precision that stands in for it."""
+        if self.dtype == torch.float32 and self.fp32_precision != "ieee":
+            return self.fp32_precision
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def is_depthwise(self) -> bool:
         return self.groups == self.in_channels == self.out_channels > 1
 

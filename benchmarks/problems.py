@@ -93,7 +93,7 @@ def between() -> Iterator[Problem]:
     yield Problem("pointwise 128->256 L500", 8, 128, 256, 500, 1)
 
 
-def other_dtypes(problems: list[Problem]) -> Iterator[Problem]:
+def other_precisions(problems: list[Problem]) -> Iterator[Problem]:
     by_name = {problem.name: problem for problem in problems}
     for dtype, names in {
         torch.bfloat16: (
@@ -109,6 +109,17 @@ def other_dtypes(problems: list[Problem]) -> Iterator[Problem]:
         for name in names:
             other = f"{name} {str(dtype).removeprefix('torch.')}"
             yield replace(by_name[name], name=other, dtype=dtype, functions=FUNCTIONS)
+    for name in (
+        "LM C64 K3 d4 L1024",
+        "LM C64 K2 d64 L1024",
+        "LM C64 K7 d64 L1024",
+        "LM C256 K3 d4 L1024",
+        "LM C512 K3 d16 L1024",
+        "LM C64 K3 d4 L1024 + tanh",
+    ):
+        problem = by_name[name]
+        functions = tuple(function for function in FUNCTIONS if function in problem.functions)
+        yield replace(problem, name=f"{name} tf32", fp32_precision="tf32", functions=functions)
 
 
 def families() -> dict[str, list[Problem]]:
@@ -120,7 +131,7 @@ def families() -> dict[str, list[Problem]]:
         "in between": [*between()],
     }
     everything = [problem for problems in found.values() for problem in problems]
-    return found | {"other dtypes": [*other_dtypes(everything)]}
+    return found | {"other precisions": [*other_precisions(everything)]}
 
 
 PROBLEMS = [
