@@ -133,6 +133,8 @@ FAST = [
     Case("fast filtering, two groups of taps, the last of two", 1, 72, 64, 90, 5, 1, 1, 1, (2, 2)),
     Case("fast filtering, seven taps far apart", 1, 112, 112, 500, 7, 1, 21, 1, (63, 63)),
     Case("fast filtering, two taps need more channels", 2, 160, 150, 80, 2, 1, 4, 1, (4, 0)),
+    Case("fast filtering, a lone tap that ends with the input", 1, 64, 64, 2051, 4),
+    Case("fast filtering, two groups and a lone tap", 1, 64, 64, 2072, 7, 1, 4),
     Case("fast filtering in each of two groups", 2, 128, 140, 77, 3, 1, 1, 2, (1, 1)),
     Case("fast filtering, several stretches and a remainder", 1, 64, 64, 1100, 3, 1, 1, 1, (2, 0)),
     Case("fast filtering, a vector a run", 2, 64, 66, 300, 3, 1, 16, 1, (32, 0)),

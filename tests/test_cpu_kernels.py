@@ -79,7 +79,7 @@ def test_the_cases_for_fast_filtering_get_it(case: Case) -> None:
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_precision_decides_how_fast(function: str) -> None:
     case = language_model(256, 3, 4)
-    # The outputs of a tile of F(4, 3) err by a share of inputs that they do not read.
+    # The outputs of a tile of F(4, r) err by a share of inputs that they do not read.
     of_16_bits = "fast_filter_4" if function == "grad_weight" else "fast_filter_2"
     assert kernel(function, case, "float16") == of_16_bits
     assert kernel(function, case, precision="tf32") == "fast_filter_4"
@@ -280,7 +280,7 @@ def test_impossible_questions(replaced: dict[str, object], message: str) -> None
 
 @parametrize("case", FAST)
 def test_tf32_allows_a_few_times_the_error_of_a_direct_sum(case: Case) -> None:
-    """F(4, 3) everywhere: far from the error of operands of TF32, which would be 1,000 times."""
+    """F(4, r) everywhere: far from the error of operands of TF32, which would be 1,000 times."""
     p = problem(case, torch.float32)
     window = *case.window[:-1], "tf32"
     y = ops.forward(p.x, p.weight, p.bias, *window, "none")

@@ -10,7 +10,7 @@
 //
 // Numbers: a direct sum errs by a share of sum |weight * input|, this one by a share of
 // max |weight| * max |input|. The products behind an output of F(2, r) read no input that the
-// output itself does not read; those of F(4, 3) read all of the tile's. Where any result is
+// output itself does not read; those of F(4, r) read others of the tile's. Where any result is
 // infinite or NaN the caller falls back to the direct sum, which then decides.
 
 template <int OUTPUTS>

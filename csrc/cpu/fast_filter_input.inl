@@ -22,8 +22,11 @@ struct InputTransform {
 // How many positions the tiles of a stretch of whole blocks read, cut in registers.
 template <class F>
 int64_t positions_read(const FastTiling<F>& t, int64_t tiles, int lanes) {
-  const int64_t reach = (t.groups - 1) * kGroupTaps + (t.last_taps > 1 ? F::kOutputs : 0);
-  return F::kOutputs * divide_up(tiles, lanes) * lanes + reach * t.dilation;
+  // A group of several taps takes the phases of the next tile too, the last but one perhaps further
+  // than the last.
+  const int64_t last = (t.groups - 1) * kGroupTaps + (t.last_taps > 1 ? F::kOutputs : 0);
+  const int64_t before = t.groups > 1 ? (t.groups - 2) * kGroupTaps + F::kOutputs : 0;
+  return F::kOutputs * divide_up(tiles, lanes) * lanes + larger(last, before) * t.dilation;
 }
 
 template <class F, class T>

@@ -14,25 +14,18 @@ struct FastGradWeightPlan {
   int64_t unit_stretches{}, units{}, pieces{};
   int64_t lanes{}, lane_pitch{};         // tiles of one unit
   int64_t vectors{}, panels{}, pitch{};  // of one group's output channels
-  int64_t panel_ranges{}, channel_ranges{};
+  Cuts cuts{};                           // splits are of the channels
   int64_t panel_size{},
       piece_size{};  // of partial[piece][group][panel][slot, channel or bias][lane]
 
   int64_t panel_vector(int64_t panel) const { return vectors * panel / panels; }
-  template <class S>
-  void cut_panels(const WeightGradient<S>& p, int64_t count) {
-    panels = count;
-    pitch = divide_up(vectors, panels) * kLanes<Compute<S>>;
-    panel_size = (tiling.slots * p.channels + 1) * pitch;
-    piece_size = p.groups * panels * panel_size;
-  }
 };
 
 template <class F, class S>
 FastGradWeightPlan<F> plan_fast_grad_weight(const WeightGradient<S>& p) {
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
-  const FastTiling<F> tiling(p.outputs, p.taps, p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 1);
+  const FastTiling<F> tiling(p.outputs, p.taps, p.tap_offset[1] - p.tap_offset[0]);
   const Stretches<F> stretches(tiling, kFastGradWeightTiles, W);
   FastGradWeightPlan<F> plan{tiling, stretches, plan_input<F, T>(tiling, stretches)};
   const int64_t all_stretches = p.batch * stretches.count;
@@ -40,9 +33,12 @@ FastGradWeightPlan<F> plan_fast_grad_weight(const WeightGradient<S>& p) {
       smaller(all_stretches, larger(1, kFastGradWeightTiles / stretches.max_tiles));
   plan.units = divide_up(all_stretches, plan.unit_stretches);
   plan.lanes = plan.unit_stretches * stretches.max_tiles;
-  plan.lane_pitch = staged_pitch(plan.lanes + 2 * W, W);
+  plan.lane_pitch = staged_pitch(plan.lanes + W, W);
   plan.vectors = divide_up(p.rows, W);
-  plan.cut_panels(p, divide_up(plan.vectors, kMaxVectors));
+  plan.panels = divide_up(plan.vectors, kMaxVectors);
+  plan.pitch = divide_up(plan.vectors, plan.panels) * W;
+  plan.panel_size = (tiling.slots * p.channels + 1) * plan.pitch;
+  plan.piece_size = p.groups * plan.panels * plan.panel_size;
   plan.pieces = count_pieces(plan.units, plan.piece_size);
   return plan;
 }
@@ -94,15 +90,15 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
   const FastTiling<F>& tiling = plan.tiling;
-  const int64_t channel_range = job % plan.channel_ranges;
-  const int64_t panel_range = job / plan.channel_ranges % plan.panel_ranges;
-  const int64_t group = job / plan.channel_ranges / plan.panel_ranges % p.groups;
-  const int64_t piece = job / plan.channel_ranges / plan.panel_ranges / p.groups;
-  const int64_t first_channel = p.channels * channel_range / plan.channel_ranges;
-  const int64_t channels = p.channels * (channel_range + 1) / plan.channel_ranges - first_channel;
-  const int64_t first_panel = plan.panels * panel_range / plan.panel_ranges;
-  const int64_t last_panel = plan.panels * (panel_range + 1) / plan.panel_ranges;
-  const bool wants_bias = p.grad_bias != nullptr && channel_range == 0;
+  const int64_t split = job % plan.cuts.splits;
+  const int64_t range = job / plan.cuts.splits % plan.cuts.panel_ranges;
+  const int64_t group = job / plan.cuts.splits / plan.cuts.panel_ranges % p.groups;
+  const int64_t piece = job / plan.cuts.splits / plan.cuts.panel_ranges / p.groups;
+  const int64_t first_channel = p.channels * split / plan.cuts.splits;
+  const int64_t channels = p.channels * (split + 1) / plan.cuts.splits - first_channel;
+  const int64_t first_panel = plan.panels * range / plan.cuts.panel_ranges;
+  const int64_t last_panel = plan.panels * (range + 1) / plan.cuts.panel_ranges;
+  const bool wants_bias = p.grad_bias != nullptr && split == 0;
   const bool in_runs = p.x_position == 1 && p.grad_position == 1;
   const int64_t first_row = plan.panel_vector(first_panel) * W;
   const int64_t rows = smaller(p.rows, plan.panel_vector(last_panel) * W) - first_row;
@@ -152,7 +148,7 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
     // of each stretch.
     // The next piece is the next job, unless pieces are cut further.
     const int64_t end_unit =
-        plan.panel_ranges * plan.channel_ranges * p.groups == 1 ? plan.units : last_unit;
+        plan.cuts.panel_ranges * plan.cuts.splits * p.groups == 1 ? plan.units : last_unit;
     const int64_t ahead = unit + 1 < end_unit && in_runs ? stretches_until(unit + 2) : last;
     LinesAhead lines;
     int64_t next = 2 * last;
@@ -203,7 +199,7 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
   }
 }
 
-// Parts of F(4, 3) are about ten times as large as their sum. Where they are so many times as
+// Parts of F(4, r) are up to about ten times as large as their sum. Where they are so many times as
 // large, an input that no gradient belongs to dwarfs those that matter, and its rounding shows.
 constexpr int kMostCancelled = 64;
 
@@ -270,17 +266,13 @@ void grad_weight_fast(const WeightGradient<S>& p) {
   using T = Compute<S>;
   FastGradWeightPlan<F> plan = plan_fast_grad_weight<F>(p);
   const FastTiling<F>& tiling = plan.tiling;
-  // Each range of panels makes the components of the input anew, each range of channels those of
-  // grad_output: cut no further than the threads need it.
-  const int64_t wanted = divide_up(threads(), plan.pieces * p.groups);
-  plan.panel_ranges = smaller(plan.panels, wanted);
-  plan.cut_panels(
-      p, smaller(plan.vectors, divide_up(plan.panels, plan.panel_ranges) * plan.panel_ranges));
-  plan.channel_ranges =
-      smaller(divide_up(p.channels, 2 * kMaxRows), divide_up(wanted, plan.panel_ranges));
+  // A range makes the components of the input once for all its panels, a split those of grad_output
+  // for all its channels.
+  plan.cuts = cut_into_jobs(divide_up(threads(), plan.pieces * p.groups), plan.panels,
+                            divide_up(p.channels, 2 * kMaxRows));
 
   T* partial = static_cast<T*>(scratch(Slot::partial, sizeof(T) * plan.pieces * plan.piece_size));
-  const int64_t jobs = plan.pieces * p.groups * plan.panel_ranges * plan.channel_ranges;
+  const int64_t jobs = plan.pieces * p.groups * plan.cuts.panel_ranges * plan.cuts.splits;
   parallel_jobs(
       jobs, divide_up(p.batch * tiling.tiles * tiling.slots * p.groups * p.rows * p.channels, jobs),
       [&](int64_t begin, int64_t end) {

@@ -89,17 +89,11 @@ struct RowsPlan {
   Staging staging;
   Units units;
   int64_t vectors, panels, pitch;  // of one group's output channels
-  int64_t panel_ranges, splits;    // of the panels, and of the products
+  Cuts cuts;
   int64_t panel_size,
       piece_size;  // in elements of partial[piece][group][panel][product or bias][lane]
 
   int64_t panel_vector(int64_t panel) const { return vectors * panel / panels; }
-  void cut_panels(const WeightGradient<S>& p, int64_t count) {
-    panels = count;
-    pitch = divide_up(vectors, panels) * kLanes<Operand<S>>;
-    panel_size = (p.products() + 1) * pitch;
-    piece_size = p.groups * panels * panel_size;
-  }
 };
 
 template <class S>
@@ -110,15 +104,16 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
   constexpr int W = kLanes<T>;
   constexpr int D = kDepth<T>;
   const Units& units = plan.units;
-  const int64_t split = job % plan.splits, range = job / plan.splits % plan.panel_ranges;
-  const int64_t group = job / plan.splits / plan.panel_ranges % p.groups;
-  const int64_t piece = job / plan.splits / plan.panel_ranges / p.groups;
-  const int64_t first_product = p.products() * split / plan.splits;
-  const int64_t products = p.products() * (split + 1) / plan.splits - first_product;
+  const int64_t split = job % plan.cuts.splits,
+                range = job / plan.cuts.splits % plan.cuts.panel_ranges;
+  const int64_t group = job / plan.cuts.splits / plan.cuts.panel_ranges % p.groups;
+  const int64_t piece = job / plan.cuts.splits / plan.cuts.panel_ranges / p.groups;
+  const int64_t first_product = p.products() * split / plan.cuts.splits;
+  const int64_t products = p.products() * (split + 1) / plan.cuts.splits - first_product;
   const int64_t first_channel = first_product / p.taps;
   const int64_t channels = divide_up(first_product + products, p.taps) - first_channel;
-  const int64_t first_panel = plan.panels * range / plan.panel_ranges;
-  const int64_t last_panel = plan.panels * (range + 1) / plan.panel_ranges;
+  const int64_t first_panel = plan.panels * range / plan.cuts.panel_ranges;
+  const int64_t last_panel = plan.panels * (range + 1) / plan.cuts.panel_ranges;
   const bool wants_bias = p.grad_bias != nullptr && split == 0;
   const int64_t first_row = plan.panel_vector(first_panel) * W;
   const int64_t rows = smaller(p.rows, plan.panel_vector(last_panel) * W) - first_row;
@@ -137,7 +132,8 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
   const int64_t first_unit = units.count * piece / units.pieces;
   const int64_t last_unit = units.count * (piece + 1) / units.pieces;
   // The next piece is the next job, unless pieces are cut further.
-  const int64_t ahead = plan.panel_ranges * plan.splits * p.groups == 1 ? units.count : last_unit;
+  const int64_t ahead =
+      plan.cuts.panel_ranges * plan.cuts.splits * p.groups == 1 ? units.count : last_unit;
   for (int64_t u = first_unit; u < last_unit; ++u) {
     const Unit unit = unit_at(p, units, u);
     // While this unit is summed, what the next one reads is asked for, where it is of one sample.
@@ -234,7 +230,10 @@ void grad_weight_vectors_of_rows(const WeightGradient<S>& p) {
   constexpr int W = kLanes<T>;
   RowsPlan<S> plan;
   plan.vectors = divide_up(p.rows, W);
-  plan.cut_panels(p, divide_up(plan.vectors, kMaxVectors));
+  plan.panels = divide_up(plan.vectors, kMaxVectors);
+  plan.pitch = divide_up(plan.vectors, plan.panels) * W;
+  plan.panel_size = (p.products() + 1) * plan.pitch;
+  plan.piece_size = p.groups * plan.panels * plan.panel_size;
   plan.units =
       plan_units(p.batch, p.outputs, kGradWeightChain * kDepth<T>, plan.piece_size, kDepth<T>);
   int64_t* memory = static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * p.taps));
@@ -245,17 +244,13 @@ void grad_weight_vectors_of_rows(const WeightGradient<S>& p) {
   lay_out(plan.staging, plan.units.positions, p.stride, p.tap_offset, p.taps,
           kLanes<Compute<Element<S>>>);
 
-  // A range stages x once for all its panels, a split packs grad_output for all its products: cut
-  // only as far as the threads need it.
-  const int64_t wanted = divide_up(threads(), plan.units.pieces * p.groups);
-  plan.panel_ranges = smaller(plan.panels, wanted);
-  plan.cut_panels(
-      p, smaller(plan.vectors, divide_up(plan.panels, plan.panel_ranges) * plan.panel_ranges));
-  plan.splits = smaller(divide_up(p.products(), 64), divide_up(wanted, plan.panel_ranges));
+  // A range stages x once for all its panels, a split packs grad_output for all its products.
+  plan.cuts = cut_into_jobs(divide_up(threads(), plan.units.pieces * p.groups), plan.panels,
+                            divide_up(p.products(), 64));
 
   Sum<T>* partial = static_cast<Sum<T>*>(
       scratch(Slot::partial, sizeof(Sum<T>) * plan.units.pieces * plan.piece_size));
-  const int64_t jobs = plan.units.pieces * p.groups * plan.panel_ranges * plan.splits;
+  const int64_t jobs = plan.units.pieces * p.groups * plan.cuts.panel_ranges * plan.cuts.splits;
   parallel_jobs(jobs, divide_up(p.batch * p.outputs * p.groups * p.rows * p.products(), jobs),
                 [&](int64_t begin, int64_t end) {
                   for (int64_t job = begin; job < end; ++job) sum_piece(p, plan, job, partial);

@@ -153,7 +153,7 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
                                                                                   : Kernel::rows;
 }
 
-// F(4, 3) errs a few times as much as a direct sum, and by a share of inputs that an output does
+// F(4, r) errs a few times as much as a direct sum, and by a share of inputs that an output does
 // not read, however large these are.
 template <class S>
 bool exact_enough_for_four(const Correlation<S>& p) {

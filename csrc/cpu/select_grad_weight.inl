@@ -1,6 +1,6 @@
 // Which kernel grad_weight gets, and when both gradients share one.
 
-// F(4, 3) errs less than oneDNN's sums of so many positions, but more than those of many taps.
+// F(4, r) errs less than oneDNN's sums of so many positions, but more than those of many taps.
 constexpr int64_t kFewestPositionsOfFour = 2048;
 constexpr int64_t kMostTapsOfFour = 8;
 
@@ -99,10 +99,10 @@ DirectGradWeight direct_grad_weight(const WeightGradient<S>& p) {
   if (is_by_groups(p)) return {Kernel::depthwise, 0};
   const int64_t positions = cost_by_positions(p), rows = cost_by_rows(p);
   const int64_t windows = cost_of_windows(p), joined = cost_of_joined(p);
-  if (windows <= smaller(joined, smaller(positions, rows))) return {Kernel::windows, windows};
-  if (8 * joined <= 9 * smaller(positions, rows)) return {Kernel::joined, joined};
-  return positions < rows ? DirectGradWeight{Kernel::positions, positions}
-                          : DirectGradWeight{Kernel::rows, rows};
+  const int64_t least = smaller(windows, smaller(joined, smaller(positions, rows)));
+  if (windows == least) return {Kernel::windows, least};
+  if (8 * joined <= 9 * smaller(positions, rows)) return {Kernel::joined, least};
+  return {positions < rows ? Kernel::positions : Kernel::rows, least};
 }
 
 template <class S>

@@ -52,6 +52,24 @@ inline Units plan_units(int64_t batch, int64_t outputs, int64_t length, int64_t 
   return u;
 }
 
+// How one piece is cut further: panels of rows into ranges, products into splits. Each range reads
+// x anew, each split grad_output.
+struct Cuts {
+  int64_t panel_ranges, splits;
+};
+
+// No further than so many jobs need it, and evenly where there may be enough splits.
+inline Cuts cut_into_jobs(int64_t jobs, int64_t panels, int64_t most_splits) {
+  int64_t ranges = panels, rest = jobs;
+  while (rest > 0) {  // Euclid's common divisor
+    const int64_t next = ranges % rest;
+    ranges = rest;
+    rest = next;
+  }
+  if (jobs / ranges > most_splits) ranges = smaller(panels, divide_up(jobs, most_splits));
+  return {ranges, smaller(most_splits, divide_up(jobs, ranges))};
+}
+
 struct Unit {
   int64_t first_sample, samples, first_position, positions;
 };
