@@ -25,7 +25,7 @@ int64_t fast_correlation_cost(const Correlation<S>& p, int64_t dilation) {
                        slots_of_padding(p, t) * p.channels * p.rows;
   // A run of tiles takes whole vectors.
   const int64_t run = divide_up(dilation, kLanes<T>) * kLanes<T>;
-  return stretches.whole_blocks ? cost : cost * run / dilation;
+  return stretches.whole_blocks ? cost : cost + cost * (run - dilation) / dilation;
 }
 
 // What the direct sum costs, with its staging and storing.
