@@ -23,9 +23,10 @@ int64_t fast_correlation_cost(const Correlation<S>& p, int64_t dilation) {
   const int64_t transforms = 6 * t.slots * p.channels + 14 * F::kOutputs * p.rows;
   const int64_t cost = t.tiles * (t.slots * p.channels * p.rows + (copies ? 3 : 1) * transforms) -
                        slots_of_padding(p, t) * p.channels * p.rows;
-  // A run of tiles takes whole vectors.
-  const int64_t run = divide_up(dilation, kLanes<T>) * kLanes<T>;
-  return stretches.whole_blocks ? cost : cost + cost * (run - dilation) / dilation;
+  // A run of tiles takes whole vectors, which short runs do not fill.
+  constexpr int W = kLanes<T>;
+  if (stretches.whole_blocks || dilation >= 4 * W) return cost;
+  return cost * divide_up(dilation, W) * W / dilation;
 }
 
 // What the direct sum costs, with its staging and storing.
