@@ -93,6 +93,13 @@ def between() -> Iterator[Problem]:
     yield Problem("pointwise 128->256 L500", 8, 128, 256, 500, 1)
 
 
+def at_precision(problem: Problem, **precision: object) -> Problem:
+    """The problem's functions, each by itself, at another precision."""
+    functions = tuple(function for function in FUNCTIONS if function in problem.functions)
+    other = replace(problem, functions=functions, **precision)
+    return replace(other, name=f"{problem.name} {other.format}")
+
+
 def other_precisions(problems: list[Problem]) -> Iterator[Problem]:
     by_name = {problem.name: problem for problem in problems}
     for dtype, names in {
@@ -107,8 +114,7 @@ def other_precisions(problems: list[Problem]) -> Iterator[Problem]:
         torch.float64: ("LM C64 K3 d4 L1024", "odd 67->61 K5 L4099 same"),
     }.items():
         for name in names:
-            other = f"{name} {str(dtype).removeprefix('torch.')}"
-            yield replace(by_name[name], name=other, dtype=dtype, functions=FUNCTIONS)
+            yield at_precision(by_name[name], dtype=dtype)
     for name in (
         "LM C64 K3 d4 L1024",
         "LM C64 K2 d64 L1024",
@@ -117,9 +123,7 @@ def other_precisions(problems: list[Problem]) -> Iterator[Problem]:
         "LM C512 K3 d16 L1024",
         "LM C64 K3 d4 L1024 + tanh",
     ):
-        problem = by_name[name]
-        functions = tuple(function for function in FUNCTIONS if function in problem.functions)
-        yield replace(problem, name=f"{name} tf32", fp32_precision="tf32", functions=functions)
+        yield at_precision(by_name[name], fp32_precision="tf32")
 
 
 def families() -> dict[str, list[Problem]]:

@@ -209,8 +209,7 @@ void correlate_fast(const Correlation<S>& p) {
   const InputTransform<F> input = plan_input<F, T>(tiling, stretches);
   const int64_t lane_pitch = staged_pitch(max_lanes + W, W);
   // Sums are written out as soon as they are there, unless a vector of tiles is no run of outputs.
-  const bool in_pieces =
-      samples == 1 && (!stretches.whole_blocks || cut_in_registers<T>(tiling.dilation));
+  const bool in_pieces = samples == 1 && !copies_phases<T>(tiling, stretches);
   const int64_t piece_lanes = in_pieces ? kTallVectors * W : max_lanes;
 
   const int64_t blocks = divide_up(p.rows, kTallRows);

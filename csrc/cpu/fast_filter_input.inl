@@ -8,6 +8,12 @@ constexpr bool cut_in_registers(int64_t dilation) {
   return dilation <= kLanes<T> && (dilation & (dilation - 1)) == 0;
 }
 
+// The phases of a row are copied apart, which is dear.
+template <class T, class F>
+bool copies_phases(const FastTiling<F>& t, const Stretches<F>& stretches) {
+  return stretches.whole_blocks && !cut_in_registers<T>(t.dilation);
+}
+
 template <class F>
 struct InputTransform {
   int64_t phase_pitch;   // elements of one phase, or of one stream, 0 without

@@ -90,10 +90,7 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
   const FastTiling<F>& tiling = plan.tiling;
-  const int64_t split = job % plan.cuts.splits;
-  const int64_t range = job / plan.cuts.splits % plan.cuts.panel_ranges;
-  const int64_t group = job / plan.cuts.splits / plan.cuts.panel_ranges % p.groups;
-  const int64_t piece = job / plan.cuts.splits / plan.cuts.panel_ranges / p.groups;
+  const auto [piece, group, range, split] = PieceJob(plan.cuts, p.groups, job);
   const int64_t first_channel = p.channels * split / plan.cuts.splits;
   const int64_t channels = p.channels * (split + 1) / plan.cuts.splits - first_channel;
   const int64_t first_panel = plan.panels * range / plan.cuts.panel_ranges;
@@ -123,6 +120,8 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
   };
   const int64_t first_unit = plan.units * piece / plan.pieces;
   const int64_t last_unit = plan.units * (piece + 1) / plan.pieces;
+  // The next piece is the next job, unless pieces are cut further.
+  const int64_t end_unit = plan.cuts.jobs() * p.groups == 1 ? plan.units : last_unit;
   for (int64_t unit = first_unit; unit < last_unit; ++unit) {
     const bool accumulate = unit != first_unit;
     const int64_t first = stretches_until(unit), last = stretches_until(unit + 1);
@@ -146,9 +145,6 @@ void sum_piece_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& pla
     });
     // While this unit is summed, what the next one reads is asked for, first x and then grad_output
     // of each stretch.
-    // The next piece is the next job, unless pieces are cut further.
-    const int64_t end_unit =
-        plan.cuts.panel_ranges * plan.cuts.splits * p.groups == 1 ? plan.units : last_unit;
     const int64_t ahead = unit + 1 < end_unit && in_runs ? stretches_until(unit + 2) : last;
     LinesAhead lines;
     int64_t next = 2 * last;
@@ -272,7 +268,7 @@ void grad_weight_fast(const WeightGradient<S>& p) {
                             divide_up(p.channels, 2 * kMaxRows));
 
   T* partial = static_cast<T*>(scratch(Slot::partial, sizeof(T) * plan.pieces * plan.piece_size));
-  const int64_t jobs = plan.pieces * p.groups * plan.cuts.panel_ranges * plan.cuts.splits;
+  const int64_t jobs = plan.pieces * p.groups * plan.cuts.jobs();
   parallel_jobs(
       jobs, divide_up(p.batch * tiling.tiles * tiling.slots * p.groups * p.rows * p.channels, jobs),
       [&](int64_t begin, int64_t end) {

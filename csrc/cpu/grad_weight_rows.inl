@@ -104,10 +104,7 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
   constexpr int W = kLanes<T>;
   constexpr int D = kDepth<T>;
   const Units& units = plan.units;
-  const int64_t split = job % plan.cuts.splits,
-                range = job / plan.cuts.splits % plan.cuts.panel_ranges;
-  const int64_t group = job / plan.cuts.splits / plan.cuts.panel_ranges % p.groups;
-  const int64_t piece = job / plan.cuts.splits / plan.cuts.panel_ranges / p.groups;
+  const auto [piece, group, range, split] = PieceJob(plan.cuts, p.groups, job);
   const int64_t first_product = p.products() * split / plan.cuts.splits;
   const int64_t products = p.products() * (split + 1) / plan.cuts.splits - first_product;
   const int64_t first_channel = first_product / p.taps;
@@ -132,8 +129,7 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
   const int64_t first_unit = units.count * piece / units.pieces;
   const int64_t last_unit = units.count * (piece + 1) / units.pieces;
   // The next piece is the next job, unless pieces are cut further.
-  const int64_t ahead =
-      plan.cuts.panel_ranges * plan.cuts.splits * p.groups == 1 ? units.count : last_unit;
+  const int64_t ahead = plan.cuts.jobs() * p.groups == 1 ? units.count : last_unit;
   for (int64_t u = first_unit; u < last_unit; ++u) {
     const Unit unit = unit_at(p, units, u);
     // While this unit is summed, what the next one reads is asked for, where it is of one sample.
@@ -250,7 +246,7 @@ void grad_weight_vectors_of_rows(const WeightGradient<S>& p) {
 
   Sum<T>* partial = static_cast<Sum<T>*>(
       scratch(Slot::partial, sizeof(Sum<T>) * plan.units.pieces * plan.piece_size));
-  const int64_t jobs = plan.units.pieces * p.groups * plan.cuts.panel_ranges * plan.cuts.splits;
+  const int64_t jobs = plan.units.pieces * p.groups * plan.cuts.jobs();
   parallel_jobs(jobs, divide_up(p.batch * p.outputs * p.groups * p.rows * p.products(), jobs),
                 [&](int64_t begin, int64_t end) {
                   for (int64_t job = begin; job < end; ++job) sum_piece(p, plan, job, partial);

@@ -19,7 +19,7 @@ int64_t fast_correlation_cost(const Correlation<S>& p, int64_t dilation) {
   using T = Compute<S>;
   const FastTiling<F> t(p.outputs, p.taps, dilation);
   const Stretches<F> stretches(t, kFastTiles, kLanes<T>);
-  const bool copies = stretches.whole_blocks && !cut_in_registers<T>(dilation);
+  const bool copies = copies_phases<T>(t, stretches);
   const int64_t transforms = 6 * t.slots * p.channels + 14 * F::kOutputs * p.rows;
   const int64_t cost = t.tiles * (t.slots * p.channels * p.rows + (copies ? 3 : 1) * transforms) -
                        slots_of_padding(p, t) * p.channels * p.rows;

@@ -80,7 +80,7 @@ int64_t cost_of_fast(const WeightGradient<S>& p) {
   const FastGradWeightPlan<F> plan = plan_fast_grad_weight<F>(p);
   const FastTiling<F>& t = plan.tiling;
   const Stretches<F>& stretches = plan.stretches;
-  const bool copies = stretches.whole_blocks && !cut_in_registers<Compute<S>>(t.dilation);
+  const bool copies = copies_phases<Compute<S>>(t, stretches);
   return p.batch * (t.tiles * plan.vectors * (t.slots * p.channels + kTurned * F::kComponents) +
                     stretches.count * p.channels *
                         (kStretch + divide_up(stretches.max_tiles, W) * t.slots *

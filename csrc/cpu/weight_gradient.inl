@@ -56,6 +56,19 @@ inline Units plan_units(int64_t batch, int64_t outputs, int64_t length, int64_t 
 // x anew, each split grad_output.
 struct Cuts {
   int64_t panel_ranges, splits;
+
+  int64_t jobs() const { return panel_ranges * splits; }
+};
+
+// One of pieces * groups * cuts.jobs(), the jobs of a piece next to each other.
+struct PieceJob {
+  int64_t piece, group, range, split;
+
+  PieceJob(const Cuts& cuts, int64_t groups, int64_t job)
+      : piece(job / cuts.jobs() / groups),
+        group(job / cuts.jobs() % groups),
+        range(job / cuts.splits % cuts.panel_ranges),
+        split(job % cuts.splits) {}
 };
 
 // No further than so many jobs need it, and evenly where there may be enough splits.
