@@ -209,6 +209,11 @@ def test_short_samples_are_joined(case: Case) -> None:
     assert grad_weight == ("rows" if case.stride > 1 else "joined")  # a phase costs a gathering
 
 
+def test_vectors_that_are_not_full_count_whole() -> None:
+    case = Case("34 outputs", 32, 112, 217, 148, 11, 2, 8)
+    assert kernel("forward", case) == "joined"  # three vectors of positions would be a third empty
+
+
 def test_the_batch_decides_only_between_kernels_of_the_same_bits() -> None:
     case = SEED[3]
     assert [kernel("forward", case._replace(batch=n)) for n in (1, 32)] == ["rows", "joined"]

@@ -8,15 +8,45 @@ constexpr int64_t kMostTileRows = 192;
 // taps.
 inline int64_t samples_of_rows(int64_t batch, int64_t outputs, int64_t sample_bytes) {
   constexpr int64_t kTiles = 4;                 // for threads to share, with the panels
-  constexpr int64_t kStagedBytes = 256 * 1024;  // in the L2 cache
+  constexpr int64_t kStagedBytes = 512 * 1024;  // in the L2 cache, with a panel of weights
   const int64_t fitting = smaller(kMostTileRows / outputs, kStagedBytes / larger(1, sample_bytes));
   return larger(larger(1, kTilePositions / outputs), smaller(fitting, batch / kTiles));
 }
+
+// What one job makes, of all rows or of a range of them.
+struct TileOfRows {
+  int64_t group, sample, samples, position, positions;
+
+  template <class S>
+  TileOfRows(const Correlation<S>& p, int64_t tile, int64_t blocks, int64_t most_samples)
+      : group(tile / blocks % p.groups),
+        sample(tile / blocks / p.groups * most_samples),
+        samples(smaller(most_samples, p.batch - sample)),
+        position(p.outputs * (tile % blocks) / blocks),
+        positions(p.outputs * (tile % blocks + 1) / blocks - position) {}
+
+  // The part of the input that it reads.
+  template <class S>
+  LinesAhead lines(const Correlation<S>& p) const {
+    if (p.in_position != 1) return {};
+    const int64_t one = p.tap_offset[0], other = p.tap_offset[p.taps - 1];
+    const int64_t first = larger(0, position * p.in_step + smaller(one, other));
+    const int64_t last =
+        smaller(p.length, (position + positions - 1) * p.in_step + larger(one, other) + 1);
+    return {p.in + sample * p.in_batch + group * p.channels * p.in_channel + first,
+            p.channels,
+            p.in_channel,
+            samples,
+            p.in_batch,
+            larger(0, last - first)};
+  }
+};
 
 template <class T, class S>
 void correlate_vectors_of_rows(const Correlation<S>& p) {
   constexpr int W = kLanes<T>;
   constexpr int64_t kPanelBytes = 128 * 1024;  // in the L2 cache
+  constexpr int64_t kNearBytes = 1024 * 1024;  // what may be in the L2 cache already
 
   const int64_t channels = divide_up(p.channels, kDepth<T>);
   CorrelationPlan plan;
@@ -63,6 +93,8 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
   const int64_t tiles = batches * p.groups * blocks;
   const int64_t ranges = smaller(panels, divide_up(threads(), tiles));
   const int64_t most_steps = kPanelBytes / (static_cast<int64_t>(sizeof(T)) * weight_pitch);
+  const bool from_far =
+      p.batch * p.groups * p.channels * p.length * static_cast<int64_t>(sizeof(S)) > kNearBytes;
   parallel_jobs(
       tiles * ranges, p.rows * p.products() * block_positions * samples / ranges,
       [&](int64_t begin, int64_t end) {
@@ -70,14 +102,12 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
         Sum<T>* tile = static_cast<Sum<T>*>(
             scratch(Slot::tile, sizeof(Sum<T>) * samples * block_positions * padded));
         for (int64_t job = begin; job < end; ++job) {
-          const int64_t range = job % ranges, block = job / ranges % blocks;
-          const int64_t group = job / ranges / blocks % p.groups;
-          const int64_t n0 = job / ranges / blocks / p.groups * samples;
+          const TileOfRows at(p, job / ranges, blocks, samples);
+          const int64_t group = at.group, n0 = at.sample, count = at.samples;
+          const int64_t q0 = at.position, positions = at.positions;
+          const int64_t range = job % ranges;
           const int64_t first_panel = panels * range / ranges;
           const int64_t last_panel = panels * (range + 1) / ranges;
-          const int64_t q0 = p.outputs * block / blocks;
-          const int64_t positions = p.outputs * (block + 1) / blocks - q0;
-          const int64_t count = smaller(samples, p.batch - n0);
           const T* start[kMostTileRows];
           for (int64_t i = 0; i < count; ++i) {
             const int64_t sample = (n0 + i) * p.in_batch + group * p.channels * p.in_channel;
@@ -92,12 +122,17 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
           }
           const int64_t tile_rows = count * positions;
           const int64_t strips = divide_up(tile_rows, kMaxRows);
+          LinesAhead ahead;
+          if (from_far && job + 1 < end && (job + 1) % ranges == 0)
+            ahead = TileOfRows(p, (job + 1) / ranges, blocks, samples).lines(p);
+          const int64_t share = divide_up(ahead.count(), (last_panel - first_panel) * strips);
           for (int64_t panel = first_panel; panel < last_panel; ++panel) {
             const int64_t first = vectors * panel / panels;
             const int width = static_cast<int>(vectors * (panel + 1) / panels - first);
             for_each_part(plan.reduction, kForwardChain<T>, most_steps, [&](const Steps& part) {
               const bool is_first = part.first_outer == 0 && part.first_inner == 0;
               for (int64_t strip = 0; strip < strips; ++strip) {
+                ahead.ask<LinesAhead::kIntoL2>(share);
                 const int64_t row = tile_rows * strip / strips;
                 const int rows = static_cast<int>(tile_rows * (strip + 1) / strips - row);
                 const TapRange inside =

@@ -151,22 +151,25 @@ CONVLM_INLINE void for_each_part(const Reduction& r, int64_t chain, int64_t most
       body(Steps{o, smaller(o + outer, r.outer), s, smaller(s + inner, r.inner)});
 }
 
-// How many outputs read a part of the input by this tap.
+// The outputs that read a part of the input by this tap.
+struct OutputRange {
+  int64_t first, last;
+  int64_t count() const { return larger(0, last - first); }
+};
 template <class S>
-int64_t outputs_inside(const Correlation<S>& p, int64_t tap) {
+OutputRange outputs_inside(const Correlation<S>& p, int64_t tap) {
   const auto steps = [&](int64_t distance) {
     return p.in_step == 1 ? distance : divide_up(distance, p.in_step);
   };
-  const int64_t first = larger(0, steps(-p.tap_offset[tap]));
-  const int64_t last = smaller(p.outputs, steps(p.length - p.tap_offset[tap]));
-  return larger(0, last - first);
+  return {larger(0, steps(-p.tap_offset[tap])),
+          smaller(p.outputs, steps(p.length - p.tap_offset[tap]))};
 }
 
 // How many products the outputs of one row and channel take, but for those with padding.
 template <class S>
 int64_t products_inside(const Correlation<S>& p) {
   int64_t products = 0;
-  for (int64_t j = 0; j < p.taps; ++j) products += outputs_inside(p, j);
+  for (int64_t j = 0; j < p.taps; ++j) products += outputs_inside(p, j).count();
   return products;
 }
 

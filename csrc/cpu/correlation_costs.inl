@@ -30,7 +30,7 @@ template <class S>
 int64_t products_in_strips(const Correlation<S>& p, int64_t more) {
   int64_t products = 0;
   for (int64_t j = 0; j < p.taps; ++j) {
-    const int64_t inside = outputs_inside(p, j);
+    const int64_t inside = outputs_inside(p, j).count();
     if (inside > 0) products += smaller(p.outputs, inside + more);
   }
   return products;
@@ -42,6 +42,22 @@ struct CostByPositions {
   int64_t all() const { return copying + rest; }
 };
 
+// Of one channel and row: how many vectors of outputs are multiplied in strips of `width` vectors
+// that leave out the taps of which all of them read nothing but padding.
+template <class S>
+int64_t vectors_in_strips(const Correlation<S>& p, int64_t width) {
+  constexpr int64_t W = kLanes<Compute<S>>;
+  const int64_t strip = width * W, vectors = divide_up(p.outputs, W);
+  int64_t multiplied = 0;
+  for (int64_t j = 0; j < p.taps; ++j) {
+    const OutputRange inside = outputs_inside(p, j);
+    if (inside.count() > 0)
+      multiplied +=
+          smaller(vectors, width * ((inside.last - 1) / strip - inside.first / strip + 1));
+  }
+  return multiplied;
+}
+
 template <class S>
 CostByPositions cost_by_positions(const Correlation<S>& p) {
   using T = Operand<S>;
@@ -50,9 +66,9 @@ CostByPositions cost_by_positions(const Correlation<S>& p) {
   const int64_t gather = p.in_step <= 4 ? 7 : 14;  // with shuffles of their own, or without
   const int64_t output = p.out_step == 1 ? 7 : 2;  // some are put in their turn elsewhere
   const int64_t vectors = divide_up(p.outputs, W);
-  const int64_t products = larger(taps_inside(p, 0, p.outputs).count(),
-                                  divide_up(products_in_strips(p, kMaxVectors * W / 2), W)) *
-                           (p.rows == 1 ? 2 : 1);  // a lone row waits for its sums
+  const int64_t products =
+      larger(taps_inside(p, 0, p.outputs).count(), vectors_in_strips(p, TileShape(p).vectors)) *
+      (p.rows == 1 ? 2 : 1);  // a lone row waits for its sums
   Staging staging = staging_of(p);
   const int64_t strips = plan_tile<T>(p, p.taps, vectors, staging);
   const int64_t tiles = divide_up(vectors, strips * TileShape(p).vectors);
@@ -151,7 +167,7 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   for (int64_t i = 0; i < part_count; ++i) {
     int64_t addends = 0;  // vectors
     for (int64_t j = 0; j < parts[i].taps; ++j)
-      addends += divide_up(outputs_inside(parts[i], j), W);
+      addends += divide_up(outputs_inside(parts[i], j).count(), W);
     cost +=
         addends * (adding * p.rows + kAddend) + output * p.rows * divide_up(parts[i].outputs, W);
   }
