@@ -214,6 +214,10 @@ def test_vectors_that_are_not_full_count_whole() -> None:
     assert kernel("forward", case) == "joined"  # three vectors of positions would be a third empty
 
 
+def test_nothing_is_multiplied_where_nothing_but_padding_is_read() -> None:
+    assert kernel("forward", Case("", 32, 137, 216, 2, 2, 1, 4, 1, (2, 2))) == "rows"
+
+
 def test_the_batch_decides_only_between_kernels_of_the_same_bits() -> None:
     case = SEED[3]
     assert [kernel("forward", case._replace(batch=n)) for n in (1, 32)] == ["rows", "joined"]

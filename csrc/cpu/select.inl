@@ -134,6 +134,8 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
   if (p.out_step == 1 &&
       (is_by_groups(p) || has_few_channels(p.rows, p.channels, p.taps) || is_sum_of_rows(p)))
     return Kernel::depthwise;
+  if (taps_inside(p, 0, p.outputs).count() == 0)
+    return Kernel::rows;  // which multiply nothing then
   const int64_t positions = cost_by_positions(p).all(), rows = cost_by_rows(p, kUsualBatch);
   const int64_t joined = cost_of_joined(p, kUsualBatch) / kUsualBatch;
   if (p.out_step == 1) {
