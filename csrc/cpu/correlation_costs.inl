@@ -36,12 +36,6 @@ int64_t products_in_strips(const Correlation<S>& p, int64_t more) {
   return products;
 }
 
-struct CostByPositions {
-  int64_t copying;  // which classes of positions that go together do once
-  int64_t rest;
-  int64_t all() const { return copying + rest; }
-};
-
 // Of one channel and row: how many vectors of outputs are multiplied in strips of `width` vectors
 // that leave out the taps of which all of them read nothing but padding.
 template <class S>
@@ -57,6 +51,12 @@ int64_t vectors_in_strips(const Correlation<S>& p, int64_t width) {
   }
   return multiplied;
 }
+
+struct CostByPositions {
+  int64_t copying;  // which classes of positions that go together do once
+  int64_t rest;
+  int64_t all() const { return copying + rest; }
+};
 
 template <class S>
 CostByPositions cost_by_positions(const Correlation<S>& p) {
