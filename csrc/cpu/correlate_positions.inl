@@ -14,57 +14,12 @@ struct PartOfPositions {
   int64_t weight_offset;  // within those of a block of rows
 };
 
-// The shape of the core's tiles: few rows need several vectors each, or they wait for their sums,
-// and of few products each tile should have many.
-struct TileShape {
-  static constexpr int64_t kFewProducts = 32;
-  bool tall;
-  int64_t rows, vectors;  // at most
-  template <class S>
-  explicit TileShape(const Correlation<S>& p)
-      : tall(p.rows > kMaxRows && p.products() > kFewProducts),
-        rows(tall ? kTallRows : kMaxRows),
-        vectors(tall ? kTallVectors : kMaxVectors) {}
+// What is staged at a time, and the blocks of rows and the strips that read it.
+struct PieceOfTile {
+  int64_t tile, sample, group;
+  int64_t first_block, last_block, first_strip, last_strip;
+  int64_t channel, last_channel;  // or pairs of them
 };
-
-// Strips of positions are as wide as the core, and a tile is staged for several of them: how many,
-// but no more than `most`, which must not show in the bits. What few rows read soon again need not
-// stay in the L2 cache: that less is staged twice counts for more.
-template <class T, class S>
-int64_t plan_tile(const Correlation<S>& p, int64_t taps, int64_t most, Staging& staging) {
-  constexpr int W = kLanes<T>;
-  // A quarter of the L2 cache: weights and outputs need the rest.
-  constexpr int64_t kFewRows = 32, kStagedBytes = 256 * 1024, kStagedBytesOfFewRows = 2048 * 1024;
-  constexpr int64_t kMaxTileVectors = 128;
-  const TileShape shape(p);
-  const int64_t vectors = divide_up(p.outputs, W), channels = divide_up(p.channels, kDepth<T>);
-  const auto plan = [&](int64_t strips) {
-    plan_for_vectors(staging, smaller(vectors, strips * shape.vectors) * W, p.in_step, p.tap_offset,
-                     taps, W);
-    return channels * staging.channel_pitch() * static_cast<int64_t>(sizeof(T)) <=
-           (p.rows <= kFewRows ? kStagedBytesOfFewRows : kStagedBytes);
-  };
-  int64_t strips = smaller(divide_up(vectors, shape.vectors), kMaxTileVectors / shape.vectors);
-  if (!plan(strips)) {
-    int64_t too_many = strips;
-    strips = 1;
-    while (too_many - strips > 1) {
-      const int64_t middle = (strips + too_many) / 2;
-      if (plan(middle))
-        strips = middle;
-      else
-        too_many = middle;
-    }
-    plan(strips);
-  }
-  if (most >= strips) return strips;
-  // With a step, the width of a tile has a say in its streams, and these in the order of sums.
-  const int64_t streams = staging.streams;
-  plan(most);
-  if (p.in_step == 1 || staging.streams == streams) return most;
-  plan(strips);
-  return strips;
-}
 
 // The correlations of several classes of positions go together: they stage the same input, and
 // write to the same cache lines. They differ in taps and outputs alone; the taps of all lie in one
@@ -74,6 +29,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   constexpr int W = kLanes<T>;
   constexpr int64_t kJobs =
       16;  // enough for the threads of a common processor; the bits do not depend on it
+  constexpr int64_t kFewestRowsOfPiece = 128;  // each split stages it again
 
   const Correlation<S>& p = parts[0];
   const TileShape shape(p);
@@ -100,8 +56,9 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   const int64_t samples = p.batch * p.groups;
   const int64_t fewest_tiles =
       divide_up(threads_for(samples * p.rows * p.channels * taps * p.outputs), samples);
-  const int64_t tile_strips = plan_tile<T>(p, taps, divide_up(strips, fewest_tiles), staging);
-  const int64_t tiles = divide_up(strips, tile_strips);
+  const TilePlan plan = plan_tile<T>(p, part_count, taps, divide_up(strips, fewest_tiles), staging);
+  const int64_t tiles = divide_up(strips, plan.strips);
+  const int64_t pieces = divide_up(channels, plan.piece);
   const int64_t blocks = divide_up(p.rows, shape.rows);
   const int64_t weight_pitch = divide_up(p.rows, blocks);
   const int64_t block_size = channels * taps * weight_pitch;
@@ -119,11 +76,19 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
     weight_offset += channels * parts[i].taps * weight_pitch;
   }
 
-  const auto pack_block = [&](int64_t group, int64_t block, T* out) {
+  const auto channels_of = [&](int64_t channel, int64_t last_channel) {
+    return smaller(p.channels, last_channel * kDepth<T>) - channel * kDepth<T>;
+  };
+  const auto pack_block = [&](int64_t group, int64_t block, int64_t channel, int64_t last_channel,
+                              T* out) {
     const int64_t first = p.rows * block / blocks, last = p.rows * (block + 1) / blocks;
-    for (int64_t i = 0; i < part_count; ++i)
-      pack_rows(parts[i], taps_inside(parts[i], 0, parts[i].outputs), group, first, last - first,
-                last - first, weight_pitch, out + plans[i].weight_offset);
+    for (int64_t i = 0; i < part_count; ++i) {
+      Correlation<S> part = parts[i];
+      part.weight += channel * kDepth<T> * part.weight_channel;
+      part.channels = channels_of(channel, last_channel);
+      pack_rows(part, taps_inside(part, 0, part.outputs), group, first, last - first, last - first,
+                weight_pitch, out + plans[i].weight_offset + channel * part.taps * weight_pitch);
+    }
   };
   // What one tile alone multiplies is packed when it does, and need not leave the caches.
   const bool packed_late = p.batch * tiles == 1;
@@ -135,75 +100,112 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
     weights = weights_of(p.groups * blocks);
     parallel_jobs(p.groups * blocks, block_size, [&](int64_t begin, int64_t end) {
       for (int64_t job = begin; job < end; ++job)
-        pack_block(job / blocks, job % blocks, weights + job * block_size);
+        pack_block(job / blocks, job % blocks, 0, channels, weights + job * block_size);
     });
   }
 
-  const int64_t splits = smaller(blocks, divide_up(kJobs, larger(1, samples * tiles)));
-  const int64_t jobs = samples * tiles * splits;
+  // One class has its weights of a piece in one place.
+  const bool weights_are_far = pieces > 1 && part_count == 1 && !packed_late;
+  const int64_t sum_tiles = part_count * (pieces > 1 ? plan.strips : 1);
+  const int64_t block_bytes = sum_tiles * tile_size * static_cast<int64_t>(sizeof(Sum<T>));
+  const int64_t tile_jobs = larger(1, samples * tiles);
+  const int64_t jobs = pieces == 1 || threads() > 1 ? divide_up(kJobs, tile_jobs) : 1;
+  const int64_t splits =
+      smaller(blocks, pieces == 1 ? jobs
+                                  : larger(divide_up(blocks * block_bytes, kSumBytes),
+                                           smaller(jobs, divide_up(p.rows, kFewestRowsOfPiece))));
   parallel_jobs(
-      jobs, divide_up(p.rows, splits) * p.channels * taps * tile_strips * shape.vectors * W,
+      samples * tiles * splits,
+      divide_up(p.rows, splits) * p.channels * taps * plan.strips * shape.vectors * W,
       [&](int64_t begin, int64_t end) {
-        T* staged =
-            static_cast<T*>(scratch(Slot::staged, sizeof(T) * channels * staging.channel_pitch()));
+        T* staged = static_cast<T*>(
+            scratch(Slot::staged, sizeof(T) * plan.piece * staging.channel_pitch()));
         Sum<T>* sums = static_cast<Sum<T>*>(
-            scratch(Slot::tile, sizeof(Sum<T>) * tile_size * (interleaved ? part_count : 1)));
-        const auto first_strip_of = [&](int64_t tile_job) {
-          return strips * (tile_job % tiles) / tiles;
+            scratch(Slot::tile, block_bytes * (pieces > 1 ? divide_up(blocks, splits) : 1)));
+        const auto piece_at = [&](int64_t index) {
+          const int64_t job = index / pieces, tile_job = job / splits, tile = tile_job % tiles;
+          const int64_t channel = index % pieces * plan.piece;
+          return PieceOfTile{tile_job,
+                             tile_job / tiles / p.groups,
+                             tile_job / tiles % p.groups,
+                             blocks * (job % splits) / splits,
+                             blocks * (job % splits + 1) / splits,
+                             strips * tile / tiles,
+                             strips * (tile + 1) / tiles,
+                             channel,
+                             smaller(channels, channel + plan.piece)};
         };
-        const auto first_of = [&](int64_t tile_job) {
-          return vectors * first_strip_of(tile_job) / strips;
+        const auto first_vector = [&](int64_t strip) { return vectors * strip / strips; };
+        const auto input_of = [&](const PieceOfTile& t) {
+          return p.in + t.sample * p.in_batch +
+                 (t.group * p.channels + t.channel * kDepth<T>)*p.in_channel;
         };
-        const auto input_of = [&](int64_t tile_job) {
-          const int64_t group = tile_job / tiles % p.groups, n = tile_job / tiles / p.groups;
-          return p.in + n * p.in_batch + group * p.channels * p.in_channel;
+        const auto position_of = [&](const PieceOfTile& t) {
+          return first_vector(t.first_strip) * W * p.in_step;
         };
-        LinesAhead in_ahead;
-        int64_t staged_job = -1;
-        for (int64_t job = begin; job < end; ++job) {
-          const int64_t split = job % splits, tile_job = job / splits;
-          const int64_t t = tile_job % tiles, group = tile_job / tiles % p.groups,
-                        n = tile_job / tiles / p.groups;
-          const int64_t first_strip = strips * t / tiles, last_strip = strips * (t + 1) / tiles;
-          const int64_t first = vectors * first_strip / strips;
-          if (staged_job != tile_job)
-            stage(staging, input_of(tile_job), p.channels, p.in_channel, p.in_position, p.length,
-                  first * W * p.in_step, staged, false);
-          staged_job = tile_job;
-          const int64_t next_job = (job + 1) / splits;
-          if (job + 1 < end)
-            in_ahead = lines_to_stage(staging, input_of(next_job), p.channels, p.in_channel,
-                                      p.in_position, first_of(next_job) * W * p.in_step);
+        const auto weight_of = [&](const PieceOfTile& t, int64_t block) {
+          return weights + (t.group * blocks + block) * block_size;
+        };
+        LinesAhead in_ahead, weight_ahead;
+        int64_t staged_tile = -1;
+        for (int64_t index = begin * pieces; index < end * pieces; ++index) {
+          const PieceOfTile t = piece_at(index);
+          const PieceOfTile next = index + 1 < end * pieces ? piece_at(index + 1) : t;
+          const bool is_first = t.channel == 0, is_last = t.last_channel == channels;
+          if (pieces > 1 || staged_tile != t.tile)
+            stage(staging, input_of(t), channels_of(t.channel, t.last_channel), p.in_channel,
+                  p.in_position, p.length, position_of(t), staged, false);
+          staged_tile = t.tile;
+          in_ahead =
+              lines_to_stage(staging, input_of(next), channels_of(next.channel, next.last_channel),
+                             p.in_channel, p.in_position, position_of(next));
+          const int64_t tile_strips = t.last_strip - t.first_strip;
           const int64_t in_share =
-              divide_up(in_ahead.count(), divide_up(blocks, splits) * (last_strip - first_strip));
-          for (int64_t block = blocks * split / splits; block < blocks * (split + 1) / splits;
-               ++block) {
+              divide_up(in_ahead.count(), divide_up(blocks, splits) * tile_strips);
+          for (int64_t block = t.first_block; block < t.last_block; ++block) {
             const int64_t row = p.rows * block / blocks;
             const int rows = static_cast<int>(p.rows * (block + 1) / blocks - row);
-            T* const weight =
-                packed_late ? weights_of(1) : weights + (group * blocks + block) * block_size;
-            if (packed_late) pack_block(group, block, weight);
+            T* const weight = packed_late ? weights_of(1) : weight_of(t, block);
+            if (packed_late) pack_block(t.group, block, t.channel, t.last_channel, weight);
+            if (weights_are_far) {
+              const bool same = block + 1 < t.last_block;
+              const PieceOfTile& of_next = same ? t : next;
+              const int64_t channel_size = taps * weight_pitch;
+              weight_ahead =
+                  LinesAhead(weight_of(of_next, same ? block + 1 : of_next.first_block) +
+                                 of_next.channel * channel_size,
+                             1, 0, 1, 0, (of_next.last_channel - of_next.channel) * channel_size);
+            }
+            const int64_t weight_share = divide_up(weight_ahead.count(), tile_strips);
             Sum<T> bias[kTallRows];
-            for (int i = 0; i < rows; ++i) bias[i] = bias_of(p, group * p.rows + row + i);
-            int64_t v = first;
-            for (int64_t strip = first_strip; strip < last_strip; ++strip) {
-              const int64_t next = vectors * (strip + 1) / strips;
-              const int width = static_cast<int>(next - v);
+            for (int i = 0; i < rows; ++i) bias[i] = bias_of(p, t.group * p.rows + row + i);
+            for (int64_t strip = t.first_strip; strip < t.last_strip; ++strip) {
+              const int64_t v = first_vector(strip);
+              const int width = static_cast<int>(first_vector(strip + 1) - v);
               in_ahead.ask(in_share);
+              weight_ahead.template ask<LinesAhead::kIntoL2>(weight_share);
+              const int64_t waiting =
+                  pieces > 1 ? (block - t.first_block) * plan.strips + strip - t.first_strip : 0;
+              Sum<T>* const strip_sums = sums + waiting * part_count * tile_size;
               for (int64_t part = 0; part < part_count; ++part) {
                 const Correlation<S>& q = parts[part];
                 const int64_t count = smaller(width * W, q.outputs - v * W);
                 if (count <= 0) continue;
-                Sum<T>* tile = sums + (interleaved ? part * tile_size : 0);
+                Sum<T>* tile = strip_sums + part * tile_size;
                 const Reduction& reduction = plans[part].reduction;
-                const Steps steps = steps_of(reduction, taps_inside(q, v * W, v * W + count));
+                const Steps of_piece = reduction.taps_are_inner
+                                           ? Steps{t.channel, t.last_channel, 0, reduction.inner}
+                                           : Steps{0, reduction.outer, t.channel, t.last_channel};
+                const Steps steps =
+                    overlap(of_piece, steps_of(reduction, taps_inside(q, v * W, v * W + count)));
                 const T* part_weight = weight + plans[part].weight_offset;
-                S* out = q.out + n * q.out_batch + group * q.out_group + row * q.out_row +
+                S* out = q.out + t.sample * q.out_batch + t.group * q.out_group + row * q.out_row +
                          v * W * q.out_step;
-                const bool plain =
-                    q.out_step == 1 && q.activation == Activation::none && count == width * W;
+                const bool plain = is_last && q.out_step == 1 && q.activation == Activation::none &&
+                                   count == width * W;
                 Product<T> product{&part_weight,
-                                   staged + (v - first) * W,
+                                   staged + ((v - first_vector(t.first_strip)) * W -
+                                             t.channel * staging.channel_pitch()),
                                    reduction.weight_start,
                                    reduction.in_start,
                                    reduction.outer,
@@ -212,7 +214,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                                    reduction.in_step,
                                    tile,
                                    width * W,
-                                   false,
+                                   !is_first,
                                    plain ? if_same<Stored<T>>(out) : nullptr,
                                    q.out_row,
                                    bias};
@@ -221,15 +223,14 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                                                              kForwardChain<T>);
                 else
                   multiply<T, true>(product, rows, width, steps, kForwardChain<T>);
-                for (int i = 0; product.out == nullptr && !interleaved && i < rows; ++i)
+                for (int i = 0; is_last && product.out == nullptr && !interleaved && i < rows; ++i)
                   finish_row(q, tile + i * width * W, bias[i], count, out + i * q.out_row);
               }
-              for (int i = 0; interleaved && i < rows; ++i)
-                interleave(sums + i * width * W, tile_size, p.out_step,
+              for (int i = 0; is_last && interleaved && i < rows; ++i)
+                interleave(strip_sums + i * width * W, tile_size, p.out_step,
                            smaller(width * W * p.out_step, length - v * W * p.out_step),
-                           p.out + n * p.out_batch + group * p.out_group + (row + i) * p.out_row +
-                               v * W * p.out_step);
-              v = next;
+                           p.out + t.sample * p.out_batch + t.group * p.out_group +
+                               (row + i) * p.out_row + v * W * p.out_step);
             }
           }
         }

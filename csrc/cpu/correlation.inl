@@ -242,19 +242,32 @@ inline void pack_rows(const Correlation<bfloat16>& p, TapRange taps, int64_t gro
   constexpr int W = kLanes<float>;
   const bfloat16* source = p.weight + group * p.weight_group + first * p.weight_row;
   if (natural_weight(p) && 2 * taps.count() > p.taps) {
-    float* turned = static_cast<float*>(
-        scratch(Slot::panel, sizeof(float) * W * p.taps * divide_up(p.channels, 2) * 2));
-    for (int64_t i = p.products() * W; i < p.taps * divide_up(p.channels, 2) * 2 * W; ++i)
-      turned[i] = 0;
+    // Neighbours in a row are turned together, of some channels at a time.
+    constexpr int64_t kTurned = 512;
+    const int64_t piece = larger(1, kTurned / p.taps / 2) * 2;
+    Pair* turned =
+        static_cast<Pair*>(scratch(Slot::panel, sizeof(Pair) * W * divide_up(piece * p.taps, 2)));
     for (int64_t i = 0; i < padded; i += W) {
+      const int64_t rows = larger(0, smaller(W, count - i));
       const int stored = static_cast<int>(smaller(W, padded - i));
-      transpose_strip(source + i * p.weight_row, p.weight_row, larger(0, smaller(W, count - i)),
-                      p.products(), turned, W, W);
-      const float* low = turned;
-      for (int64_t c = 0; c < p.channels; c += 2, low += p.taps * W)
-        for (int64_t j = 0; j < p.taps; ++j, low += W)
-          store_partial(out + (c / 2 * p.taps + j) * pitch + i,
-                        pair_of(load(low), load(low + p.taps * W)), stored);
+      for (int64_t c0 = 0; c0 < p.channels; c0 += piece) {
+        const bfloat16* in = source + i * p.weight_row + c0 * p.taps;
+        const int64_t channels = smaller(piece, p.channels - c0), elements = channels * p.taps;
+        transpose_strip(reinterpret_cast<const PairStart*>(in), p.weight_row, rows, elements / 2,
+                        turned, W, W);
+        for (int r = 0; elements % 2 == 1 && r < W; ++r)
+          turned[elements / 2 * W + r] = {
+              r < rows ? in[r * p.weight_row + elements - 1].bits : uint16_t(0), 0};
+        const auto element = [&](int64_t e) {
+          const Vector<Pair> both = load(turned + e / 2 * W);
+          return e % 2 == 1 ? both >> 16 : both & 0xffffu;
+        };
+        Pair* to = out + c0 / 2 * p.taps * pitch + i;
+        for (int64_t c = 0; c < channels; c += 2)
+          for (int64_t e = c * p.taps; e < (c + 1) * p.taps; ++e, to += pitch)
+            store_partial(
+                to, c + 1 < channels ? element(e) | element(e + p.taps) << 16 : element(e), stored);
+      }
     }
     return;
   }

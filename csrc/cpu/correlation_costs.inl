@@ -70,7 +70,7 @@ CostByPositions cost_by_positions(const Correlation<S>& p) {
       larger(taps_inside(p, 0, p.outputs).count(), vectors_in_strips(p, TileShape(p).vectors)) *
       (p.rows == 1 ? 2 : 1);  // a lone row waits for its sums
   Staging staging = staging_of(p);
-  const int64_t strips = plan_tile<T>(p, p.taps, vectors, staging);
+  const int64_t strips = plan_tile<T>(p, 1, p.taps, vectors, staging).strips;
   const int64_t tiles = divide_up(vectors, strips * TileShape(p).vectors);
   const int64_t copying = staging_cost(p, staging, kStream, p.in_step == 1 ? kCopy : gather);
   return {tiles * p.channels * copying,

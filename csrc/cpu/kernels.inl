@@ -32,6 +32,7 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/interleave.inl"
 #include "cpu/outer_product.inl"
 #include "cpu/correlation.inl"
+#include "cpu/position_tiles.inl"
 #include "cpu/correlate_positions.inl"
 #include "cpu/correlate_rows.inl"
 #include "cpu/joined.inl"

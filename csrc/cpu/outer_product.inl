@@ -111,14 +111,15 @@ struct Steps {
   int64_t first_outer, last_outer, first_inner, last_inner;
 };
 
-// A chain is some of the inner steps of some outer ones.
+// A chain is some of the inner steps of some outer ones: what several taps read stays in the L1
+// cache between them.
 struct Chains {
   int64_t outer, inner;
 
   Chains(int64_t all_outer, int64_t all_inner, int64_t chain)
       : outer(larger(1, all_outer)), inner(larger(1, all_inner)) {
     if (all_outer * all_inner <= chain) return;
-    inner = divide_up(all_inner, divide_up(all_inner, chain));
+    inner = divide_up(all_inner, divide_up(all_inner, smaller(chain, kChain)));
     outer = larger(1, chain / inner);
   }
 };

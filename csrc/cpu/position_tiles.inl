@@ -1,0 +1,86 @@
+// The tiles of the correlation with vectors of positions: what is staged, and summed, at a time.
+
+// The shape of the core's tiles: few rows need several vectors each, or they wait for their sums,
+// and of few products each tile should have many.
+struct TileShape {
+  static constexpr int64_t kFewProducts = 32;
+  bool tall;
+  int64_t rows, vectors;  // at most
+  template <class S>
+  explicit TileShape(const Correlation<S>& p)
+      : tall(p.rows > kMaxRows && p.products() > kFewProducts),
+        rows(tall ? kTallRows : kMaxRows),
+        vectors(tall ? kTallVectors : kMaxVectors) {}
+};
+
+// A tile of positions is so many strips, each as wide as the core, and staged a piece of the
+// channels at a time.
+struct TilePlan {
+  int64_t strips, piece;  // piece: channels, or pairs of them
+};
+
+// What the sums of a tile may take, where they wait for the next piece: half the L2 cache.
+constexpr int64_t kSumBytes = 512 * 1024;
+
+// No more strips than `most`, which must not show in the bits. What few rows read soon again need
+// not stay in the L2 cache: that less is staged twice counts for more. Weights that do not stay
+// there are read again for each tile, which is larger then, of pieces of whole chains: the bits do
+// not depend on them. Such a tile may be the work of several threads.
+template <class T, class S>
+TilePlan plan_tile(const Correlation<S>& p, int64_t classes, int64_t taps, int64_t most,
+                   Staging& staging) {
+  constexpr int W = kLanes<T>;
+  // A quarter of the L2 cache: weights and outputs need the rest.
+  constexpr int64_t kFewRows = 32, kStagedBytes = 256 * 1024, kStagedBytesOfFewRows = 2048 * 1024;
+  constexpr int64_t kMaxTileVectors = 128, kWeightBytes = 512 * 1024;
+  const TileShape shape(p);
+  const int64_t vectors = divide_up(p.outputs, W), channels = divide_up(p.channels, kDepth<T>);
+  const int64_t staged_bytes = p.rows <= kFewRows ? kStagedBytesOfFewRows : kStagedBytes;
+  TilePlan plan{smaller(divide_up(vectors, shape.vectors), kMaxTileVectors / shape.vectors),
+                channels};
+  const int64_t all_strips = plan.strips;
+  const auto pieces_inside = [&](int64_t strips) {
+    plan_for_vectors(staging, smaller(vectors, strips * shape.vectors) * W, p.in_step, p.tap_offset,
+                     taps, W);
+    return staged_bytes / (plan.piece * staging.channel_pitch() * static_cast<int64_t>(sizeof(T)));
+  };
+  const auto fit = [&] {
+    if (pieces_inside(plan.strips) > 0) return;
+    int64_t too_many = plan.strips;
+    plan.strips = 1;
+    while (too_many - plan.strips > 1) {
+      const int64_t middle = (plan.strips + too_many) / 2;
+      if (pieces_inside(middle) > 0)
+        plan.strips = middle;
+      else
+        too_many = middle;
+    }
+    pieces_inside(plan.strips);
+  };
+  fit();
+  if (plan.strips < smaller(all_strips, most) && channels > taps &&
+      p.rows * channels * taps * static_cast<int64_t>(sizeof(T)) > kWeightBytes) {
+    constexpr int64_t kFewestVectors = 16;
+    // What one tile alone multiplies need not be packed before.
+    const bool lone = p.batch == 1 && vectors <= 2 * kFewestVectors;
+    const int64_t vectors_of_sums =
+        kSumBytes / (p.rows * classes * W * static_cast<int64_t>(sizeof(Sum<T>)));
+    plan.piece = Chains(1, channels, kForwardChain<T>).inner;
+    plan.strips =
+        smaller(all_strips,
+                divide_up(lone ? vectors : larger(kFewestVectors, vectors_of_sums), shape.vectors));
+    fit();
+    const int64_t chains = divide_up(channels, plan.piece);
+    plan.piece *= divide_up(chains, divide_up(chains, larger(1, pieces_inside(plan.strips))));
+    return plan;
+  }
+  if (most >= plan.strips) return plan;
+  // With a step, the width of a tile has a say in its streams, and these in the order of sums.
+  const int64_t streams = staging.streams;
+  pieces_inside(most);
+  if (p.in_step == 1 || staging.streams == streams)
+    plan.strips = most;
+  else
+    pieces_inside(plan.strips);
+  return plan;
+}
