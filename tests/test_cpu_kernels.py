@@ -10,6 +10,7 @@ from cases import (
     DTYPES,
     FAST,
     FEW_POSITIONS,
+    IN_PARTS,
     MANY_GROUPS,
     PARTLY_FAST,
     SEED,
@@ -212,6 +213,22 @@ def test_short_samples_are_joined(case: Case) -> None:
 def test_vectors_that_are_not_full_count_whole() -> None:
     case = Case("34 outputs", 32, 112, 217, 148, 11, 2, 8)
     assert kernel("forward", case) == "joined"  # three vectors of positions would be a third empty
+
+
+@parametrize("dtype", DTYPES)
+@parametrize("case", IN_PARTS[2:])
+def test_pieces_of_the_channels_do_not_show_in_the_bits(case: Case, dtype: torch.dtype) -> None:
+    assert kernel("forward", case, str(dtype).removeprefix("torch.")) == "positions"
+    p = problem(case._replace(batch=3), dtype)
+
+    def run(samples: slice) -> Tensor:
+        return ops.forward(p.x[samples], p.weight, p.bias, *case.window, "none")
+
+    expected = run(slice(None))
+    assert torch.equal(run(slice(1, 2)), expected[1:2])
+    torch.set_num_threads(2)
+    assert torch.equal(run(slice(None)), expected)
+    assert torch.equal(run(slice(1, 2)), expected[1:2])
 
 
 def test_nothing_is_multiplied_where_nothing_but_padding_is_read() -> None:

@@ -70,7 +70,7 @@ CostByPositions cost_by_positions(const Correlation<S>& p) {
       larger(taps_inside(p, 0, p.outputs).count(), vectors_in_strips(p, TileShape(p).vectors)) *
       (p.rows == 1 ? 2 : 1);  // a lone row waits for its sums
   Staging staging = staging_of(p);
-  const int64_t strips = plan_tile<T>(p, 1, p.taps, vectors, staging).strips;
+  const int64_t strips = plan_tile<T>(p, kUsualBatch, 1, p.taps, vectors, staging).strips;
   const int64_t tiles = divide_up(vectors, strips * TileShape(p).vectors);
   const int64_t copying = staging_cost(p, staging, kStream, p.in_step == 1 ? kCopy : gather);
   return {tiles * p.channels * copying,
@@ -157,7 +157,9 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   const int64_t vectors =
       is_long ? kUsualBatch * divide_up(p.length, W) : divide_up(kUsualBatch * p.length, W);
   // Classes of many taps have more weights and products than stay close.
-  const int64_t products = is_long && p.out_step > 1 ? 5 * columns / 8 : columns / 2;
+  const int64_t products = is_long && p.out_step > 1      ? 5 * columns / 8
+                           : is_long && TileShape(p).tall ? 3 * columns / 4
+                                                          : columns / 2;
   int64_t of_all =
       vectors * (divide_up(p.channels, kDepth<Operand<S>>) * (products + kBlock * blocks) +
                  kCopy * p.channels + kProduct * columns);

@@ -22,13 +22,13 @@ struct TilePlan {
 // What the sums of a tile may take, where they wait for the next piece: half the L2 cache.
 constexpr int64_t kSumBytes = 512 * 1024;
 
-// No more strips than `most`, which must not show in the bits. What few rows read soon again need
-// not stay in the L2 cache: that less is staged twice counts for more. Weights that do not stay
-// there are read again for each tile, which is larger then, of pieces of whole chains: the bits do
-// not depend on them. Such a tile may be the work of several threads.
+// Nothing of this may show in the bits. No more strips than `most`, for threads to share. What few
+// rows read soon again need not stay in the L2 cache: that less is staged twice counts for more.
+// Weights that do not stay there are read again for each tile, which is larger then, and threads
+// share its rows. Its pieces are of whole chains.
 template <class T, class S>
-TilePlan plan_tile(const Correlation<S>& p, int64_t classes, int64_t taps, int64_t most,
-                   Staging& staging) {
+TilePlan plan_tile(const Correlation<S>& p, int64_t batch, int64_t classes, int64_t taps,
+                   int64_t most, Staging& staging) {
   constexpr int W = kLanes<T>;
   // A quarter of the L2 cache: weights and outputs need the rest.
   constexpr int64_t kFewRows = 32, kStagedBytes = 256 * 1024, kStagedBytesOfFewRows = 2048 * 1024;
@@ -58,17 +58,18 @@ TilePlan plan_tile(const Correlation<S>& p, int64_t classes, int64_t taps, int64
     pieces_inside(plan.strips);
   };
   fit();
-  if (plan.strips < smaller(all_strips, most) && channels > taps &&
+  if (plan.strips < all_strips && channels > taps &&
       p.rows * channels * taps * static_cast<int64_t>(sizeof(T)) > kWeightBytes) {
-    constexpr int64_t kFewestVectors = 16;
+    // Where the sums of all rows are too many, a tile is staged for each share of the rows.
+    constexpr int64_t kFewestVectors = 16, kFewestProducts = 512;
+    const int64_t sums = kSumBytes / (classes * W * static_cast<int64_t>(sizeof(Sum<T>)));
     // What one tile alone multiplies need not be packed before.
-    const bool lone = p.batch == 1 && vectors <= 2 * kFewestVectors;
-    const int64_t vectors_of_sums =
-        kSumBytes / (p.rows * classes * W * static_cast<int64_t>(sizeof(Sum<T>)));
+    const bool lone =
+        batch == 1 && (sums >= p.rows * vectors || sums / vectors * taps >= kFewestProducts);
     plan.piece = Chains(1, channels, kForwardChain<T>).inner;
     plan.strips =
         smaller(all_strips,
-                divide_up(lone ? vectors : larger(kFewestVectors, vectors_of_sums), shape.vectors));
+                divide_up(lone ? vectors : larger(kFewestVectors, sums / p.rows), shape.vectors));
     fit();
     const int64_t chains = divide_up(channels, plan.piece);
     plan.piece *= divide_up(chains, divide_up(chains, larger(1, pieces_inside(plan.strips))));
