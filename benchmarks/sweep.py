@@ -1,6 +1,7 @@
 """Is there a cliff? Random problems, ours against `F.conv1d`, and the worst of them.
 
     python benchmarks/sweep.py --tuned-allocator --minutes 5 --seed 1
+    python benchmarks/sweep.py --tuned-allocator --channels 1024 --dtype bfloat16
 
 A ratio below 0.9 counts only after it was measured again with more rounds.
 """
@@ -24,7 +25,9 @@ from tqdm import tqdm
 from convlm_kernels.geometry import Padding
 
 CLIFF = 0.9
-LARGEST = 3e8  # products; larger problems would leave time for only a few
+CHANNELS = 300
+LARGEST = 3e8  # products of so many channels; larger problems would leave time for only a few
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 ROUNDS, SECONDS = 5, 0.003
 AGAIN = 15  # rounds of the second look
 
@@ -36,21 +39,24 @@ class Found(NamedTuple):
     problem: Problem
 
 
-def random_problems(seed: int) -> Iterator[Problem]:
+def random_problems(
+    seed: int, channels: int = CHANNELS, dtype: torch.dtype = torch.float32
+) -> Iterator[Problem]:
     """Sizes are uniform in their logarithm: as many small ones as large ones."""
     draw = random.Random(seed)
+    largest_flops = 2 * LARGEST * max(1, channels / CHANNELS) ** 2
 
     def size(largest: int) -> int:
         return min(largest, int((largest + 1) ** draw.random()))
 
     while True:
-        in_channels, out_channels, kernel_size = size(300), size(300), size(64)
+        in_channels, out_channels, kernel_size = size(channels), size(channels), size(64)
         groups = 1
         if draw.random() < 0.15:
             groups, out_channels = in_channels, in_channels * draw.choice([1, 1, 2])
         elif draw.random() < 0.1:
             groups = draw.choice([2, 3, 4])
-            in_channels, out_channels = groups * size(75), groups * size(75)
+            in_channels, out_channels = groups * size(channels // 4), groups * size(channels // 4)
         dilation = draw.choice([1, 1, 2, 4, 8, draw.randint(1, 64)])
         reach = dilation * (kernel_size - 1)
         paddings: list[Padding] = [0, (reach, 0), reach // 2]
@@ -65,8 +71,9 @@ def random_problems(seed: int) -> Iterator[Problem]:
             dilation,
             groups,
             draw.choice(paddings),
+            dtype=dtype,
         )
-        if problem.geometry.out_length >= 1 and problem.flops(FUNCTIONS[0]) <= 2 * LARGEST:
+        if problem.geometry.out_length >= 1 and problem.flops(FUNCTIONS[0]) <= largest_flops:
             yield problem
 
 
@@ -95,12 +102,12 @@ def look_at(problem: Problem) -> Iterator[Found]:
         yield Found(ratio, function, seconds, problem)
 
 
-def sweep(seed: int, seconds: float, most: int | None = None) -> list[Found]:
+def sweep(problems: Iterator[Problem], seconds: float, most: int | None = None) -> list[Found]:
     """What was found in about `seconds`, or of the first `most` problems; the worst first."""
     end = perf_counter() + seconds
     found: list[Found] = []
     with tqdm(unit="problem", total=most, disable=None) as bar:
-        for count, problem in enumerate(random_problems(seed)):
+        for count, problem in enumerate(problems):
             if perf_counter() > end or count == most:
                 break
             found += look_at(problem)
@@ -135,16 +142,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--minutes", type=float, default=5.0, help="to be spent, about")
     add("--problems", type=int, metavar="N", help="no more than these")
     add("--seed", type=int, default=0)
+    add(
+        "--channels",
+        type=int,
+        default=CHANNELS,
+        metavar="N",
+        help="no more than these (default: %(default)s)",
+    )
+    add("--dtype", choices=DTYPES, default=DTYPES[0])
     add("--threads", type=int, default=1)
     add("--tuned-allocator", action="store_true", help="keep freed memory: see environment.py")
     args = parser.parse_args(argv)
+    if args.channels < 4:
+        parser.error(f"--channels must be at least 4, for four groups, got {args.channels}")
     if argv is None:
         enter(args.tuned_allocator, args.threads)
     torch.set_num_threads(args.threads)
     with torch.no_grad():
-        found = sweep(args.seed, 60 * args.minutes, args.problems)
+        problems = random_problems(args.seed, args.channels, getattr(torch, args.dtype))
+        found = sweep(problems, 60 * args.minutes, args.problems)
     say(found)
-    print(f"{args.threads} thread(s), seed {args.seed}, {allocator()} allocator")
+    print(f"{args.dtype}, {args.threads} thread(s), seed {args.seed}, {allocator()} allocator")
 
 
 if __name__ == "__main__":

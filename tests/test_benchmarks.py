@@ -206,6 +206,15 @@ def test_sweep_is_repeatable_and_checks_what_it_times(capsys: pytest.CaptureFixt
     said = capsys.readouterr().out
     assert "conv1d(randn(" in said
     assert "grad_weight: 2 problems, median" in said
+    wide = sweep.random_problems(seed=3, channels=1024, dtype=torch.bfloat16)
+    some = [next(wide) for _ in range(200)]
+    assert {problem.dtype for problem in some} == {torch.bfloat16}
+    assert 300 < max(problem.in_channels for problem in some) <= 1024
+    sweep.main(["--problems", "1", "--channels", "16", "--dtype", "bfloat16"])
+    assert "bfloat16, 1 thread(s), seed 0" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        sweep.main(["--channels", "3"])
+    assert "--channels must be at least 4" in capsys.readouterr().err
 
 
 def test_without_a_compiler_matrix_products_are_the_ceiling(
