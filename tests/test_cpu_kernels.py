@@ -221,14 +221,17 @@ def test_pieces_of_the_channels_do_not_show_in_the_bits(case: Case, dtype: torch
     assert kernel("forward", case, str(dtype).removeprefix("torch.")) == "positions"
     p = problem(case._replace(batch=3), dtype)
 
-    def run(samples: slice) -> Tensor:
-        return ops.forward(p.x[samples], p.weight, p.bias, *case.window, "none")
+    def run(samples: slice) -> tuple[Tensor, Tensor]:
+        y = ops.forward(p.x[samples], p.weight, p.bias, *case.window, "none")
+        gradient = p.grad_output[samples]
+        return y, ops.grad_input(gradient, p.weight, case.length, *case.window)
 
     expected = run(slice(None))
-    assert torch.equal(run(slice(1, 2)), expected[1:2])
-    torch.set_num_threads(2)
-    assert torch.equal(run(slice(None)), expected)
-    assert torch.equal(run(slice(1, 2)), expected[1:2])
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        assert all(map(torch.equal, run(slice(None)), expected))
+        alone = run(slice(1, 2))
+        assert all(torch.equal(a, e[1:2]) for a, e in zip(alone, expected, strict=True))
 
 
 def test_nothing_is_multiplied_where_nothing_but_padding_is_read() -> None:

@@ -29,7 +29,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   constexpr int W = kLanes<T>;
   constexpr int64_t kJobs =
       16;  // enough for the threads of a common processor; the bits do not depend on it
-  constexpr int64_t kFewestRowsOfPiece = 128;  // each split stages it again
+  constexpr int64_t kFewestRowsOfPiece = 128;
 
   const Correlation<S>& p = parts[0];
   const TileShape shape(p);
@@ -110,11 +110,14 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   const int64_t sum_tiles = part_count * (pieces > 1 ? plan.strips : 1);
   const int64_t block_bytes = sum_tiles * tile_size * static_cast<int64_t>(sizeof(Sum<T>));
   const int64_t tile_jobs = larger(1, samples * tiles);
-  const int64_t jobs = pieces == 1 || threads() > 1 ? divide_up(kJobs, tile_jobs) : 1;
-  const int64_t splits =
-      smaller(blocks, pieces == 1 ? jobs
-                                  : larger(divide_up(blocks * block_bytes, kSumBytes),
-                                           smaller(jobs, divide_up(p.rows, kFewestRowsOfPiece))));
+  const int64_t shares = divide_up(kJobs, tile_jobs);
+  // Each stages its pieces again: no more than threads need, and sums that wait.
+  const int64_t shares_of_pieces =
+      larger(divide_up(blocks * block_bytes, kSumBytes),
+             threads() == 1 ? 1
+                            : smaller(shares, larger(divide_up(threads(), tile_jobs),
+                                                     divide_up(p.rows, kFewestRowsOfPiece))));
+  const int64_t splits = smaller(blocks, pieces == 1 ? shares : shares_of_pieces);
   parallel_jobs(
       samples * tiles * splits,
       divide_up(p.rows, splits) * p.channels * taps * plan.strips * shape.vectors * W,
@@ -151,15 +154,18 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
         int64_t staged_tile = -1;
         for (int64_t index = begin * pieces; index < end * pieces; ++index) {
           const PieceOfTile t = piece_at(index);
-          const PieceOfTile next = index + 1 < end * pieces ? piece_at(index + 1) : t;
+          const bool has_next = index + 1 < end * pieces;
+          const PieceOfTile next = has_next ? piece_at(index + 1) : t;
           const bool is_first = t.channel == 0, is_last = t.last_channel == channels;
           if (pieces > 1 || staged_tile != t.tile)
             stage(staging, input_of(t), channels_of(t.channel, t.last_channel), p.in_channel,
                   p.in_position, p.length, position_of(t), staged, false);
           staged_tile = t.tile;
-          in_ahead =
-              lines_to_stage(staging, input_of(next), channels_of(next.channel, next.last_channel),
-                             p.in_channel, p.in_position, position_of(next));
+          in_ahead = {};
+          if (has_next && (pieces > 1 || next.tile != t.tile))
+            in_ahead = lines_to_stage(staging, input_of(next),
+                                      channels_of(next.channel, next.last_channel), p.in_channel,
+                                      p.in_position, position_of(next));
           const int64_t tile_strips = t.last_strip - t.first_strip;
           const int64_t in_share =
               divide_up(in_ahead.count(), divide_up(blocks, splits) * tile_strips);
@@ -168,8 +174,9 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
             const int rows = static_cast<int>(p.rows * (block + 1) / blocks - row);
             T* const weight = packed_late ? weights_of(1) : weight_of(t, block);
             if (packed_late) pack_block(t.group, block, t.channel, t.last_channel, weight);
-            if (weights_are_far) {
-              const bool same = block + 1 < t.last_block;
+            const bool same = block + 1 < t.last_block;
+            weight_ahead = {};
+            if (weights_are_far && (same || has_next)) {
               const PieceOfTile& of_next = same ? t : next;
               const int64_t channel_size = taps * weight_pitch;
               weight_ahead =

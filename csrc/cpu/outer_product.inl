@@ -99,7 +99,8 @@ CONVLM_INLINE ProductFunction<T> select_product(int rows, int vectors,
 
 // A longer chain of additions in one register loses accuracy: past this many steps the tile
 // in memory takes the sum and the registers start again. Chains of 64 err no more than oneDNN's
-// forward; its grad_weight errs more than chains of 256, and so does rounding to a bfloat16.
+// forward; its grad_weight errs more than chains of 256, and so does rounding to a bfloat16: there
+// several taps of up to 64 channels, or pairs of them, make a chain.
 constexpr int64_t kChain = 64;
 constexpr int64_t kGradWeightChain = 256;
 constexpr int64_t kPairsChain = 256;

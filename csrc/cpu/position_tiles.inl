@@ -22,10 +22,11 @@ struct TilePlan {
 // What the sums of a tile may take, where they wait for the next piece: half the L2 cache.
 constexpr int64_t kSumBytes = 512 * 1024;
 
-// Nothing of this may show in the bits. No more strips than `most`, for threads to share. What few
-// rows read soon again need not stay in the L2 cache: that less is staged twice counts for more.
-// Weights that do not stay there are read again for each tile, which is larger then, and threads
-// share its rows. Its pieces are of whole chains.
+// No more strips than `most`, for threads to share. What few rows read soon again need not stay in
+// the L2 cache: that less is staged twice counts for more. Weights that do not stay there are read
+// again for each tile, which is larger then, and threads share its rows. None of this shows in the
+// bits: pieces are of whole chains, and with more channels than taps these do not depend on
+// streams.
 template <class T, class S>
 TilePlan plan_tile(const Correlation<S>& p, int64_t batch, int64_t classes, int64_t taps,
                    int64_t most, Staging& staging) {
@@ -60,13 +61,15 @@ TilePlan plan_tile(const Correlation<S>& p, int64_t batch, int64_t classes, int6
   fit();
   if (plan.strips < all_strips && channels > taps &&
       p.rows * channels * taps * static_cast<int64_t>(sizeof(T)) > kWeightBytes) {
-    // Where the sums of all rows are too many, a tile is staged for each share of the rows.
     constexpr int64_t kFewestVectors = 16, kFewestProducts = 512;
     const int64_t sums = kSumBytes / (classes * W * static_cast<int64_t>(sizeof(Sum<T>)));
-    // What one tile alone multiplies need not be packed before.
-    const bool lone =
-        batch == 1 && (sums >= p.rows * vectors || sums / vectors * taps >= kFewestProducts);
-    plan.piece = Chains(1, channels, kForwardChain<T>).inner;
+    // What one tile alone multiplies need not be packed before. Where the sums of all rows are too
+    // many it is staged for some rows at a time, which take enough products for that.
+    const int64_t rows = sums / vectors;
+    const bool lone = batch == 1 && rows >= smaller(p.rows, shape.rows) &&
+                      (rows >= p.rows || rows * taps >= kFewestProducts);
+    // Chains of several classes may differ, where they do not hold all channels.
+    plan.piece = Chains(classes == 1 ? taps : 1, channels, kForwardChain<T>).inner;
     plan.strips =
         smaller(all_strips,
                 divide_up(lone ? vectors : larger(kFewestVectors, sums / p.rows), shape.vectors));
