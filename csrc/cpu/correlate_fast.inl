@@ -2,6 +2,8 @@
 // scalars. Short samples share a vector.
 
 constexpr int64_t kFastTiles = 128;  // worked on at once, where there are so many
+// Of a block of rows, where strips read them one after the other; and of a part of its reduction.
+constexpr int64_t kNearWeightBytes = 256 * 1024, kPartBytes = 128 * 1024;
 constexpr int64_t kMostSamples = 8;
 
 // Components of packed weights: packed[channel][tap][pitch] to out[slot][channel][pitch].
@@ -208,13 +210,15 @@ void correlate_fast(const Correlation<S>& p) {
   const int64_t max_lanes = divide_up(samples * stretches.max_tiles, W) * W;
   const InputTransform<F> input = plan_input<F, T>(tiling, stretches);
   const int64_t lane_pitch = staged_pitch(max_lanes + W, W);
-  // Sums are written out as soon as they are there, unless a vector of tiles is no run of outputs.
-  const bool in_pieces = samples == 1 && !copies_phases<T>(tiling, stretches);
-  const int64_t piece_lanes = in_pieces ? kTallVectors * W : max_lanes;
-
   const int64_t blocks = divide_up(p.rows, kTallRows);
   const int64_t weight_pitch = divide_up(p.rows, blocks);
   const int64_t block_size = tiling.slots * p.channels * weight_pitch;
+  // Sums are written out as soon as they are there, unless a vector of tiles is no run of outputs,
+  // or weights would leave the L2 cache between two of them.
+  const bool near = block_size * static_cast<int64_t>(sizeof(T)) <= kNearWeightBytes;
+  const bool in_pieces = near && samples == 1 && !copies_phases<T>(tiling, stretches);
+  const int64_t piece_lanes = in_pieces ? kTallVectors * W : max_lanes;
+  const int64_t most_steps = kPartBytes / (weight_pitch * static_cast<int64_t>(sizeof(T)));
   T* weights = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.groups * blocks * block_size));
   parallel_jobs(p.groups * blocks, block_size, [&](int64_t begin, int64_t end) {
     T* packed =
@@ -307,19 +311,39 @@ void correlate_fast(const Correlation<S>& p) {
                                   is_last && block + 1 == last_block ? 0 : rows, p.out_row);
               const int64_t out_share =
                   divide_up(out_ahead.count(), (last_strip - first_strip) * F::kComponents);
-              for (int64_t strip = first_strip; strip < last_strip; ++strip) {
-                const int64_t v = vectors * strip / strips;
-                const int width = static_cast<int>(vectors * (strip + 1) / strips - v);
+              const auto multiply_slots = [&](int j, int64_t v, int64_t next, const Steps& steps,
+                                              bool accumulate) {
+                ahead.ask(share);
+                out_ahead.ask(out_share);
+                multiply<T, true, kTallRows, kTallVectors>(
+                    Product<T>{
+                        &weight, staged + v * W, reduction.weight_start + tiling.first_slot[j],
+                        reduction.in_start + tiling.first_slot[j], reduction.count[j], p.channels,
+                        weight_pitch, lane_pitch,
+                        sums + j * component_pitch + (v - first_vector) * W, row_pitch, accumulate},
+                    rows, static_cast<int>(next - v), steps, kForwardChain<T>);
+              };
+              const auto for_each_strip = [&](const auto& body) {
+                for (int64_t strip = first_strip; strip < last_strip; ++strip)
+                  body(vectors * strip / strips, vectors * (strip + 1) / strips);
+              };
+              if (near) {
+                for_each_strip([&](int64_t v, int64_t next) {
+                  for (int j = 0; j < F::kComponents; ++j)
+                    multiply_slots(j, v, next, {0, reduction.count[j], 0, p.channels}, false);
+                });
+              } else {
                 for (int j = 0; j < F::kComponents; ++j) {
-                  ahead.ask(share);
-                  out_ahead.ask(out_share);
-                  multiply<T, true, kTallRows, kTallVectors>(
-                      Product<T>{
-                          &weight, staged + v * W, reduction.weight_start + tiling.first_slot[j],
-                          reduction.in_start + tiling.first_slot[j], reduction.count[j], p.channels,
-                          weight_pitch, lane_pitch,
-                          sums + j * component_pitch + (v - first_vector) * W, row_pitch, false},
-                      rows, width);
+                  Reduction slots{};
+                  slots.outer = larger(1, reduction.count[j]);  // sums of none are zeros
+                  slots.inner = p.channels;
+                  for_each_part(slots, kForwardChain<T>, most_steps, [&](const Steps& part) {
+                    const Steps steps = overlap(part, {0, reduction.count[j], 0, p.channels});
+                    const bool accumulate = part.first_outer > 0 || part.first_inner > 0;
+                    for_each_strip([&](int64_t v, int64_t next) {
+                      multiply_slots(j, v, next, steps, accumulate);
+                    });
+                  });
                 }
               }
               for (int64_t n = 0; n < count; ++n) {
