@@ -327,6 +327,7 @@ void correlate_fast(const Correlation<S>& p) {
                 for (int64_t strip = first_strip; strip < last_strip; ++strip)
                   body(vectors * strip / strips, vectors * (strip + 1) / strips);
               };
+              // Parts cost divisions for each product: a twentieth of the time of 64 channels.
               if (near) {
                 for_each_strip([&](int64_t v, int64_t next) {
                   for (int j = 0; j < F::kComponents; ++j)

@@ -40,23 +40,27 @@ TilePlan plan_tile(const Correlation<S>& p, int64_t batch, int64_t classes, int6
   TilePlan plan{smaller(divide_up(vectors, shape.vectors), kMaxTileVectors / shape.vectors),
                 channels};
   const int64_t all_strips = plan.strips;
-  const auto pieces_inside = [&](int64_t strips) {
+  const auto plan_staging = [&](int64_t strips) {
     plan_for_vectors(staging, smaller(vectors, strips * shape.vectors) * W, p.in_step, p.tap_offset,
                      taps, W);
+  };
+  const auto pieces_that_fit = [&] {
     return staged_bytes / (plan.piece * staging.channel_pitch() * static_cast<int64_t>(sizeof(T)));
   };
   const auto fit = [&] {
-    if (pieces_inside(plan.strips) > 0) return;
+    plan_staging(plan.strips);
+    if (pieces_that_fit() > 0) return;
     int64_t too_many = plan.strips;
     plan.strips = 1;
     while (too_many - plan.strips > 1) {
       const int64_t middle = (plan.strips + too_many) / 2;
-      if (pieces_inside(middle) > 0)
+      plan_staging(middle);
+      if (pieces_that_fit() > 0)
         plan.strips = middle;
       else
         too_many = middle;
     }
-    pieces_inside(plan.strips);
+    plan_staging(plan.strips);
   };
   fit();
   if (plan.strips < all_strips && channels > taps &&
@@ -75,16 +79,16 @@ TilePlan plan_tile(const Correlation<S>& p, int64_t batch, int64_t classes, int6
                 divide_up(lone ? vectors : larger(kFewestVectors, sums / p.rows), shape.vectors));
     fit();
     const int64_t chains = divide_up(channels, plan.piece);
-    plan.piece *= divide_up(chains, divide_up(chains, larger(1, pieces_inside(plan.strips))));
+    plan.piece *= divide_up(chains, divide_up(chains, larger(1, pieces_that_fit())));
     return plan;
   }
   if (most >= plan.strips) return plan;
   // With a step, the width of a tile has a say in its streams, and these in the order of sums.
   const int64_t streams = staging.streams;
-  pieces_inside(most);
+  plan_staging(most);
   if (p.in_step == 1 || staging.streams == streams)
     plan.strips = most;
   else
-    pieces_inside(plan.strips);
+    plan_staging(plan.strips);
   return plan;
 }
