@@ -163,6 +163,8 @@ JOINED = [
     Case("joined, one channel in, in steps of ten", 26, 1, 36, 230, 20, 10, 1, 1, (7, 12)),
     Case("joined, many taps, a few of them in each phase", 9, 2, 20, 120, 31, 7, 1, 1, (3, 5)),
     Case("joined, a stride longer than the kernel", 18, 10, 21, 130, 3, 7, 2, 1, (1, 0)),
+    Case("joined, more taps than phases, apart", 8, 1, 43, 34, 7, 6),
+    Case("joined, more taps than phases, apart, with padding", 3, 1, 53, 20, 6, 5, 1, 1, (2, 0)),
     Case("joined, taps beyond the input", 12, 16, 18, 11, 4, 1, 5, 1, (15, 3)),
     Case("joined in each of two groups", 15, 24, 34, 21, 4, 1, 2, 2, (0, 3)),
     Case("joined, weights a power of two apart", 6, 64, 32, 20, 2, 1, 2),

@@ -420,7 +420,7 @@ def _python(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("isa", [isa for isa in _host.cpu_isas() if isa != _host.cpu_isa()])
 def test_every_other_isa_of_this_cpu(isa: str) -> None:
-    values = "(test_forward or test_grad_ or extreme_values) and (float32 or bfloat16)"
+    values = "(test_forward or test_grad_ or extreme_values) and (float32 or float64 or bfloat16)"
     names = f"isa_is_the_one or ({values})"
     run = _python(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", names)
     assert run.returncode == 0, run.stdout

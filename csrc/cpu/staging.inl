@@ -371,6 +371,8 @@ CONVLM_INLINE void deal(const S* in, int64_t count, int64_t streams, Compute<S>*
 template <class S>
 bool phases_are_columns(const Staging& plan, int64_t position_stride) {
   if (kLanes<Compute<S>> > 16 || plan.element_step <= 4 || position_stride != 1) return false;
+  // Not each tap's own stream, of which there may be more than phases.
+  if (plan.streams > plan.element_step) return false;
   for (int64_t s = 1; s < plan.streams; ++s)
     if (plan.stream_start[s] != plan.stream_start[0] + s) return false;
   return plan.streams > 1;
