@@ -241,6 +241,23 @@ FEW_POSITIONS = [
     Case("few positions, taps that read only padding", 1, 120, 150, 2, 5, 1, 1, 1, (2, 3)),
 ]
 
+# The batch decides among kernels with the same bits.
+OF_ANY_BATCH = [
+    Case("by positions alone, joined in a batch", 32, 20, 70, 62, 6, 1, 4),
+    Case("the same with a stride", 32, 35, 66, 207, 6, 2),
+    Case("by positions alone, by rows in a batch", 32, 125, 58, 32, 6, 2, 2, 1, (10, 0)),
+    Case("more taps than channels, and a stride", 32, 4, 60, 93, 11, 2),
+]
+
+# One tile of rows, whose weights are packed in pieces.
+PACKED_LATE = [
+    Case("packed late, several pieces", 1, 330, 100, 44, 5, 3, 1, 1, (4, 0)),
+    Case("packed late, many taps", 1, 300, 120, 12, 16, 2, 1, 1, (15, 0)),
+    Case("packed late for two samples", 2, 300, 60, 16, 16, 2, 1, 1, (15, 0)),
+    Case("packed late, more taps than a chain has", 1, 40, 60, 40, 100, 3, 1, 1, (99, 0)),
+    Case("packed late in each of two groups", 1, 300, 100, 40, 5, 2, 2, 2, (8, 0)),
+]
+
 # Layers of many channels whose classes of positions are computed together.
 STRIDED = [
     Case("taps that read padding alone", 5, 6, 3, 38, 100, 3, 1, 1, (87, 29)),
@@ -266,6 +283,8 @@ CASES = (
     + GROUPS
     + JOINED
     + IN_PARTS
+    + OF_ANY_BATCH
+    + PACKED_LATE
     + DEPTHWISE
     + FEW_CHANNELS
     + MANY_GROUPS

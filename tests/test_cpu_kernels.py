@@ -12,6 +12,8 @@ from cases import (
     FEW_POSITIONS,
     IN_PARTS,
     MANY_GROUPS,
+    OF_ANY_BATCH,
+    PACKED_LATE,
     PARTLY_FAST,
     SEED,
     TAPS_FIRST,
@@ -125,7 +127,7 @@ def test_few_rows_and_short_inputs_are_multiplied_by_taps_first(dtype: str) -> N
     one_row = Case("", 8, 64, 1, 2000, 7, 1, 1, 1, (6, 0))
     assert kernel("forward", one_row, dtype) == "taps"
     assert kernel("grad_input", Case("", 32, 1, 231, 171, 11, 1, 46, 1, (460, 0)), dtype) == "taps"
-    far_apart = Case("", 8, 41, 80, 200, 31, 1, 4)
+    far_apart = Case("", 8, 20, 80, 200, 31, 1, 4)
     assert kernel("grad_input", far_apart, dtype) == "taps"
     assert kernel("forward", far_apart, dtype) != "taps"
 
@@ -242,6 +244,14 @@ def test_the_batch_decides_only_between_kernels_of_the_same_bits() -> None:
     case = SEED[3]
     assert [kernel("forward", case._replace(batch=n)) for n in (1, 32)] == ["rows", "joined"]
     assert kernel("grad_input", case._replace(batch=1)) == "taps"
+    of_two = [[kernel("forward", c._replace(batch=n)) for n in (1, 32)] for c in OF_ANY_BATCH[:3]]
+    joined, rows = ["positions", "joined"], ["positions", "rows"]
+    assert of_two == [joined, joined, rows]
+
+
+@parametrize("case", PACKED_LATE)
+def test_few_outputs_that_are_one_tile_go_by_rows(case: Case) -> None:
+    assert kernel("forward", case) == "rows"
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -16,6 +16,8 @@ from cases import (
     FEW_POSITIONS,
     JOINED,
     LAYOUTS,
+    OF_ANY_BATCH,
+    PACKED_LATE,
     SEED,
     Case,
     Problem,
@@ -320,7 +322,7 @@ LARGE = [
 
 
 @parametrize("dtype", DTYPES)
-@parametrize("case", [*FEW, *SEED, *JOINED, *FEW_POSITIONS, *LARGE])
+@parametrize("case", [*FEW, *SEED, *JOINED, *PACKED_LATE, *FEW_POSITIONS, *LARGE])
 def test_same_bits_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> None:
     p = problem(case, dtype)
     torch.set_num_threads(1)
@@ -344,7 +346,7 @@ def test_same_bits_where_many_channels_have_no_gradient(rows: int) -> None:
 
 
 @parametrize("dtype", DTYPES)
-@parametrize("case", [*FEW, *SEED, *JOINED, *FEW_POSITIONS, *LARGE])
+@parametrize("case", [*FEW, *SEED, *JOINED, *OF_ANY_BATCH, *FEW_POSITIONS, *LARGE])
 def test_same_bits_in_any_batch(case: Case, dtype: torch.dtype) -> None:
     p = problem(case, dtype)
     y = ops.forward(p.x, p.weight, p.bias, *case.window, "none")

@@ -46,6 +46,7 @@ template <class T, class S>
 void correlate_vectors_of_rows(const Correlation<S>& p) {
   constexpr int W = kLanes<T>;
   constexpr int64_t kPanelBytes = 128 * 1024;  // in the L2 cache
+  constexpr int64_t kPieceBytes = 256 * 1024;  // in the L2 cache, while they are packed, too
   constexpr int64_t kNearBytes = 1024 * 1024;  // what may be in the L2 cache already
 
   const int64_t channels = divide_up(p.channels, kDepth<T>);
@@ -69,19 +70,33 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
   const int64_t weight_pitch = divide_up(vectors, panels) * W;
   plan_reduction(plan.reduction, plan.staging, channels, p.taps, weight_pitch);
 
-  const int64_t panel_size = channels * p.taps * weight_pitch;
+  const int64_t channel_size = p.taps * weight_pitch, panel_size = channels * channel_size;
   const int64_t padded = vectors * W;
-  T* weights = static_cast<T*>(scratch(
-      Slot::weight, p.groups * (sizeof(T) * panels * panel_size + sizeof(Sum<T>) * padded)));
-  Sum<T>* biases = reinterpret_cast<Sum<T>*>(weights + p.groups * panels * panel_size);
   const TapRange taps = taps_inside(p, 0, p.outputs);
-  parallel_jobs(p.groups * panels, panel_size, [&](int64_t begin, int64_t end) {
-    for (int64_t job = begin; job < end; ++job) {
-      const int64_t first = vectors * (job % panels) / panels * W;
-      const int64_t last = vectors * (job % panels + 1) / panels * W;
-      pack_rows(p, taps, job / panels, first, smaller(last, p.rows) - first, last - first,
-                weight_pitch, weights + job * panel_size);
-    }
+  // Some channels of one panel.
+  const auto pack = [&](int64_t group, int64_t panel, int64_t channel, int64_t last_channel,
+                        T* out) {
+    const int64_t first = vectors * panel / panels * W;
+    const int64_t last = vectors * (panel + 1) / panels * W;
+    Correlation<S> piece = p;
+    piece.weight += channel * kDepth<T> * p.weight_channel;
+    piece.channels = smaller(p.channels, last_channel * kDepth<T>) - channel * kDepth<T>;
+    pack_rows(piece, taps, group, first, smaller(last, p.rows) - first, last - first, weight_pitch,
+              out);
+  };
+  // What one tile alone multiplies is packed when it does, and need not leave the caches.
+  const bool packs_late = batches * blocks == 1;
+  const int64_t piece =
+      packs_late ? channels_of_piece(plan.reduction, kForwardChain<T>,
+                                     kPieceBytes / (static_cast<int64_t>(sizeof(T)) * weight_pitch))
+                 : channels;
+  const int64_t packed_panels = packs_late ? 0 : p.groups * panels;
+  Sum<T>* biases = static_cast<Sum<T>*>(scratch(
+      Slot::weight, sizeof(Sum<T>) * p.groups * padded + sizeof(T) * packed_panels * panel_size));
+  T* weights = reinterpret_cast<T*>(biases + p.groups * padded);
+  parallel_jobs(packed_panels, panel_size, [&](int64_t begin, int64_t end) {
+    for (int64_t job = begin; job < end; ++job)
+      pack(job / panels, job % panels, 0, channels, weights + job * panel_size);
   });
   if (p.bias != nullptr)
     for (int64_t group = 0; group < p.groups; ++group)
@@ -101,6 +116,8 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
         T* staged = static_cast<T*>(scratch(Slot::staged, sizeof(T) * samples * sample_size));
         Sum<T>* tile = static_cast<Sum<T>*>(
             scratch(Slot::tile, sizeof(Sum<T>) * samples * block_positions * padded));
+        T* packed = static_cast<T*>(
+            scratch(Slot::partial, packs_late ? sizeof(T) * piece * channel_size : 0));
         for (int64_t job = begin; job < end; ++job) {
           const TileOfRows at(p, job / ranges, blocks, samples);
           const int64_t group = at.group, n0 = at.sample, count = at.samples;
@@ -129,30 +146,40 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
           for (int64_t panel = first_panel; panel < last_panel; ++panel) {
             const int64_t first = vectors * panel / panels;
             const int width = static_cast<int>(vectors * (panel + 1) / panels - first);
-            for_each_part(plan.reduction, kForwardChain<T>, most_steps, [&](const Steps& part) {
-              const bool is_first = part.first_outer == 0 && part.first_inner == 0;
-              for (int64_t strip = 0; strip < strips; ++strip) {
-                ahead.ask<LinesAhead::kIntoL2>(share);
-                const int64_t row = tile_rows * strip / strips;
-                const int rows = static_cast<int>(tile_rows * (strip + 1) / strips - row);
-                const TapRange inside =
-                    taps_inside(p, q0 + row / count, q0 + (row + rows - 1) / count + 1);
-                Product<T> product{start + row,
-                                   weights + (group * panels + panel) * panel_size,
-                                   plan.reduction.in_start,
-                                   plan.reduction.weight_start,
-                                   plan.reduction.outer,
-                                   plan.reduction.inner,
-                                   plan.reduction.in_step,
-                                   plan.reduction.weight_step,
-                                   tile + row * padded + first * W,
-                                   padded,
-                                   !is_first};
-                multiply<T, false>(product, rows, width,
-                                   overlap(steps_of(plan.reduction, inside), part),
-                                   kForwardChain<T>);
+            for (int64_t channel = 0; channel < channels; channel += piece) {
+              const int64_t last_channel = smaller(channels, channel + piece);
+              const T* weight = weights + (group * panels + panel) * panel_size;
+              if (packs_late) {
+                pack(group, panel, channel, last_channel, packed);
+                weight = packed - channel * channel_size;
               }
-            });
+              const Steps of_piece = plan.reduction.of_channels(channel, last_channel);
+              for_each_part(
+                  plan.reduction, of_piece, kForwardChain<T>, most_steps, [&](const Steps& part) {
+                    const bool is_first = part.first_outer == 0 && part.first_inner == 0;
+                    for (int64_t strip = 0; strip < strips; ++strip) {
+                      ahead.ask<LinesAhead::kIntoL2>(share);
+                      const int64_t row = tile_rows * strip / strips;
+                      const int rows = static_cast<int>(tile_rows * (strip + 1) / strips - row);
+                      const TapRange inside =
+                          taps_inside(p, q0 + row / count, q0 + (row + rows - 1) / count + 1);
+                      Product<T> product{start + row,
+                                         weight,
+                                         plan.reduction.in_start,
+                                         plan.reduction.weight_start,
+                                         plan.reduction.outer,
+                                         plan.reduction.inner,
+                                         plan.reduction.in_step,
+                                         plan.reduction.weight_step,
+                                         tile + row * padded + first * W,
+                                         padded,
+                                         !is_first};
+                      multiply<T, false>(product, rows, width,
+                                         overlap(steps_of(plan.reduction, inside), part),
+                                         kForwardChain<T>);
+                    }
+                  });
+            }
           }
           const int64_t m = vectors * first_panel / panels * W;
           const int64_t rows = smaller(vectors * last_panel / panels * W, p.rows) - m;

@@ -33,6 +33,12 @@ struct Reduction {
   int64_t outer, inner;
   int64_t *weight_start, *in_start;
   int64_t weight_step, in_step;
+
+  Steps all() const { return {0, outer, 0, inner}; }
+  // Those of some channels.
+  Steps of_channels(int64_t first, int64_t last) const {
+    return taps_are_inner ? Steps{first, last, 0, inner} : Steps{0, outer, first, last};
+  }
 };
 
 struct CorrelationPlan {
@@ -137,18 +143,36 @@ inline Steps overlap(const Steps& a, const Steps& b) {
 }
 
 // A reduction that has more to read than the caches hold is taken in parts, of whole chains and in
-// their order: the bits do not depend on them. Calls body(part) for parts of about `most` steps.
+// their order: the bits do not depend on them. Calls body(part) for parts of about `most` of the
+// steps `all`, which begin with a chain.
+template <class Body>
+CONVLM_INLINE void for_each_part(const Reduction& r, const Steps& all, int64_t chain, int64_t most,
+                                 const Body& body) {
+  const Chains chains(r.outer, r.inner, chain);
+  const int64_t all_outer = all.last_outer - all.first_outer;
+  const int64_t outer =
+      smaller(all_outer, larger(1, most / (chains.inner * chains.outer)) * chains.outer);
+  const int64_t inner = outer < all_outer
+                            ? chains.inner
+                            : larger(1, most / (all_outer * chains.inner)) * chains.inner;
+  for (int64_t s = all.first_inner; s < all.last_inner; s += inner)
+    for (int64_t o = all.first_outer; o < all.last_outer; o += outer)
+      body(Steps{o, smaller(o + outer, all.last_outer), s, smaller(s + inner, all.last_inner)});
+}
 template <class Body>
 CONVLM_INLINE void for_each_part(const Reduction& r, int64_t chain, int64_t most,
                                  const Body& body) {
+  for_each_part(r, r.all(), chain, most, body);
+}
+
+// How many channels are a piece of about `most` steps: whole chains, which come one behind the
+// other.
+inline int64_t channels_of_piece(const Reduction& r, int64_t chain, int64_t most) {
   const Chains chains(r.outer, r.inner, chain);
-  const int64_t outer =
-      smaller(r.outer, larger(1, most / (chains.inner * chains.outer)) * chains.outer);
-  const int64_t inner =
-      outer < r.outer ? chains.inner : larger(1, most / (r.outer * chains.inner)) * chains.inner;
-  for (int64_t s = 0; s < r.inner; s += inner)
-    for (int64_t o = 0; o < r.outer; o += outer)
-      body(Steps{o, smaller(o + outer, r.outer), s, smaller(s + inner, r.inner)});
+  if (r.taps_are_inner)
+    return r.inner > chains.inner ? r.outer
+                                  : larger(1, most / (r.inner * chains.outer)) * chains.outer;
+  return larger(1, most / (r.outer * chains.inner)) * chains.inner;
 }
 
 // The outputs that read a part of the input by this tap.
@@ -209,11 +233,18 @@ void pack_rows(const Correlation<S>& p, TapRange taps, int64_t group, int64_t fi
     return;
   }
   if (is_turned(p, taps.count())) {
-    for (int64_t c = 0; c < p.channels; ++c)
+    const auto turn = [&](int64_t c, int64_t i) {
+      transpose_strip(source + c * p.weight_channel + p.tap_index[taps.first] + i * p.weight_row,
+                      p.weight_row, larger(0, smaller(W, count - i)), taps.count(),
+                      out + (c * p.taps + taps.first) * pitch + i, pitch, smaller(W, padded - i));
+    };
+    // In the order of memory.
+    if (p.weight_row > p.weight_channel)
       for (int64_t i = 0; i < padded; i += W)
-        transpose_strip(source + c * p.weight_channel + p.tap_index[taps.first] + i * p.weight_row,
-                        p.weight_row, larger(0, smaller(W, count - i)), taps.count(),
-                        out + (c * p.taps + taps.first) * pitch + i, pitch, smaller(W, padded - i));
+        for (int64_t c = 0; c < p.channels; ++c) turn(c, i);
+    else
+      for (int64_t c = 0; c < p.channels; ++c)
+        for (int64_t i = 0; i < padded; i += W) turn(c, i);
     return;
   }
   // Neighbouring taps of a row come with the same loads.

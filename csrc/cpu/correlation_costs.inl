@@ -52,6 +52,16 @@ int64_t vectors_in_strips(const Correlation<S>& p, int64_t width) {
   return multiplied;
 }
 
+// What tiles pay that read weights from beyond the L1 cache without asking for them ahead.
+template <class S>
+int64_t cost_of_far_weights(const Correlation<S>& p, int64_t taps, int64_t tiles) {
+  using T = Operand<S>;
+  constexpr int64_t kNearBytes = 128 * 1024, kVector = 12;
+  const int64_t weights = p.rows * divide_up(p.channels, kDepth<T>) * taps;
+  const int64_t far = larger(0, weights - kNearBytes / static_cast<int64_t>(sizeof(T)));
+  return kVector * tiles * (far / kLanes<T>);
+}
+
 struct CostByPositions {
   int64_t copying;  // which classes of positions that go together do once
   int64_t rest;
@@ -59,7 +69,7 @@ struct CostByPositions {
 };
 
 template <class S>
-CostByPositions cost_by_positions(const Correlation<S>& p) {
+CostByPositions cost_by_positions(const Correlation<S>& p, int64_t batch) {
   using T = Operand<S>;
   constexpr int W = kLanes<Compute<S>>;
   constexpr int64_t kStream = 48, kCopy = 4, kTile = 100;
@@ -70,7 +80,7 @@ CostByPositions cost_by_positions(const Correlation<S>& p) {
       larger(taps_inside(p, 0, p.outputs).count(), vectors_in_strips(p, TileShape(p).vectors)) *
       (p.rows == 1 ? 2 : 1);  // a lone row waits for its sums
   Staging staging = staging_of(p);
-  const int64_t strips = plan_tile<T>(p, kUsualBatch, 1, p.taps, vectors, staging).strips;
+  const int64_t strips = plan_tile<T>(p, batch, 1, p.taps, vectors, staging).strips;
   const int64_t tiles = divide_up(vectors, strips * TileShape(p).vectors);
   const int64_t copying = staging_cost(p, staging, kStream, p.in_step == 1 ? kCopy : gather);
   return {tiles * p.channels * copying,
@@ -118,13 +128,20 @@ int64_t cost_of_joined(const Correlation<S>& p, int64_t batch) {
   }
   return p.taps * (p.rows * divide_up(p.channels, kDepth<Operand<S>>) * vectors +
                    p.channels * (kPiece * batch + kCopy * vectors)) +
-         batch * p.channels * gathering + p.rows * (kOutput * batch + kSum * vectors);
+         batch * p.channels * gathering + p.rows * (kOutput * batch + kSum * vectors) +
+         cost_of_far_weights(p, taps_inside(p, 0, p.outputs).count(),
+                             divide_up(vectors, kJoinedVectors));
 }
 
-// Of these the batch may choose: their bits are the same.
+// Kernels with the same bits, per sample, but for packing, which is the same, too.
+struct CostsOfPacked {
+  int64_t positions, rows, joined;
+  int64_t least() const { return smaller(positions, smaller(rows, joined)); }
+};
 template <class S>
-int64_t cost_by_rows_or_joined(const Correlation<S>& p) {
-  return smaller(cost_by_rows(p, kUsualBatch), cost_of_joined(p, kUsualBatch) / kUsualBatch);
+CostsOfPacked costs_of_packed(const Correlation<S>& p, int64_t batch) {
+  return {cost_by_positions(p, batch).all(), cost_by_rows(p, batch),
+          cost_of_joined(p, batch) / batch};
 }
 
 // A sample's share of packing weights.
@@ -163,8 +180,10 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   int64_t of_all =
       vectors * (divide_up(p.channels, kDepth<Operand<S>>) * (products + kBlock * blocks) +
                  kCopy * p.channels + kProduct * columns);
-  const int64_t packing = reach.count() >= kFewestTapsInPlace ? 1 : 5;
+  const bool in_turn = reach.count() >= kFewestTapsInPlace || weight_is_by_rows(p, reach);
+  const int64_t packing = in_turn ? 4 : 8;
   if (!weight_may_stay<Operand<S>>(p, reach)) of_all += packing * p.channels * columns;
+  of_all += cost_of_far_weights(p, reach.count(), divide_up(vectors, kJoinedVectors));
   int64_t cost = of_all / kUsualBatch + kRow * p.rows + (is_long ? 0 : kSample * p.channels);
   for (int64_t i = 0; i < part_count; ++i) {
     int64_t addends = 0;  // vectors

@@ -102,8 +102,8 @@ CostOfClasses cost_of_classes(const Correlation<S>* parts, int64_t part_count) {
       cost.apart += storing;
       continue;
     }
-    const CostByPositions positions = cost_by_positions(part);
-    cost.apart += smaller(positions.all(), cost_by_rows_or_joined(part));
+    cost.apart += costs_of_packed(part, kUsualBatch).least();
+    const CostByPositions positions = cost_by_positions(part, kUsualBatch);
     cost.together += positions.rest;
     copying += positions.copying;
     ++classes;
@@ -136,24 +136,26 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
     return Kernel::depthwise;
   if (taps_inside(p, 0, p.outputs).count() == 0)
     return Kernel::rows;  // which multiply nothing then
-  const int64_t positions = cost_by_positions(p).all(), rows = cost_by_rows(p, kUsualBatch);
-  const int64_t joined = cost_of_joined(p, kUsualBatch) / kUsualBatch;
+  const CostsOfPacked usual = costs_of_packed(p, kUsualBatch);
   if (p.out_step == 1) {
-    const auto packed = [&](int64_t by_rows) {
-      return smaller(positions, smaller(by_rows, joined)) + packing_cost(p);
-    };
     const int64_t taps = cost_of_taps_first(&p, 1);
     const int64_t windows = smaller(cost_of_windows(p), cost_into_windows(&p, 1));
     // Windows are for a lone sample, of which no strip leaves out much.
-    if (windows < kNever &&
-        windows_pay<S>(p.rows * p.products(), windows, smaller(taps, packed(cost_by_rows(p, 1)))))
+    CostsOfPacked lone = usual;
+    lone.rows = cost_by_rows(p, 1);
+    const int64_t others = smaller(taps, lone.least() + packing_cost(p));
+    if (windows < kNever && windows_pay<S>(p.rows * p.products(), windows, others))
       return Kernel::windows;
-    if (taps < packed(rows)) return Kernel::taps;
+    if (taps < usual.least() + packing_cost(p)) return Kernel::taps;
   }
+  // By positions, phases of a stride come one behind the other, and taps do not where they are more
+  // than channels: that shows in the bits, and must not depend on the batch.
+  const bool same_bits = p.in_step == 1 || p.taps <= divide_up(p.channels, kDepth<Operand<S>>);
+  const CostsOfPacked costs = costs_of_packed(p, p.batch);
+  const CostsOfPacked& by = same_bits ? costs : usual;
   // What rows read comes from far; positions and joined samples stage it in the order of memory.
-  if (positions <= joined && 16 * positions <= 17 * rows) return Kernel::positions;
-  return 8 * cost_of_joined(p, p.batch) <= 9 * p.batch * cost_by_rows(p, p.batch) ? Kernel::joined
-                                                                                  : Kernel::rows;
+  if (by.positions <= by.joined && 8 * by.positions <= 9 * by.rows) return Kernel::positions;
+  return 8 * costs.joined <= 9 * costs.rows ? Kernel::joined : Kernel::rows;
 }
 
 // F(4, r) errs a few times as much as a direct sum, and by a share of inputs that an output does
