@@ -123,10 +123,12 @@ Kernel kernel_of_classes(const Correlation<S>* parts, int64_t part_count,
     weights += parts[i].rows * of_taps_inside(parts[i]).products();
   const int64_t taps = cost_of_taps_first(parts, part_count);
   const int64_t others = smaller(direct.apart, direct.together);
-  if (windows_pay<S>(weights, cost_into_windows(parts, part_count), smaller(taps, others)))
-    return Kernel::windows;
-  if (taps < others) return Kernel::taps;
-  return direct.together < direct.apart ? Kernel::positions : Kernel::rows;
+  // Gradients are hardly ever of a lone sample, which windows are for. Measured, as is the rest.
+  constexpr int64_t kTenths = kDepth<Operand<S>> > 1 ? 20 : 11;
+  const int64_t windows = cost_into_windows(parts, part_count) / 10 * kTenths;
+  if (windows_pay<S>(weights, windows, smaller(taps, others))) return Kernel::windows;
+  if (17 * taps < 16 * others) return Kernel::taps;
+  return 15 * direct.together < 16 * direct.apart ? Kernel::positions : Kernel::rows;
 }
 
 template <class S>
