@@ -216,38 +216,50 @@ bool finish_panel_fast(const WeightGradient<S>& p, const FastGradWeightPlan<F>& 
   const int64_t group = job / plan.panels, panel = job % plan.panels;
   const int64_t first = plan.panel_vector(panel) * W;
   const int64_t width = plan.panel_vector(panel + 1) * W - first;  // the rest of pitch is not set
-  T* taps = static_cast<T*>(scratch(Slot::panel, sizeof(T) * p.products() * plan.pitch));
-  Vector<T> poison{};
-  bool exact = true;
-  for (int64_t c = 0; c < p.channels; ++c)
-    for (int64_t k = 0; k < p.taps; ++k) {
-      const int64_t tap_group = k / kGroupTaps;
-      const auto& coefficient = F::kWeight[t.taps_of(tap_group) - 1];
-      Vector<T> parts{}, wholes{};  // magnitudes
-      for (int64_t i = 0; i < width; i += W) {
-        Vector<T> sum{};
-        for (int j = 0; j < F::kComponents; ++j) {
-          if (coefficient[j][k % kGroupTaps] == 0) continue;
-          const Vector<T> part =
-              coefficient[j][k % kGroupTaps] *
-              load(sums + ((t.first_slot[j] + tap_group) * p.channels + c) * plan.pitch + i);
-          parts += absolute<T>(part);
-          sum += part;
-        }
-        wholes += absolute<T>(sum);
-        poison += sum * 0;
-        store(taps + (c * p.taps + k) * plan.pitch + i, sum);
-      }
-      // Those of F(2, r) take part in no sum but their own.
-      if (F::kOutputs == 2) continue;
-      T part_lanes[W], whole_lanes[W];
-      store(part_lanes, parts);
-      store(whole_lanes, wholes);
-      exact = exact && sum_of_lanes(part_lanes) <= kMostCancelled * sum_of_lanes(whole_lanes);
-    }
   const int64_t rows = smaller(first + width, p.rows) - first;
   const int64_t row = group * p.rows + first;
-  transpose(taps, plan.pitch, p.products(), rows, p.grad_weight + row * p.products(), p.products());
+  // Some channels at a time, so that their taps are in the cache when they are turned.
+  constexpr int64_t kTurnedBytes = 128 * 1024;
+  const int64_t channel_size = p.taps * plan.pitch;
+  const int64_t some = smaller(
+      p.channels, larger(1, kTurnedBytes / (static_cast<int64_t>(sizeof(T)) * channel_size)));
+  T* taps = static_cast<T*>(scratch(Slot::panel, sizeof(T) * some * channel_size));
+  Vector<T> poison{};
+  bool exact = true;
+  const auto add_up = [&](int64_t c, int64_t tap_group, int64_t k, T* out) {
+    const auto& coefficient = F::kWeight[t.taps_of(tap_group) - 1];
+    Vector<T> parts{}, wholes{};  // magnitudes
+    for (int64_t i = 0; i < width; i += W) {
+      Vector<T> sum{};
+      for (int j = 0; j < F::kComponents; ++j) {
+        if (coefficient[j][k] == 0) continue;
+        const Vector<T> part =
+            coefficient[j][k] *
+            load(sums + ((t.first_slot[j] + tap_group) * p.channels + c) * plan.pitch + i);
+        parts += absolute<T>(part);
+        sum += part;
+      }
+      wholes += absolute<T>(sum);
+      poison += sum * 0;
+      store(out + i, sum);
+    }
+    // Those of F(2, r) take part in no sum but their own.
+    if (F::kOutputs == 2) return;
+    T part_lanes[W], whole_lanes[W];
+    store(part_lanes, parts);
+    store(whole_lanes, wholes);
+    exact = exact && sum_of_lanes(part_lanes) <= kMostCancelled * sum_of_lanes(whole_lanes);
+  };
+  for (int64_t first_channel = 0; first_channel < p.channels; first_channel += some) {
+    const int64_t channels = smaller(some, p.channels - first_channel);
+    for (int64_t tap = 0; tap < p.taps; tap += kGroupTaps)
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t k = 0; k < smaller(kGroupTaps, p.taps - tap); ++k)
+          add_up(first_channel + c, tap / kGroupTaps, k,
+                 taps + c * channel_size + (tap + k) * plan.pitch);
+    transpose(taps, plan.pitch, channels * p.taps, rows,
+              p.grad_weight + row * p.products() + first_channel * p.taps, p.products());
+  }
   if (p.grad_bias != nullptr)
     for (int64_t i = 0; i < rows; ++i)
       from_compute(sums[t.slots * p.channels * plan.pitch + i], p.grad_bias[row + i]);
