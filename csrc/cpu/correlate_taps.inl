@@ -109,13 +109,17 @@ int64_t addends_of(const Correlation<S>& part, const TapReach& reach, int64_t st
       spacing > 0 ? divide_down(before, spacing) + 1 : divide_down(-after, -spacing) + 1;
   const int64_t last =
       spacing > 0 ? divide_down(after - 1, spacing) + 1 : divide_down(-before - 1, -spacing) + 1;
+  Integers<T> lanes;
+  using Lane = std::remove_reference_t<decltype(lanes[0])>;
+  for (int l = 0; l < W; ++l) lanes[l] = l;
   int64_t count = 0;
   for (int64_t j = larger(0, first); j < smaller(part.taps, last); ++j) {
     const int64_t input = start + part.tap_offset[j] - begin, tap = part.tap_index[j] - reach.first;
     if (tap < 0 || tap >= reach.count()) continue;  // beyond the last output
     Addend<T>& addend = addends[count++];
     addend.offset = tap * pitch + input;
-    for (int l = 0; l < W; ++l) addend.mask[l] = input + l >= 0 && input + l < end - begin ? -1 : 0;
+    const Integers<T> inputs = lanes + static_cast<Lane>(input);
+    addend.mask = (inputs >= 0) & (inputs < static_cast<Lane>(end - begin));
   }
   return count;
 }
