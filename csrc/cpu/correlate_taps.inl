@@ -6,10 +6,12 @@
 
 // Positions that go together where a sample is long.
 constexpr int64_t kTapPositions = 256;
-// Copies of the inputs pay where they are read more often than for these columns. Otherwise memory
-// decides, which is at its best with long pieces of a few channels.
+// Copies of the inputs pay where they are read more often than for these columns. Otherwise long
+// pieces of some channels are read where they are: of fewer, sums would wait for each other, and
+// from afar more are not read as fast. What no cache holds is asked for ahead.
 constexpr int64_t kMostColumnsInPlace = 2 * kMaxRows;
-constexpr int64_t kPositionsInPlace = 512, kChannelsInPlace = 8;
+constexpr int64_t kPositionsInPlace = 512, kChannelsInPlace = 32;
+constexpr int64_t kFarBytes = 16 * 1024 * 1024;
 // Taps of a row that are multiplied on their own where the rows' weights are apart.
 constexpr int64_t kFewestTapsInPlace = kMaxRows / 2;
 
@@ -185,6 +187,8 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
   const int64_t piece = few_columns ? kChannelsInPlace : channels;
   const T* input =
       few_columns && p.in_position == 1 ? if_same<const T>(const_cast<S*>(p.in)) : nullptr;
+  const bool is_far =
+      p.batch * p.groups * p.channels * p.length * static_cast<int64_t>(sizeof(S)) > kFarBytes;
   const int64_t longest = larger(8 * kTapPositions, 4 * (taps.highest - taps.lowest));
   const int64_t blocks = is_long ? divide_up(outputs, longest) : 1;
   const int64_t samples = is_long ? 1 : samples_of_tile(p.batch, p.length, W);
@@ -253,6 +257,7 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
             for (int64_t k = chunks * range / ranges; k < chunks * (range + 1) / ranges; ++k) {
               const int64_t first = p.rows * k / chunks, count = p.rows * (k + 1) / chunks - first;
               const T* rows = weight.data + group * weight.group + first * weight.row;
+              LinesAhead ahead;
               const auto multiply_columns = [&](const T* column, int64_t to, int height,
                                                 int64_t first_channel, int64_t channel_count) {
                 column += first_channel * weight.channel;
@@ -262,6 +267,7 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
                   for (int64_t strip = 0; strip < strips; ++strip) {
                     const int64_t v = (end - from) * strip / strips;
                     const int width = static_cast<int>((end - from) * (strip + 1) / strips - v);
+                    ahead.ask<LinesAhead::kIntoL2>(divide_up(ahead.count(), strips));
                     multiply<T, true>(Product<T>{&column, vector + first_channel * step + v * W,
                                                  &zero, &zero, 1, channel_count, weight.channel,
                                                  step, products + to * pitch + (from + v) * W,
@@ -278,7 +284,13 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
               // Blocks of columns, of several rows where their weights lie together.
               const int64_t length = by_rows ? count * taps.count() : taps.count();
               const int64_t column_blocks = divide_up(length, kMaxRows);
-              for (int64_t c = 0; c < channels; c += piece)
+              for (int64_t c = 0; c < channels; c += piece) {
+                const int64_t next = c + piece;
+                if (is_far && in_place > 0 && next < channels)
+                  ahead =
+                      LinesAhead(input + first_sample * p.in_batch +
+                                     (group * p.channels + next) * p.in_channel + i0,
+                                 smaller(piece, channels - next), p.in_channel, 1, 0, in_place * W);
                 for (int64_t row = 0; row < (by_rows ? 1 : count); ++row)
                   for (int64_t b = 0; b < column_blocks; ++b) {
                     const int64_t column = length * b / column_blocks;
@@ -286,6 +298,7 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
                                      static_cast<int>(length * (b + 1) / column_blocks - column), c,
                                      smaller(piece, channels - c));
                   }
+              }
               R* chunk_sums = sums + (is_long ? first - range_row : 0) * row_size;
               for (int64_t i = 0; i < part_count; ++i) {
                 const int64_t last = smaller(q1, parts[i].outputs);
