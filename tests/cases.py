@@ -141,7 +141,10 @@ FAST = [
     Case("fast filtering, groups of taps in the padding", 1, 64, 66, 1100, 7, 1, 64, 1, (384, 0)),
     Case("fast filtering, padding at both ends", 1, 80, 80, 900, 7, 1, 130, 1, (390, 390)),
     Case("fast filtering, two taps far apart", 1, 160, 150, 780, 2, 1, 130, 1, (130, 0)),
-    Case("fast filtering, weights in parts", 1, 520, 32, 260, 13, 1, 1, 1, (6, 6)),
+    Case("fast filtering, some channels at a time", 1, 520, 32, 260, 13, 1, 1, 1, (6, 6)),
+    Case("the same for several samples", 3, 130, 90, 100, 50, 1, 1, 1, (25, 24)),
+    Case("the same in each of two groups", 2, 260, 120, 150, 31, 1, 1, 2, (30, 0)),
+    Case("fast filtering, weights in parts", 1, 400, 232, 260, 13, 1, 1, 1, (6, 6)),
     Case("the same with samples side by side", 3, 32, 600, 70, 13, 1, 2, 1, (12, 12)),
 ]
 

@@ -194,6 +194,19 @@ struct ReductionOfSlots {
   }
 };
 
+// How many channels are staged at a time: whole chains, or all of them where they stay about in the
+// L2 cache or the sums of all rows, which wait for the next channels, would not.
+template <class F, class T>
+int64_t channels_at_once(int64_t channels, int64_t slots, int64_t rows, int64_t lanes) {
+  constexpr int64_t kFewBytes = 1024 * 1024, kStagedBytes = 512 * 1024;
+  const int64_t size = lanes * static_cast<int64_t>(sizeof(T)), channel_bytes = slots * size;
+  if (channels <= kForwardChain<T> || channels * channel_bytes <= kFewBytes ||
+      rows * F::kComponents * size > kSumBytes)
+    return channels;
+  const int64_t chain = Chains(1, channels, kForwardChain<T>).inner;
+  return smaller(channels, larger(1, kStagedBytes / (channel_bytes * chain)) * chain);
+}
+
 template <class S>
 void correlate_directly(const Correlation<S>& p);
 
@@ -213,10 +226,13 @@ void correlate_fast(const Correlation<S>& p) {
   const int64_t blocks = divide_up(p.rows, kTallRows);
   const int64_t weight_pitch = divide_up(p.rows, blocks);
   const int64_t block_size = tiling.slots * p.channels * weight_pitch;
+  const int64_t some = channels_at_once<F, T>(p.channels, tiling.slots, p.rows, lane_pitch);
   // Sums are written out as soon as they are there, unless a vector of tiles is no run of outputs,
   // or weights would leave the L2 cache between two of them.
-  const bool near = block_size * static_cast<int64_t>(sizeof(T)) <= kNearWeightBytes;
-  const bool in_pieces = near && samples == 1 && !copies_phases<T>(tiling, stretches);
+  const bool near =
+      tiling.slots * some * weight_pitch * static_cast<int64_t>(sizeof(T)) <= kNearWeightBytes;
+  const bool in_pieces =
+      near && some == p.channels && samples == 1 && !copies_phases<T>(tiling, stretches);
   const int64_t piece_lanes = in_pieces ? kTallVectors * W : max_lanes;
   const int64_t most_steps = kPartBytes / (weight_pitch * static_cast<int64_t>(sizeof(T)));
   T* weights = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.groups * blocks * block_size));
@@ -237,21 +253,25 @@ void correlate_fast(const Correlation<S>& p) {
   for (int64_t n = 0; n < p.batch; ++n) finite[n] = true;
 
   const int64_t tile_jobs = divide_up(p.batch, samples) * p.groups * stretches.count;
-  const int64_t splits = smaller(blocks, divide_up(4 * threads(), tile_jobs));
+  // Each stages its channels again, if not all are at once.
+  const int64_t wanted_jobs = some == p.channels ? 4 * threads() : threads();
+  const int64_t splits = smaller(blocks, divide_up(wanted_jobs, tile_jobs));
   parallel_jobs(
       tile_jobs * splits, max_lanes * tiling.slots * p.channels * divide_up(p.rows, splits),
       [&](int64_t begin, int64_t end) {
         const int64_t stream_elements =
             divide_up(input.elements(tiling, stretches.whole_blocks), W) * W;
         T* streams = static_cast<T*>(scratch(
-            Slot::staged, sizeof(T) * (stream_elements + tiling.slots * p.channels * lane_pitch)));
+            Slot::staged, sizeof(T) * (stream_elements + tiling.slots * some * lane_pitch)));
         T* staged = streams + stream_elements;
         const int64_t row_pitch = staged_pitch(piece_lanes + W, W);
         const int64_t component_pitch = kTallRows * row_pitch;
-        T* sums = static_cast<T*>(
-            scratch(Slot::tile, sizeof(T) * (F::kComponents * component_pitch +
-                                             F::kOutputs * (max_lanes + 2 * W) + W)));
-        T* row_buffer = sums + F::kComponents * component_pitch;
+        const int64_t block_sums = F::kComponents * component_pitch;
+        const int64_t waiting = some == p.channels ? 1 : divide_up(blocks, splits);
+        T* all_sums = static_cast<T*>(
+            scratch(Slot::tile,
+                    sizeof(T) * (waiting * block_sums + F::kOutputs * (max_lanes + 2 * W) + W)));
+        T* row_buffer = all_sums + waiting * block_sums;
         int64_t* starts =
             static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * tiling.slots));
         ReductionOfSlots<F> reduction{starts, starts + tiling.slots, {}};
@@ -263,108 +283,120 @@ void correlate_fast(const Correlation<S>& p) {
           const int64_t group = job / stretches.count % p.groups;
           const int64_t n0 = job / stretches.count / p.groups * samples;
           const int64_t count = smaller(samples, p.batch - n0);
-          // A vector too much at the end of one sample is overwritten by the next.
-          for (int64_t i = 0; staged_job != job && i < count; ++i)
-            for (int64_t c = 0; c < p.channels; ++c)
-              transform_input(
-                  tiling, input, s, stretches.whole_blocks,
-                  p.in + (n0 + i) * p.in_batch + (group * p.channels + c) * p.in_channel,
-                  p.in_position, p.length, first_tap, streams,
-                  staged + c * lane_pitch + i * s.tiles, p.channels * lane_pitch);
-          staged_job = job;
-          reduction.plan(tiling, s, first_tap, p.length, p.channels * lane_pitch,
+          reduction.plan(tiling, s, first_tap, p.length, some * lane_pitch,
                          p.channels * weight_pitch);
           const int64_t vectors = divide_up(count * s.tiles, W);
           const int64_t strips = divide_up(vectors, kTallVectors);
           const int64_t pieces = in_pieces ? strips : 1;
           const int64_t first_block = blocks * split / splits;
           const int64_t last_block = blocks * (split + 1) / splits;
-          if (index + 1 < end && p.in_position == 1) {
-            const int64_t next = (index + 1) / splits;
-            ahead = input_lines(tiling, stretches.at(tiling, next % stretches.count),
-                                p.in + next / stretches.count / p.groups * samples * p.in_batch +
-                                    next / stretches.count % p.groups * p.channels * p.in_channel +
-                                    first_tap,
-                                p.channels, p.in_channel);
-          }
-          const int64_t share =
-              divide_up(ahead.count(), (last_block - first_block) * strips * F::kComponents);
           S* const out = p.out + n0 * p.out_batch + group * p.out_group;
           Vector<T> poison[kMostSamples] = {};
-          for (int64_t block = first_block; block < last_block; ++block) {
-            const int64_t row = p.rows * block / blocks;
-            const int rows = static_cast<int>(p.rows * (block + 1) / blocks - row);
-            const T* weight = weights + (group * blocks + block) * block_size;
-            T bias[kTallRows];
-            for (int i = 0; i < rows; ++i) bias[i] = bias_of(p, group * p.rows + row + i);
-            for (int64_t piece = 0; piece < pieces; ++piece) {
-              const int64_t first_strip = strips * piece / pieces;
-              const int64_t last_strip = strips * (piece + 1) / pieces;
-              const int64_t first_vector = vectors * first_strip / strips;
-              const int64_t last_vector = vectors * last_strip / strips;
-              // The next piece, of this block or of the one below.
-              const bool is_last = piece + 1 == pieces;
-              LinesAhead out_ahead =
-                  output_lines<F>(s, is_last ? 0 : last_vector * W,
-                                  smaller((last_vector - first_vector) * W, s.tiles),
-                                  out + (row + (is_last ? rows : 0)) * p.out_row,
-                                  is_last && block + 1 == last_block ? 0 : rows, p.out_row);
-              const int64_t out_share =
-                  divide_up(out_ahead.count(), (last_strip - first_strip) * F::kComponents);
-              const auto multiply_slots = [&](int j, int64_t v, int64_t next, const Steps& steps,
-                                              bool accumulate) {
-                ahead.ask(share);
-                out_ahead.ask(out_share);
-                multiply<T, true, kTallRows, kTallVectors>(
-                    Product<T>{
-                        &weight, staged + v * W, reduction.weight_start + tiling.first_slot[j],
-                        reduction.in_start + tiling.first_slot[j], reduction.count[j], p.channels,
-                        weight_pitch, lane_pitch,
-                        sums + j * component_pitch + (v - first_vector) * W, row_pitch, accumulate},
-                    rows, static_cast<int>(next - v), steps, kForwardChain<T>);
-              };
-              const auto for_each_strip = [&](const auto& body) {
-                for (int64_t strip = first_strip; strip < last_strip; ++strip)
-                  body(vectors * strip / strips, vectors * (strip + 1) / strips);
-              };
-              // Parts cost divisions for each product: a twentieth of the time of 64 channels.
-              if (near) {
-                for_each_strip([&](int64_t v, int64_t next) {
-                  for (int j = 0; j < F::kComponents; ++j)
-                    multiply_slots(j, v, next, {0, reduction.count[j], 0, p.channels}, false);
-                });
-              } else {
-                for (int j = 0; j < F::kComponents; ++j) {
-                  Reduction slots{};
-                  slots.outer = larger(1, reduction.count[j]);  // sums of none are zeros
-                  slots.inner = p.channels;
-                  for_each_part(slots, kForwardChain<T>, most_steps, [&](const Steps& part) {
-                    const Steps steps = overlap(part, {0, reduction.count[j], 0, p.channels});
-                    const bool accumulate = part.first_outer > 0 || part.first_inner > 0;
-                    for_each_strip([&](int64_t v, int64_t next) {
-                      multiply_slots(j, v, next, steps, accumulate);
-                    });
+          for (int64_t channel = 0; channel < p.channels; channel += some) {
+            const int64_t last_channel = smaller(p.channels, channel + some);
+            // A vector too much at the end of one sample is overwritten by the next.
+            for (int64_t i = 0; (some < p.channels || staged_job != job) && i < count; ++i)
+              for (int64_t c = channel; c < last_channel; ++c)
+                transform_input(
+                    tiling, input, s, stretches.whole_blocks,
+                    p.in + (n0 + i) * p.in_batch + (group * p.channels + c) * p.in_channel,
+                    p.in_position, p.length, first_tap, streams,
+                    staged + (c - channel) * lane_pitch + i * s.tiles, some * lane_pitch);
+            staged_job = job;
+            const bool same = last_channel < p.channels;  // channels of this job follow
+            if ((same || index + 1 < end) && p.in_position == 1) {
+              const int64_t next = same ? job : (index + 1) / splits;
+              const int64_t first = same ? last_channel : 0;
+              ahead = input_lines(
+                  tiling, stretches.at(tiling, next % stretches.count),
+                  p.in + next / stretches.count / p.groups * samples * p.in_batch +
+                      (next / stretches.count % p.groups * p.channels + first) * p.in_channel +
+                      first_tap,
+                  smaller(some, p.channels - first), p.in_channel);
+            }
+            const int64_t share =
+                divide_up(ahead.count(), (last_block - first_block) * strips * F::kComponents);
+            for (int64_t block = first_block; block < last_block; ++block) {
+              T* const sums =
+                  all_sums + (some == p.channels ? 0 : block - first_block) * block_sums;
+              const int64_t row = p.rows * block / blocks;
+              const int rows = static_cast<int>(p.rows * (block + 1) / blocks - row);
+              const T* weight = weights + (group * blocks + block) * block_size;
+              T bias[kTallRows];
+              for (int i = 0; i < rows; ++i) bias[i] = bias_of(p, group * p.rows + row + i);
+              for (int64_t piece = 0; piece < pieces; ++piece) {
+                const int64_t first_strip = strips * piece / pieces;
+                const int64_t last_strip = strips * (piece + 1) / pieces;
+                const int64_t first_vector = vectors * first_strip / strips;
+                const int64_t last_vector = vectors * last_strip / strips;
+                // The next piece, of this block or of the one below.
+                const bool is_last = piece + 1 == pieces;
+                LinesAhead out_ahead =
+                    output_lines<F>(s, is_last ? 0 : last_vector * W,
+                                    smaller((last_vector - first_vector) * W, s.tiles),
+                                    out + (row + (is_last ? rows : 0)) * p.out_row,
+                                    is_last && block + 1 == last_block ? 0 : rows, p.out_row);
+                const int64_t out_share =
+                    divide_up(out_ahead.count(), (last_strip - first_strip) * F::kComponents);
+                const auto multiply_slots = [&](int j, int64_t v, int64_t next, const Steps& steps,
+                                                bool accumulate) {
+                  ahead.ask(share);
+                  out_ahead.ask(out_share);
+                  multiply<T, true, kTallRows, kTallVectors>(
+                      Product<T>{&weight, staged + v * W - channel * lane_pitch,
+                                 reduction.weight_start + tiling.first_slot[j],
+                                 reduction.in_start + tiling.first_slot[j], reduction.count[j],
+                                 p.channels, weight_pitch, lane_pitch,
+                                 sums + j * component_pitch + (v - first_vector) * W, row_pitch,
+                                 accumulate},
+                      rows, static_cast<int>(next - v), steps, kForwardChain<T>);
+                };
+                const auto for_each_strip = [&](const auto& body) {
+                  for (int64_t strip = first_strip; strip < last_strip; ++strip)
+                    body(vectors * strip / strips, vectors * (strip + 1) / strips);
+                };
+                // Parts cost divisions for each product: a twentieth of the time of 64 channels.
+                if (near) {
+                  for_each_strip([&](int64_t v, int64_t next) {
+                    for (int j = 0; j < F::kComponents; ++j)
+                      multiply_slots(j, v, next, {0, reduction.count[j], channel, last_channel},
+                                     channel > 0);
                   });
+                } else {
+                  for (int j = 0; j < F::kComponents; ++j) {
+                    Reduction slots{};
+                    slots.outer = larger(1, reduction.count[j]);  // sums of none are zeros
+                    slots.inner = p.channels;
+                    const Steps of_channels{0, slots.outer, channel, last_channel};
+                    for_each_part(
+                        slots, of_channels, kForwardChain<T>, most_steps, [&](const Steps& part) {
+                          const Steps steps = overlap(part, {0, reduction.count[j], 0, p.channels});
+                          const bool accumulate = part.first_outer > 0 || part.first_inner > 0;
+                          for_each_strip([&](int64_t v, int64_t next) {
+                            multiply_slots(j, v, next, steps, accumulate);
+                          });
+                        });
+                  }
                 }
-              }
-              for (int64_t n = 0; n < count; ++n) {
-                OutputWriter<F, S> writer{
-                    sums + n * s.tiles,
-                    component_pitch,
-                    row_pitch,
-                    rows,
-                    first_vector * W,
-                    smaller(s.tiles - first_vector * W, (last_vector - first_vector) * W),
-                    bias,
-                    p.activation,
-                    p.out + (n0 + n) * p.out_batch + group * p.out_group + row * p.out_row +
-                        s.first_output,
-                    p.out_row,
-                    s.positions,
-                    row_buffer,
-                    poison[n]};
-                writer.write(s);
-                poison[n] = writer.poison;
+                for (int64_t n = 0; !same && n < count; ++n) {
+                  OutputWriter<F, S> writer{
+                      sums + n * s.tiles,
+                      component_pitch,
+                      row_pitch,
+                      rows,
+                      first_vector * W,
+                      smaller(s.tiles - first_vector * W, (last_vector - first_vector) * W),
+                      bias,
+                      p.activation,
+                      p.out + (n0 + n) * p.out_batch + group * p.out_group + row * p.out_row +
+                          s.first_output,
+                      p.out_row,
+                      s.positions,
+                      row_buffer,
+                      poison[n]};
+                  writer.write(s);
+                  poison[n] = writer.poison;
+                }
               }
             }
           }
