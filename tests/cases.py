@@ -252,9 +252,10 @@ OF_ANY_BATCH = [
     Case("more taps than channels, and a stride", 32, 4, 60, 93, 11, 2),
 ]
 
-# One tile of rows, whose weights are packed in pieces.
+# One tile of rows, whose weights are packed when they are multiplied, many of them in pieces.
 PACKED_LATE = [
-    Case("packed late, several pieces", 1, 330, 100, 44, 5, 3, 1, 1, (4, 0)),
+    Case("packed late, an odd number of channels", 1, 701, 100, 44, 5, 3, 1, 1, (4, 0)),
+    Case("packed late, more taps than channels", 1, 60, 62, 30, 62, 2, 1, 1, (61, 0)),
     Case("packed late, many taps", 1, 300, 120, 12, 16, 2, 1, 1, (15, 0)),
     Case("packed late for two samples", 2, 300, 60, 16, 16, 2, 1, 1, (15, 0)),
     Case("packed late, more taps than a chain has", 1, 40, 60, 40, 100, 3, 1, 1, (99, 0)),

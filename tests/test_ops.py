@@ -346,7 +346,11 @@ def test_same_bits_where_many_channels_have_no_gradient(rows: int) -> None:
 
 
 @parametrize("dtype", DTYPES)
-@parametrize("case", [*FEW, *SEED, *JOINED, *OF_ANY_BATCH, *FEW_POSITIONS, *LARGE])
+@parametrize(
+    "case",
+    [*FEW, *SEED, *JOINED, *OF_ANY_BATCH, *FEW_POSITIONS, *LARGE]
+    + [case._replace(batch=9) for case in PACKED_LATE],
+)
 def test_same_bits_in_any_batch(case: Case, dtype: torch.dtype) -> None:
     p = problem(case, dtype)
     y = ops.forward(p.x, p.weight, p.bias, *case.window, "none")

@@ -84,9 +84,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                               T* out) {
     const int64_t first = p.rows * block / blocks, last = p.rows * (block + 1) / blocks;
     for (int64_t i = 0; i < part_count; ++i) {
-      Correlation<S> part = parts[i];
-      part.weight += channel * kDepth<T> * part.weight_channel;
-      part.channels = channels_of(channel, last_channel);
+      const Correlation<S> part = with_weights_of<T>(parts[i], channel, last_channel);
       pack_rows(part, taps_inside(part, 0, part.outputs), group, first, last - first, last - first,
                 weight_pitch, out + plans[i].weight_offset + channel * part.taps * weight_pitch);
     }
@@ -201,11 +199,9 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                 if (count <= 0) continue;
                 Sum<T>* tile = strip_sums + part * tile_size;
                 const Reduction& reduction = plans[part].reduction;
-                const Steps of_piece = reduction.taps_are_inner
-                                           ? Steps{t.channel, t.last_channel, 0, reduction.inner}
-                                           : Steps{0, reduction.outer, t.channel, t.last_channel};
                 const Steps steps =
-                    overlap(of_piece, steps_of(reduction, taps_inside(q, v * W, v * W + count)));
+                    overlap(reduction.of_channels(t.channel, t.last_channel),
+                            steps_of(reduction, taps_inside(q, v * W, v * W + count)));
                 const T* part_weight = weight + plans[part].weight_offset;
                 S* out = q.out + t.sample * q.out_batch + t.group * q.out_group + row * q.out_row +
                          v * W * q.out_step;

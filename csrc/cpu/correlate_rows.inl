@@ -78,11 +78,8 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
                         T* out) {
     const int64_t first = vectors * panel / panels * W;
     const int64_t last = vectors * (panel + 1) / panels * W;
-    Correlation<S> piece = p;
-    piece.weight += channel * kDepth<T> * p.weight_channel;
-    piece.channels = smaller(p.channels, last_channel * kDepth<T>) - channel * kDepth<T>;
-    pack_rows(piece, taps, group, first, smaller(last, p.rows) - first, last - first, weight_pitch,
-              out);
+    pack_rows(with_weights_of<T>(p, channel, last_channel), taps, group, first,
+              smaller(last, p.rows) - first, last - first, weight_pitch, out);
   };
   // What one tile alone multiplies is packed when it does, and need not leave the caches.
   const bool packs_late = batches * blocks == 1;

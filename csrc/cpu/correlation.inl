@@ -199,6 +199,14 @@ int64_t products_inside(const Correlation<S>& p) {
 
 // ---- packing of weights ----
 
+// The same correlation of some channels alone, or of pairs of them, as far as its weight goes.
+template <class T, class S>
+Correlation<S> with_weights_of(Correlation<S> p, int64_t channel, int64_t last_channel) {
+  p.weight += channel * kDepth<T> * p.weight_channel;
+  p.channels = smaller(p.channels, last_channel * kDepth<T>) - channel * kDepth<T>;
+  return p;
+}
+
 // Taps next to each other in the weight, too.
 template <class S>
 bool taps_are_neighbours(const Correlation<S>& p) {

@@ -2,8 +2,8 @@
 // not said otherwise, one sample. The prices of copies, tiles and sums were fitted to the times of
 // 30,000 random problems.
 
-// Of what a kernel is not for; a few times as much is still a number.
-constexpr int64_t kNever = INT64_MAX / 16;
+// Of what a kernel is not for; twenty times as much is still a number.
+constexpr int64_t kNever = INT64_MAX / 64;
 // The batch must not show in the bits, which kernels of the same ones share.
 constexpr int64_t kUsualBatch = 8;
 
@@ -133,7 +133,7 @@ int64_t cost_of_joined(const Correlation<S>& p, int64_t batch) {
                              divide_up(vectors, kJoinedVectors));
 }
 
-// Kernels with the same bits, per sample, but for packing, which is the same, too.
+// The kernels that pack weights, per sample, but for packing, which is the same for all.
 struct CostsOfPacked {
   int64_t positions, rows, joined;
   int64_t least() const { return smaller(positions, smaller(rows, joined)); }

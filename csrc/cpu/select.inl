@@ -113,6 +113,9 @@ CostOfClasses cost_of_classes(const Correlation<S>* parts, int64_t part_count) {
   return cost;
 }
 
+// Their price is the least certain: they must win by a sixteenth.
+inline bool taps_pay(int64_t taps, int64_t others) { return 17 * taps < 16 * others; }
+
 // How all classes of positions of one grad_input go together: by taps, windows or positions. Each
 // goes on its own for `rows`.
 template <class S>
@@ -127,7 +130,7 @@ Kernel kernel_of_classes(const Correlation<S>* parts, int64_t part_count,
   constexpr int64_t kTenths = kDepth<Operand<S>> > 1 ? 20 : 11;
   const int64_t windows = cost_into_windows(parts, part_count) / 10 * kTenths;
   if (windows_pay<S>(weights, windows, smaller(taps, others))) return Kernel::windows;
-  if (17 * taps < 16 * others) return Kernel::taps;
+  if (taps_pay(taps, others)) return Kernel::taps;
   return 15 * direct.together < 16 * direct.apart ? Kernel::positions : Kernel::rows;
 }
 
@@ -148,12 +151,12 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
     const int64_t others = smaller(taps, lone.least() + packing_cost(p));
     if (windows < kNever && windows_pay<S>(p.rows * p.products(), windows, others))
       return Kernel::windows;
-    if (taps < usual.least() + packing_cost(p)) return Kernel::taps;
+    if (taps_pay(taps, usual.least() + packing_cost(p))) return Kernel::taps;
   }
   // By positions, phases of a stride come one behind the other, and taps do not where they are more
   // than channels: that shows in the bits, and must not depend on the batch.
   const bool same_bits = p.in_step == 1 || p.taps <= divide_up(p.channels, kDepth<Operand<S>>);
-  const CostsOfPacked costs = costs_of_packed(p, p.batch);
+  const CostsOfPacked costs = p.batch == kUsualBatch ? usual : costs_of_packed(p, p.batch);
   const CostsOfPacked& by = same_bits ? costs : usual;
   // What rows read comes from far; positions and joined samples stage it in the order of memory.
   if (by.positions <= by.joined && 8 * by.positions <= 9 * by.rows) return Kernel::positions;
