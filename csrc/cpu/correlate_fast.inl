@@ -227,12 +227,13 @@ void correlate_fast(const Correlation<S>& p) {
   const int64_t weight_pitch = divide_up(p.rows, blocks);
   const int64_t block_size = tiling.slots * p.channels * weight_pitch;
   const int64_t some = channels_at_once<F, T>(p.channels, tiling.slots, p.rows, lane_pitch);
+  const bool all_at_once = some == p.channels;
   // Sums are written out as soon as they are there, unless a vector of tiles is no run of outputs,
   // or weights would leave the L2 cache between two of them.
   const bool near =
       tiling.slots * some * weight_pitch * static_cast<int64_t>(sizeof(T)) <= kNearWeightBytes;
   const bool in_pieces =
-      near && some == p.channels && samples == 1 && !copies_phases<T>(tiling, stretches);
+      near && all_at_once && samples == 1 && !copies_phases<T>(tiling, stretches);
   const int64_t piece_lanes = in_pieces ? kTallVectors * W : max_lanes;
   const int64_t most_steps = kPartBytes / (weight_pitch * static_cast<int64_t>(sizeof(T)));
   T* weights = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.groups * blocks * block_size));
@@ -254,7 +255,7 @@ void correlate_fast(const Correlation<S>& p) {
 
   const int64_t tile_jobs = divide_up(p.batch, samples) * p.groups * stretches.count;
   // Each stages its channels again, if not all are at once.
-  const int64_t wanted_jobs = some == p.channels ? 4 * threads() : threads();
+  const int64_t wanted_jobs = all_at_once ? 4 * threads() : threads();
   const int64_t splits = smaller(blocks, divide_up(wanted_jobs, tile_jobs));
   parallel_jobs(
       tile_jobs * splits, max_lanes * tiling.slots * p.channels * divide_up(p.rows, splits),
@@ -267,7 +268,7 @@ void correlate_fast(const Correlation<S>& p) {
         const int64_t row_pitch = staged_pitch(piece_lanes + W, W);
         const int64_t component_pitch = kTallRows * row_pitch;
         const int64_t block_sums = F::kComponents * component_pitch;
-        const int64_t waiting = some == p.channels ? 1 : divide_up(blocks, splits);
+        const int64_t waiting = all_at_once ? 1 : divide_up(blocks, splits);
         T* all_sums = static_cast<T*>(
             scratch(Slot::tile,
                     sizeof(T) * (waiting * block_sums + F::kOutputs * (max_lanes + 2 * W) + W)));
@@ -295,7 +296,7 @@ void correlate_fast(const Correlation<S>& p) {
           for (int64_t channel = 0; channel < p.channels; channel += some) {
             const int64_t last_channel = smaller(p.channels, channel + some);
             // A vector too much at the end of one sample is overwritten by the next.
-            for (int64_t i = 0; (some < p.channels || staged_job != job) && i < count; ++i)
+            for (int64_t i = 0; (!all_at_once || staged_job != job) && i < count; ++i)
               for (int64_t c = channel; c < last_channel; ++c)
                 transform_input(
                     tiling, input, s, stretches.whole_blocks,
@@ -317,8 +318,7 @@ void correlate_fast(const Correlation<S>& p) {
             const int64_t share =
                 divide_up(ahead.count(), (last_block - first_block) * strips * F::kComponents);
             for (int64_t block = first_block; block < last_block; ++block) {
-              T* const sums =
-                  all_sums + (some == p.channels ? 0 : block - first_block) * block_sums;
+              T* const sums = all_sums + (all_at_once ? 0 : block - first_block) * block_sums;
               const int64_t row = p.rows * block / blocks;
               const int rows = static_cast<int>(p.rows * (block + 1) / blocks - row);
               const T* weight = weights + (group * blocks + block) * block_size;
@@ -331,11 +331,11 @@ void correlate_fast(const Correlation<S>& p) {
                 const int64_t last_vector = vectors * last_strip / strips;
                 // The next piece, of this block or of the one below.
                 const bool is_last = piece + 1 == pieces;
-                LinesAhead out_ahead =
-                    output_lines<F>(s, is_last ? 0 : last_vector * W,
-                                    smaller((last_vector - first_vector) * W, s.tiles),
-                                    out + (row + (is_last ? rows : 0)) * p.out_row,
-                                    is_last && block + 1 == last_block ? 0 : rows, p.out_row);
+                LinesAhead out_ahead = output_lines<F>(
+                    s, is_last ? 0 : last_vector * W,
+                    smaller((last_vector - first_vector) * W, s.tiles),
+                    out + (row + (is_last ? rows : 0)) * p.out_row,
+                    same || (is_last && block + 1 == last_block) ? 0 : rows, p.out_row);
                 const int64_t out_share =
                     divide_up(out_ahead.count(), (last_strip - first_strip) * F::kComponents);
                 const auto multiply_slots = [&](int j, int64_t v, int64_t next, const Steps& steps,

@@ -77,9 +77,6 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
     weight_offset += channels * parts[i].taps * weight_pitch;
   }
 
-  const auto channels_of = [&](int64_t channel, int64_t last_channel) {
-    return smaller(p.channels, last_channel * kDepth<T>) - channel * kDepth<T>;
-  };
   const auto pack_block = [&](int64_t group, int64_t block, int64_t channel, int64_t last_channel,
                               T* out) {
     const int64_t first = p.rows * block / blocks, last = p.rows * (block + 1) / blocks;
@@ -156,14 +153,14 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
           const PieceOfTile next = has_next ? piece_at(index + 1) : t;
           const bool is_first = t.channel == 0, is_last = t.last_channel == channels;
           if (pieces > 1 || staged_tile != t.tile)
-            stage(staging, input_of(t), channels_of(t.channel, t.last_channel), p.in_channel,
+            stage(staging, input_of(t), channels_of<T>(p, t.channel, t.last_channel), p.in_channel,
                   p.in_position, p.length, position_of(t), staged, false);
           staged_tile = t.tile;
           in_ahead = {};
           if (has_next && (pieces > 1 || next.tile != t.tile))
             in_ahead = lines_to_stage(staging, input_of(next),
-                                      channels_of(next.channel, next.last_channel), p.in_channel,
-                                      p.in_position, position_of(next));
+                                      channels_of<T>(p, next.channel, next.last_channel),
+                                      p.in_channel, p.in_position, position_of(next));
           const int64_t tile_strips = t.last_strip - t.first_strip;
           const int64_t in_share =
               divide_up(in_ahead.count(), divide_up(blocks, splits) * tile_strips);

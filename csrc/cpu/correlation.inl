@@ -199,11 +199,17 @@ int64_t products_inside(const Correlation<S>& p) {
 
 // ---- packing of weights ----
 
+// How many channels lie in the operands [first, last), of which each holds one or a pair.
+template <class T, class S>
+int64_t channels_of(const Correlation<S>& p, int64_t first, int64_t last) {
+  return smaller(p.channels, last * kDepth<T>) - first * kDepth<T>;
+}
+
 // The same correlation of some channels alone, or of pairs of them, as far as its weight goes.
 template <class T, class S>
 Correlation<S> with_weights_of(Correlation<S> p, int64_t channel, int64_t last_channel) {
   p.weight += channel * kDepth<T> * p.weight_channel;
-  p.channels = smaller(p.channels, last_channel * kDepth<T>) - channel * kDepth<T>;
+  p.channels = channels_of<T>(p, channel, last_channel);
   return p;
 }
 

@@ -135,13 +135,13 @@ int64_t cost_of_joined(const Correlation<S>& p, int64_t batch) {
 
 // The kernels that pack weights, per sample, but for packing, which is the same for all.
 struct CostsOfPacked {
-  int64_t positions, rows, joined;
-  int64_t least() const { return smaller(positions, smaller(rows, joined)); }
+  CostByPositions positions;
+  int64_t rows, joined;
+  int64_t least() const { return smaller(positions.all(), smaller(rows, joined)); }
 };
 template <class S>
 CostsOfPacked costs_of_packed(const Correlation<S>& p, int64_t batch) {
-  return {cost_by_positions(p, batch).all(), cost_by_rows(p, batch),
-          cost_of_joined(p, batch) / batch};
+  return {cost_by_positions(p, batch), cost_by_rows(p, batch), cost_of_joined(p, batch) / batch};
 }
 
 // A sample's share of packing weights.

@@ -102,10 +102,10 @@ CostOfClasses cost_of_classes(const Correlation<S>* parts, int64_t part_count) {
       cost.apart += storing;
       continue;
     }
-    cost.apart += costs_of_packed(part, kUsualBatch).least();
-    const CostByPositions positions = cost_by_positions(part, kUsualBatch);
-    cost.together += positions.rest;
-    copying += positions.copying;
+    const CostsOfPacked packed = costs_of_packed(part, kUsualBatch);
+    cost.apart += packed.least();
+    cost.together += packed.positions.rest;
+    copying += packed.positions.copying;
     ++classes;
   }
   cost.together =
@@ -143,15 +143,15 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
     return Kernel::rows;  // which multiply nothing then
   const CostsOfPacked usual = costs_of_packed(p, kUsualBatch);
   if (p.out_step == 1) {
-    const int64_t taps = cost_of_taps_first(&p, 1);
+    const int64_t taps = cost_of_taps_first(&p, 1), packing = packing_cost(p);
     const int64_t windows = smaller(cost_of_windows(p), cost_into_windows(&p, 1));
     // Windows are for a lone sample, of which no strip leaves out much.
     CostsOfPacked lone = usual;
     lone.rows = cost_by_rows(p, 1);
-    const int64_t others = smaller(taps, lone.least() + packing_cost(p));
+    const int64_t others = smaller(taps, lone.least() + packing);
     if (windows < kNever && windows_pay<S>(p.rows * p.products(), windows, others))
       return Kernel::windows;
-    if (taps_pay(taps, usual.least() + packing_cost(p))) return Kernel::taps;
+    if (taps_pay(taps, usual.least() + packing)) return Kernel::taps;
   }
   // By positions, phases of a stride come one behind the other, and taps do not where they are more
   // than channels: that shows in the bits, and must not depend on the batch.
@@ -159,7 +159,8 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
   const CostsOfPacked costs = p.batch == kUsualBatch ? usual : costs_of_packed(p, p.batch);
   const CostsOfPacked& by = same_bits ? costs : usual;
   // What rows read comes from far; positions and joined samples stage it in the order of memory.
-  if (by.positions <= by.joined && 8 * by.positions <= 9 * by.rows) return Kernel::positions;
+  const int64_t positions = by.positions.all();
+  if (positions <= by.joined && 8 * positions <= 9 * by.rows) return Kernel::positions;
   return 8 * costs.joined <= 9 * costs.rows ? Kernel::joined : Kernel::rows;
 }
 
