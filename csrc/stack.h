@@ -10,6 +10,19 @@ struct LayerTaps {
   int64_t kernel_size, dilation, pad_left, in_length, out_length;
 };
 
+// Two taps of a layer filtered fast: a tile is two rows of the result, and takes three products in
+// place of four.
+struct StackFilter {
+  static constexpr int64_t kInputs = 3, kOutputs = 2, kComponents = 3;
+
+  int64_t tiles;  // 0: the layer is summed directly
+  int64_t pitch;  // of tiles, and of components of a kind
+  const int32_t *inputs, *outputs;  // [kInputs][pitch] and [kOutputs][pitch]: the rows of a tile
+  const int32_t* readers;  // [kInputs][reader_pitch]: the tile that reads an input row as its first,
+                           // second and third
+  const int32_t* components;  // [kOutputs][link_pitch]: what a row of the result is the sum of
+};
+
 // A layer works on rows: a row holds the channels of one position, or of all positions that see the
 // same tokens. Row r of the result is made of the rows links[tap][r] of the input; none stands for
 // a zero, where a tap reads padding.
@@ -33,6 +46,10 @@ struct StackLayer {
   // Whether each input row is multiplied with every tap first, and the products are gathered then:
   // less work where several rows of the result share an input row. Else rows are gathered first.
   bool multiply_first() const { return readers == nullptr; }
+  StackFilter filter;
+  bool is_filtered() const { return filter.tiles > 0; }
+  // The weight's taps as they are multiplied.
+  int64_t weights() const { return is_filtered() ? StackFilter::kComponents : kernel_size; }
   int64_t out_channels() const { return gated ? columns / 2 : columns; }
 };
 

@@ -140,7 +140,76 @@ const int32_t* number_tokens(const int64_t* tokens, int64_t count, int32_t* numb
   return numbers;
 }
 
+constexpr int64_t kFilteredTaps = 2;
+
+// Tiles of one sample: the last ones may make one row instead of two.
+int64_t filter_tiles(const LayerTaps& taps) {
+  const int64_t block = StackFilter::kOutputs * taps.dilation;
+  return taps.out_length / block * taps.dilation +
+         std::min(taps.dilation, taps.out_length % block);
+}
+
+bool filter_pays(const LayerTaps& taps, const StackLayer& layer) {
+  int64_t direct = 0;  // products of rows
+  for (int64_t k = 0; k < taps.kernel_size; ++k) {
+    const int64_t first = input_position(0, k, 1, taps.dilation, taps.pad_left);
+    direct += std::max<int64_t>(0, std::min(taps.in_length, first + taps.out_length) -
+                                       std::max<int64_t>(0, first));
+  }
+  return layer.in_channels >= 32 && layer.columns >= 16 &&
+         10 * StackFilter::kComponents * filter_tiles(taps) <= 9 * direct;
+}
+
+void link_tiles(const LayerTaps& taps, int64_t batch, int64_t samples, StackLayer& layer) {
+  StackFilter& filter = layer.filter;
+  const int64_t d = taps.dilation, tiles = filter_tiles(taps);
+  filter.tiles = batch * tiles;
+  filter.pitch = samples * tiles;
+  int32_t* inputs = const_cast<int32_t*>(filter.inputs);
+  int32_t* outputs = const_cast<int32_t*>(filter.outputs);
+  int32_t* readers = const_cast<int32_t*>(filter.readers);
+  int32_t* components = const_cast<int32_t*>(filter.components);
+  std::fill(inputs, inputs + StackFilter::kInputs * filter.pitch, StackLayer::kNone);
+  std::fill(outputs, outputs + StackFilter::kOutputs * filter.pitch, StackLayer::kNone);
+  std::fill(readers, readers + StackFilter::kInputs * layer.reader_pitch, StackLayer::kNone);
+  int32_t tile = 0;
+  for (int64_t n = 0; n < samples; ++n)
+    for (int64_t block = 0; block < taps.out_length; block += StackFilter::kOutputs * d)
+      for (int64_t first = block; first < std::min(block + d, taps.out_length); ++first, ++tile) {
+        int64_t made = 0;
+        for (int64_t t = first; made < StackFilter::kOutputs && t < taps.out_length; t += d) {
+          const int64_t row = n * taps.out_length + t;
+          outputs[made * filter.pitch + tile] = static_cast<int32_t>(row);
+          for (int64_t k = 0; k < kFilteredTaps; ++k)
+            components[k * layer.link_pitch + row] =
+                static_cast<int32_t>((made + k) * filter.pitch + tile);
+          ++made;
+        }
+        for (int64_t j = 0; j <= made; ++j) {
+          const int64_t position = input_position(first, j, 1, d, taps.pad_left);
+          if (position < 0 || position >= taps.in_length) continue;
+          const int64_t row = n * taps.in_length + position;
+          inputs[j * filter.pitch + tile] = static_cast<int32_t>(row);
+          readers[j * layer.reader_pitch + row] = tile;
+        }
+      }
+}
+
 }  // namespace
+
+int64_t filter_links_size(const LayerTaps& taps, int64_t samples) {
+  if (taps.kernel_size != kFilteredTaps) return 0;
+  return samples * ((StackFilter::kInputs + StackFilter::kOutputs) * filter_tiles(taps) +
+                    StackFilter::kInputs * taps.in_length + kFilteredTaps * taps.out_length);
+}
+
+void take_filter_links(const LayerTaps& taps, int64_t samples, int32_t* room, StackFilter& filter) {
+  const int64_t tiles = samples * filter_tiles(taps);
+  filter.inputs = room;
+  filter.outputs = filter.inputs + StackFilter::kInputs * tiles;
+  filter.readers = filter.outputs + StackFilter::kOutputs * tiles;
+  filter.components = filter.readers + StackFilter::kInputs * samples * taps.in_length;
+}
 
 void link_positions(const LayerTaps& taps, int64_t batch, int64_t samples, StackLayer& layer) {
   int32_t* links = const_cast<int32_t*>(layer.links);
@@ -160,6 +229,8 @@ void link_positions(const LayerTaps& taps, int64_t batch, int64_t samples, Stack
         links[k * layer.link_pitch + out] = exists ? static_cast<int32_t>(in) : StackLayer::kNone;
         if (exists) readers[k * layer.reader_pitch + in] = static_cast<int32_t>(out);
       }
+  if (layer.filter.inputs != nullptr && filter_pays(taps, layer))
+    link_tiles(taps, batch, samples, layer);
 }
 
 int64_t link_tokens(const int64_t* tokens, int64_t batch, int64_t group, int64_t vocab,

@@ -9,7 +9,13 @@ namespace convlm::cpu {
 
 // Every position has a row of its own, as have those of the input. `samples` are linked: rows of
 // further ones follow in the same way.
+// Where the layer has room for the tiles of a filter it gets them, if it pays.
 void link_positions(const LayerTaps& taps, int64_t batch, int64_t samples, StackLayer& layer);
+
+// How many numbers the tiles of a layer take; 0 where it cannot be filtered.
+int64_t filter_links_size(const LayerTaps& taps, int64_t samples);
+// Room for them.
+void take_filter_links(const LayerTaps& taps, int64_t samples, int32_t* room, StackFilter& filter);
 
 // Links a stack over tokens (batch, length). A unit sees only its receptive field, and in a batch
 // of padded words most of these repeat: with `share`, a layer has one row for each distinct field

@@ -39,21 +39,9 @@ void rows_to(const Compute<S>* rows, int64_t first, int64_t samples, int64_t cha
 
 // Products of every input row with each tap, [tap][row].
 template <class T>
-struct TapProducts {
-  T* data;
-  int64_t pitch, tap_pitch;
-};
-
-template <class T>
-TapProducts<T> take_tap_products(Arena& arena, const StackArguments& a) {
-  int64_t size = 0;
-  for (int64_t i = 0; i < a.depth; ++i) {
-    const StackLayer& layer = a.layers[i];
-    if (layer.multiply_first())
-      size = larger(size,
-                    (layer.kernel_size * layer.in_rows + kTileRows) * row_pitch<T>(layer.columns));
-  }
-  return {arena.take<T>(size), 0, 0};
+int64_t tap_products_size(const StackLayer& layer) {
+  if (!layer.multiply_first()) return 0;
+  return (layer.kernel_size * layer.in_rows + kTileRows) * row_pitch<T>(layer.columns);
 }
 
 // out = the sum of the products that a row is made of.
@@ -69,35 +57,44 @@ CONVLM_INLINE void add_products(const LinkedRows<T>& products, int64_t row, int6
   }
 }
 
+// Calls finish(tile, pitch, first, count) for each tile of `rows` rows, made by make(row, out).
+template <class T, class Make, class Finish>
+CONVLM_INLINE void make_rows(int64_t rows, int64_t columns, int64_t additions, const Make& make,
+                             const Finish& finish) {
+  parallel_jobs(
+      divide_up(rows, kTileRows), kTileRows * columns * additions, [&](int64_t begin, int64_t end) {
+        const int64_t pitch = columns + kLanes<T>;
+        T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kTileRows * pitch));
+        for (int64_t job = begin; job < end; ++job) {
+          const int64_t first = job * kTileRows, count = smaller(kTileRows, rows - first);
+          for (int64_t i = 0; i < count; ++i) make(first + i, tile + i * pitch);
+          finish(tile, pitch, first, count);
+        }
+      });
+}
+
+// The same of rows that are sums of linked products.
+template <class T, class Finish>
+void gather_products(const LinkedRows<T>& products, int64_t taps, int64_t rows, int64_t columns,
+                     const Finish& finish) {
+  make_rows<T>(
+      rows, columns, taps,
+      [&](int64_t row, T* out) { add_products<T>(products, row, taps, columns, out); }, finish);
+}
+
 template <class T, class Finish>
 void multiply_then_gather(const StackLayer& layer, const LinkedRows<T>& in,
-                          const PackedLayer<T>& packed, TapProducts<T> products,
-                          const Finish& finish) {
-  constexpr int W = kLanes<T>;
-  const int64_t columns = packed.weight.panels.columns();
-  products.pitch = row_pitch<T>(layer.columns);
-  products.tap_pitch = layer.in_rows * products.pitch;
+                          const PackedWeight<T>& weight, T* products, const Finish& finish) {
+  const int64_t pitch = row_pitch<T>(layer.columns), tap_pitch = layer.in_rows * pitch;
   LinkedRows<T> every = in;
   every.links = nullptr;
   for (int64_t k = 0; k < layer.kernel_size; ++k)
-    multiply_rows_into(every, layer.in_rows, packed.weight, k,
-                       products.data + k * products.tap_pitch, products.pitch);
-  const LinkedRows<T> linked{products.data, products.pitch, products.tap_pitch,
-                             in.zeros,      in.links,       in.link_pitch};
-  parallel_jobs(divide_up(layer.out_rows, kTileRows), kTileRows * columns * layer.kernel_size,
-                [&](int64_t begin, int64_t end) {
-                  const int64_t pitch = columns + W;
-                  T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kTileRows * pitch));
-                  for (int64_t job = begin; job < end; ++job) {
-                    const int64_t first = job * kTileRows;
-                    const int64_t count = smaller(kTileRows, layer.out_rows - first);
-                    for (int64_t i = 0; i < count; ++i)
-                      add_products<T>(linked, first + i, layer.kernel_size, columns,
-                                      tile + i * pitch);
-                    finish(tile, pitch, first, count);
-                  }
-                });
+    multiply_rows_into(every, layer.in_rows, weight, k, products + k * tap_pitch, pitch);
+  gather_products<T>({products, pitch, tap_pitch, in.zeros, in.links, in.link_pitch},
+                     layer.kernel_size, layer.out_rows, weight.panels.columns(), finish);
 }
+
+#include "cpu/stack_filter.inl"
 
 // What all groups share.
 template <class T>
@@ -141,7 +138,7 @@ struct StackGroup {
   int64_t first, samples;
   T *input, *output;  // rows before the first layer and after the last one
   T* passing[2];      // rows in between, in turn, where nothing is kept
-  TapProducts<T> products;
+  T *filter_inputs, *products;
 
   StackGroup(const StackArguments& arguments, const StackPlan<T>& shared, int64_t index)
       : a(arguments),
@@ -155,6 +152,7 @@ struct StackGroup {
     if (samples == a.batch) return result;
     if (i > 0 || !a.input_is_rows) result.in_rows = result.in_rows / a.batch * samples;
     result.out_rows = result.out_rows / a.batch * samples;
+    result.filter.tiles = result.filter.tiles / a.batch * samples;
     return result;
   }
   const StackLayer& last() const { return a.layers[a.depth - 1]; }
@@ -167,7 +165,16 @@ struct StackGroup {
     for (int64_t i = 0; a.saved == nullptr && i + 1 < a.depth; ++i)
       largest = larger(largest, layer(i).out_rows * row_pitch<T>(a.layers[i].out_channels()));
     for (T*& rows : passing) rows = arena.take<T>(largest + kRowSlack);
-    products = take_tap_products<T>(arena, a);
+    int64_t most_inputs = 0, most_products = 0;
+    for (int64_t i = 0; i < a.depth; ++i) {
+      const StackLayer& l = a.layers[i];
+      most_inputs = larger(most_inputs, filter_size<T>(l, l.in_channels));
+      // Those of gradients are as wide as the input.
+      const int64_t filtered = filter_size<T>(l, larger(l.in_channels, l.columns));
+      most_products = larger(most_products, larger(tap_products_size<T>(l), filtered));
+    }
+    filter_inputs = arena.take<T>(most_inputs);
+    products = arena.take<T>(most_products);
   }
 
   // Where the result of a layer goes.
@@ -223,7 +230,9 @@ struct StackGroup {
     const StackLayer current = layer(i);
     const PackedLayer<T>& packed = plan.packed[i];
     if (current.multiply_first())
-      multiply_then_gather(current, input_of(i), packed, products, finish_tile);
+      multiply_then_gather(current, input_of(i), packed.weight, products, finish_tile);
+    else if (current.is_filtered())
+      multiply_filtered(current, input_of(i), packed.weight, filter_inputs, products, finish_tile);
     else
       multiply_rows(input_of(i), current.out_rows, packed.weight, 1, finish_tile);
   }

@@ -38,6 +38,7 @@ struct StackGradients {
   int64_t samples_before;                      // that are in these sums already
   T *whole[2], *of_sums[2];                    // of every other layer
   T *linked, *linked_residual, *linked_parts;  // for layers that multiply first
+  T* components;                               // for those that are filtered
   int32_t *present, *order;
   T* input;
 
@@ -47,12 +48,13 @@ struct StackGradients {
   void take(Arena& arena) {
     const StackArguments& a = group.a;
     int64_t largest_whole = 0, largest = 0, largest_linked = 0, largest_residual = 0;
-    int64_t largest_parts = 0, most_present = 0, most_ordered = 0;
+    int64_t largest_parts = 0, most_present = 0, most_ordered = 0, most_components = 0;
     for (int64_t i = 0; i < a.depth; ++i) {
       const StackLayer layer = group.layer(i);
       const int64_t pitch = row_pitch<T>(layer.columns);
       largest = larger(largest, layer.out_rows * pitch);
       largest_whole = larger(largest_whole, layer.out_rows * row_pitch<T>(layer.out_channels()));
+      most_components = larger(most_components, filter_size<T>(layer, layer.columns));
       if (!layer.multiply_first()) {
         most_ordered = larger(most_ordered, layer.in_rows);
         continue;
@@ -70,6 +72,7 @@ struct StackGradients {
     linked = arena.take<T>(largest_linked + kRowSlack);
     linked_residual = arena.take<T>(largest_residual + kRowSlack);
     linked_parts = arena.take<T>(largest_parts);
+    components = arena.take<T>(most_components);
     present = arena.take<int32_t>(most_present);
     order = arena.take<int32_t>(most_ordered);
     const StackLayer layer = group.layer(0);
@@ -87,6 +90,8 @@ struct StackGradients {
       add_bias_gradient(layer, i);
       if (layer.multiply_first())
         through_links(layer, i, with_input);
+      else if (layer.is_filtered())
+        through_filter(layer, i, with_input);
       else
         through_readers(layer, i, with_input);
     }
@@ -141,6 +146,12 @@ struct StackGradients {
     return f;
   }
 
+  FinishGradients<T> finish_read(const StackLayer& layer, int64_t i) const {
+    FinishGradients<T> f = finish(layer, i);
+    f.residual_rows = layer.readers + (layer.kernel_size - 1) * layer.reader_pitch;
+    return f;
+  }
+
   // Where a tap reads each input row for one row of the result at most, gradients are gathered.
   void through_readers(const StackLayer& layer, int64_t i, bool with_input) const {
     const int64_t pitch = row_pitch<T>(layer.columns);
@@ -149,11 +160,32 @@ struct StackGradients {
     if (i == 0 && !with_input) return;
     gradient.links = layer.readers;
     gradient.link_pitch = layer.reader_pitch;
-    FinishGradients<T> f = finish(layer, i);
-    f.residual_rows = layer.readers + (layer.kernel_size - 1) * layer.reader_pitch;
+    FinishGradients<T> f = finish_read(layer, i);
     f.order = gradient.order = order_by_readers(layer, order);
     multiply_rows(gradient, layer.in_rows, group.plan.packed[i].turned,
                   taps_of_chain(layer.columns), f);
+  }
+
+  // The same where the layer is filtered fast.
+  void through_filter(const StackLayer& layer, int64_t i, bool with_input) const {
+    const LinkedRows<T> in = group.input_of(i);
+    const FilterRows<T> rows = filter_rows(group.filter_inputs, layer, layer.in_channels);
+    const FilterRows<T> gradients = filter_rows(components, layer, layer.columns);
+    filter_inputs(layer, in, rows);
+    filter_gradients(layer, {of_sums[i % 2], gradients.pitch, 0, in.zeros, nullptr, 0}, gradients);
+    add_weight_gradient(rows.linked(in.zeros), gradients.linked(in.zeros),
+                        samples_before * (group.a.layers[i].filter.tiles / group.a.batch),
+                        layer.filter.tiles, sums[i]);
+    if (i == 0 && !with_input) return;
+    const FilterRows<T> products = filter_rows(group.products, layer, layer.in_channels);
+    const PackedWeight<T>& turned = group.plan.packed[i].turned;
+    multiply_components(layer, gradients, in.zeros, turned, products);
+    make_rows<T>(
+        layer.in_rows, turned.panels.columns(), kFilterComponents,
+        [&](int64_t row, T* out) {
+          add_filtered_gradient(layer, products, in.zeros, row, out);
+        },
+        finish_read(layer, i));
   }
 
   // Else they are added up for each input row and tap first.

@@ -34,7 +34,17 @@ struct FinishLosses {
 
 template <class T>
 struct StackLoss {
+  // Of an infinite row a filter makes NaN, where the direct sum may be infinite and end at a closed
+  // unit: that decides.
   static void run(const StackArguments& a) {
+    if (run_as_linked(a)) return;
+    for (int64_t i = 0; i < a.depth; ++i) a.layers[i].filter = {};
+    run_as_linked(a);
+  }
+
+ private:
+  // Whether it stands: else nothing but losses has been written.
+  static bool run_as_linked(const StackArguments& a) {
     if (a.gradient.mean != nullptr) return with_gradients(a);
     const StackPlan<T> plan = plan_stack<T>(a, false);
     for_groups<T>(a, [&](int64_t begin, int64_t end) {
@@ -44,9 +54,20 @@ struct StackLoss {
         forward(group, nullptr);
       }
     });
+    return !is_filtered(a) || __builtin_isfinite(mean_of_losses(a));
   }
 
-  static void with_gradients(StackArguments a) {
+  static bool is_filtered(const StackArguments& a) {
+    for (int64_t i = 0; i < a.depth; ++i)
+      if (a.layers[i].is_filtered()) return true;
+    return false;
+  }
+
+  static T mean_of_losses(const StackArguments& a) {
+    return mean_of(static_cast<const T*>(a.losses), a.batch * a.out_length);
+  }
+
+  static bool with_gradients(StackArguments a) {
     lay_out(Slot::stack_saved, [&](Arena& arena) {
       a.saved = arena.data;
       for (int64_t i = 0; i < a.depth; ++i)
@@ -63,12 +84,14 @@ struct StackLoss {
       gradients.take(arena);
     });
     forward(group, gradients.output());
-    const T mean = mean_of(static_cast<const T*>(a.losses), a.batch * a.out_length);
+    const T mean = mean_of_losses(a);
+    if (is_filtered(a) && !__builtin_isfinite(mean)) return false;
     *static_cast<T*>(a.gradient.mean) = mean;
-    if (a.gradient.as_step && !__builtin_isfinite(mean)) return;
+    if (a.gradient.as_step && !__builtin_isfinite(mean)) return true;
     gradients.run(true);
     StackBackward<T>::write_input(a, group, gradients.input);
     finish_sums<T>(a, sums);
+    return true;
   }
 
   static void forward(const StackGroup<T>& group, T* gradients) {

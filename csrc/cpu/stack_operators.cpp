@@ -42,6 +42,9 @@ class LinkedCall : public StackCall {
                           Slot::target, selected());
   }
 
+  // Layers whose results no step of a stream has to equal are filtered fast: a loss, and gradients.
+  void filter() { filter_ = arguments_.dtype == ScalarType::float32; }
+
   // Before a kernel: the rows of all samples.
   void link(bool share, bool in_groups) { link(0, arguments_.batch, share, in_groups); }
 
@@ -76,6 +79,7 @@ class LinkedCall : public StackCall {
       STD_TORCH_CHECK(positions <= INT32_MAX, function_, ": rows are counted in 32 bits, got ",
                       positions, " positions");
       size += samples * taps.kernel_size * (taps.in_length + taps.out_length);
+      if (filter_) size += filter_links_size(taps, samples);
     }
     int32_t* at = static_cast<int32_t*>(scratch(Slot::links, sizeof(int32_t) * size));
     for (size_t i = 0; i < taps().size(); ++i) {
@@ -84,11 +88,16 @@ class LinkedCall : public StackCall {
       at += samples * positions.kernel_size * positions.out_length;
       layers()[i].readers = at;
       at += samples * positions.kernel_size * positions.in_length;
+      layers()[i].filter = {};
+      const int64_t room = filter_ ? filter_links_size(positions, samples) : 0;
+      if (room > 0) take_filter_links(positions, samples, at, layers()[i].filter);
+      at += room;
     }
   }
 
   const char* function_;
   const Tensor& x_;
+  bool filter_ = false;
   std::optional<Selection> selection_;
   const int64_t *tokens_ = nullptr, *target_ = nullptr;  // null where there are none
 };
@@ -116,6 +125,7 @@ Tensors stack_backward(const Tensor& grad_output, const Tensor& saved, const Ten
                        const OptionalTensor& tokens, Tensors weights, Tensors biases,
                        std::vector<int64_t> settings, bool share, bool with_x) {
   LinkedCall call("stack_backward", x, tokens, weights, biases, settings);
+  call.filter();
   call.link(share, !tokens.has_value());  // an embedding's gradient is that of the whole batch
   StackArguments& a = call.arguments();
   call.check_gradient(grad_output, saved, x);
@@ -135,6 +145,7 @@ LinkedCall loss_call(const char* function, const Tensor& x, const Tensor& tokens
                      const Tensors& biases, const std::vector<int64_t>& settings) {
   LinkedCall call(function, x, tokens, weights, biases, settings, rows);
   call.take_target(tokens, target);
+  call.filter();
   return call;
 }
 

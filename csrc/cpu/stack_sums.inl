@@ -29,7 +29,7 @@ struct StackSums {
 
   // Without data.
   WeightSums<T> empty(const StackLayer& layer) const {
-    WeightSums<T> sums{layer.in_channels,        layer.kernel_size, layer.columns,
+    WeightSums<T> sums{layer.in_channels,        layer.weights(), layer.columns,
                        Panels<T>(layer.columns), nullptr,           0};
     if (larger(layer.in_rows, layer.out_rows) > pieces * kRowsOfSum) sums.total = sums.size();
     return sums;
@@ -38,8 +38,13 @@ struct StackSums {
 };
 
 template <class S>
-void put_weight_gradient(const StackLayer& layer, const WeightSums<Compute<S>>& sums,
+void put_weight_gradient(const StackLayer& layer, const WeightSums<Compute<S>>& of_weights,
                          const PutGradient<S>& put) {
+  if (layer.grad_bias.data != nullptr)
+    put.row(of_weights.bias(), 1, layer.columns, static_cast<S*>(layer.grad_bias.data),
+            layer.grad_bias.stride[0]);
+  const WeightSums<Compute<S>> sums =
+      layer.is_filtered() ? filtered_sums(of_weights) : of_weights;
   S* out = static_cast<S*>(layer.grad_weight.data);
   const int64_t* stride = layer.grad_weight.stride;
   const int64_t taps = layer.kernel_size, pitch = sums.pitch();
@@ -53,9 +58,6 @@ void put_weight_gradient(const StackLayer& layer, const WeightSums<Compute<S>>& 
     for (int64_t c = 0; c < layer.in_channels; ++c)
       for (int64_t k = 0; k < taps; ++k)
         put.row(sums.row(c, k), 1, layer.columns, out + c * stride[1] + k * stride[2], stride[0]);
-  if (layer.grad_bias.data != nullptr)
-    put.row(sums.bias(), 1, layer.columns, static_cast<S*>(layer.grad_bias.data),
-            layer.grad_bias.stride[0]);
 }
 
 template <class S>

@@ -33,11 +33,24 @@ void pack_weight(const StackLayer& layer, const PackedWeight<Compute<S>>& packed
         for (int64_t i = 0; i < count; ++i)
           stage_row(weight + i * layer.weight.stride[0], layer.weight.stride[1], layer.in_channels,
                     0, 1, rows + i * pitch, pitch);
-        transpose_strip(rows, pitch, count, layer.in_channels, out + packed.start(panel, k) + v * W,
-                        packed.pitch(panel), W);
-        if (turned_out != nullptr) copy_to_panels(rows, pitch, k, first, count, turned, turned_out);
+        const int64_t place = layer.is_filtered() ? 2 * k : k;
+        transpose_strip(rows, pitch, count, layer.in_channels,
+                        out + packed.start(panel, place) + v * W, packed.pitch(panel), W);
+        if (turned_out != nullptr)
+          copy_to_panels(rows, pitch, place, first, count, turned, turned_out);
       }
     }
+}
+
+// Of two taps, the first and the last of the three weights of a filter: the middle one is their sum.
+template <class T>
+void add_middle_weight(const PackedWeight<T>& packed, T* out) {
+  for (int64_t panel = 0; panel < packed.panels.count; ++panel) {
+    const T *first = out + packed.start(panel, 0), *last = out + packed.start(panel, 2);
+    T* middle = out + packed.start(panel, 1);
+    for (int64_t i = 0; i < packed.channels * packed.pitch(panel); i += kLanes<T>)
+      store(middle + i, load(first + i) + load(last + i));
+  }
 }
 
 template <class T>
@@ -49,8 +62,8 @@ struct PackedLayer {
 
 template <class T>
 PackedLayer<T> take_packed(Arena& arena, const StackLayer& layer, bool with_turned) {
-  PackedLayer<T> p{{Panels<T>(layer.columns), layer.in_channels, layer.kernel_size, nullptr},
-                   {Panels<T>(layer.in_channels), layer.columns, layer.kernel_size, nullptr},
+  PackedLayer<T> p{{Panels<T>(layer.columns), layer.in_channels, layer.weights(), nullptr},
+                   {Panels<T>(layer.in_channels), layer.columns, layer.weights(), nullptr},
                    nullptr,
                    nullptr,
                    nullptr};
@@ -63,6 +76,10 @@ PackedLayer<T> take_packed(Arena& arena, const StackLayer& layer, bool with_turn
 template <class S>
 void pack_layer(const StackLayer& layer, const PackedLayer<Compute<S>>& p, bool with_turned) {
   pack_weight<S>(layer, p.weight, p.turned, p.weight_data, with_turned ? p.turned_data : nullptr);
+  if (layer.is_filtered()) {
+    add_middle_weight(p.weight, p.weight_data);
+    if (with_turned) add_middle_weight(p.turned, p.turned_data);
+  }
   const S* bias = static_cast<const S*>(layer.bias.data);
   for (int64_t c = 0; c < p.weight.panels.columns() + kLanes<Compute<S>>; ++c)
     p.bias[c] =
