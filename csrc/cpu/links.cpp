@@ -149,15 +149,19 @@ int64_t filter_tiles(const LayerTaps& taps) {
          std::min(taps.dilation, taps.out_length % block);
 }
 
+// By what a sample takes: how many there are must not show in the bits of one.
 bool filter_pays(const LayerTaps& taps, const StackLayer& layer) {
+  // Multiply-adds that it costs for each channel of a tile to add rows before and after products.
+  constexpr int64_t kAdditions = 20;
   int64_t direct = 0;  // products of rows
   for (int64_t k = 0; k < taps.kernel_size; ++k) {
     const int64_t first = input_position(0, k, 1, taps.dilation, taps.pad_left);
     direct += std::max<int64_t>(0, std::min(taps.in_length, first + taps.out_length) -
                                        std::max<int64_t>(0, first));
   }
-  return layer.in_channels >= 32 && layer.columns >= 16 &&
-         10 * StackFilter::kComponents * filter_tiles(taps) <= 9 * direct;
+  const int64_t saved = direct - StackFilter::kComponents * filter_tiles(taps);
+  return saved * layer.in_channels * layer.columns >
+         kAdditions * filter_tiles(taps) * (layer.in_channels + layer.columns);
 }
 
 void link_tiles(const LayerTaps& taps, int64_t batch, int64_t samples, StackLayer& layer) {

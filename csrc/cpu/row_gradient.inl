@@ -85,9 +85,9 @@ CONVLM_INLINE void add_gradient_block(RowGradient<T> p, const WeightSums<T>& sum
 // multiplied by the tap, grad.at(tap, row) is the gradient of that product. Where either is padding
 // there is nothing to add, not even if the other is infinite. Cut by taps and channels, a few more
 // in the last piece: a sum is made by one thread, in the order of the rows.
-template <class T>
-void add_weight_gradient(const LinkedRows<T>& in, const LinkedRows<T>& grad, int64_t before,
-                         int64_t count, const WeightSums<T>& sums) {
+template <class T, class Rows, class GradientRows>
+void add_weight_gradient(const Rows& in, const GradientRows& grad, int64_t before, int64_t count,
+                         const WeightSums<T>& sums) {
   const int64_t blocks = larger(1, sums.channels / kTileRows);
   const auto first_channel = [&](int64_t block) {
     return block < blocks ? block * kTileRows : sums.channels;

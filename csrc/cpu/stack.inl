@@ -138,7 +138,7 @@ struct StackGroup {
   int64_t first, samples;
   T *input, *output;  // rows before the first layer and after the last one
   T* passing[2];      // rows in between, in turn, where nothing is kept
-  T *filter_inputs, *products;
+  T *differences, *products;
 
   StackGroup(const StackArguments& arguments, const StackPlan<T>& shared, int64_t index)
       : a(arguments),
@@ -165,15 +165,16 @@ struct StackGroup {
     for (int64_t i = 0; a.saved == nullptr && i + 1 < a.depth; ++i)
       largest = larger(largest, layer(i).out_rows * row_pitch<T>(a.layers[i].out_channels()));
     for (T*& rows : passing) rows = arena.take<T>(largest + kRowSlack);
-    int64_t most_inputs = 0, most_products = 0;
+    int64_t most_differences = 0, most_products = 0;
     for (int64_t i = 0; i < a.depth; ++i) {
       const StackLayer& l = a.layers[i];
-      most_inputs = larger(most_inputs, filter_size<T>(l, l.in_channels));
+      most_differences = larger(most_differences, filter_size<T>(l, l.in_channels, 2));
       // Those of gradients are as wide as the input.
-      const int64_t filtered = filter_size<T>(l, larger(l.in_channels, l.columns));
+      const int64_t filtered =
+          filter_size<T>(l, larger(l.in_channels, l.columns), kFilterComponents);
       most_products = larger(most_products, larger(tap_products_size<T>(l), filtered));
     }
-    filter_inputs = arena.take<T>(most_inputs);
+    differences = arena.take<T>(most_differences);
     products = arena.take<T>(most_products);
   }
 
@@ -232,7 +233,7 @@ struct StackGroup {
     if (current.multiply_first())
       multiply_then_gather(current, input_of(i), packed.weight, products, finish_tile);
     else if (current.is_filtered())
-      multiply_filtered(current, input_of(i), packed.weight, filter_inputs, products, finish_tile);
+      multiply_filtered(current, input_of(i), packed.weight, differences, products, finish_tile);
     else
       multiply_rows(input_of(i), current.out_rows, packed.weight, 1, finish_tile);
   }

@@ -38,7 +38,7 @@ struct StackGradients {
   int64_t samples_before;                      // that are in these sums already
   T *whole[2], *of_sums[2];                    // of every other layer
   T *linked, *linked_residual, *linked_parts;  // for layers that multiply first
-  T* components;                               // for those that are filtered
+  T* added;                                    // for those that are filtered
   int32_t *present, *order;
   T* input;
 
@@ -48,13 +48,13 @@ struct StackGradients {
   void take(Arena& arena) {
     const StackArguments& a = group.a;
     int64_t largest_whole = 0, largest = 0, largest_linked = 0, largest_residual = 0;
-    int64_t largest_parts = 0, most_present = 0, most_ordered = 0, most_components = 0;
+    int64_t largest_parts = 0, most_present = 0, most_ordered = 0, most_added = 0;
     for (int64_t i = 0; i < a.depth; ++i) {
       const StackLayer layer = group.layer(i);
       const int64_t pitch = row_pitch<T>(layer.columns);
       largest = larger(largest, layer.out_rows * pitch);
       largest_whole = larger(largest_whole, layer.out_rows * row_pitch<T>(layer.out_channels()));
-      most_components = larger(most_components, filter_size<T>(layer, layer.columns));
+      most_added = larger(most_added, filter_size<T>(layer, layer.columns, 1));
       if (!layer.multiply_first()) {
         most_ordered = larger(most_ordered, layer.in_rows);
         continue;
@@ -72,7 +72,7 @@ struct StackGradients {
     linked = arena.take<T>(largest_linked + kRowSlack);
     linked_residual = arena.take<T>(largest_residual + kRowSlack);
     linked_parts = arena.take<T>(largest_parts);
-    components = arena.take<T>(most_components);
+    added = arena.take<T>(most_added);
     present = arena.take<int32_t>(most_present);
     order = arena.take<int32_t>(most_ordered);
     const StackLayer layer = group.layer(0);
@@ -169,17 +169,16 @@ struct StackGradients {
   // The same where the layer is filtered fast.
   void through_filter(const StackLayer& layer, int64_t i, bool with_input) const {
     const LinkedRows<T> in = group.input_of(i);
-    const FilterRows<T> rows = filter_rows(group.filter_inputs, layer, layer.in_channels);
-    const FilterRows<T> gradients = filter_rows(components, layer, layer.columns);
-    filter_inputs(layer, in, rows);
-    filter_gradients(layer, {of_sums[i % 2], gradients.pitch, 0, in.zeros, nullptr, 0}, gradients);
-    add_weight_gradient(rows.linked(in.zeros), gradients.linked(in.zeros),
-                        samples_before * (group.a.layers[i].filter.tiles / group.a.batch),
-                        layer.filter.tiles, sums[i]);
+    const FilterOperand<T> inputs = filter_inputs(layer, in, group.differences);
+    const FilterOperand<T> gradients = filter_gradients(
+        layer, {of_sums[i % 2], row_pitch<T>(layer.columns), 0, in.zeros, nullptr, 0}, added);
+    add_weight_gradient<T>(inputs, gradients,
+                           samples_before * (group.a.layers[i].filter.tiles / group.a.batch),
+                           layer.filter.tiles, sums[i]);
     if (i == 0 && !with_input) return;
-    const FilterRows<T> products = filter_rows(group.products, layer, layer.in_channels);
+    const FilterRows<T> products(group.products, layer, layer.in_channels);
     const PackedWeight<T>& turned = group.plan.packed[i].turned;
-    multiply_components(layer, gradients, in.zeros, turned, products);
+    multiply_components(layer, gradients, turned, products);
     make_rows<T>(
         layer.in_rows, turned.panels.columns(), kFilterComponents,
         [&](int64_t row, T* out) {
@@ -217,6 +216,13 @@ struct StackBackward {
   using T = Compute<S>;
 
   static void run(const StackArguments& a) {
+    if (run_as_linked(a)) return;
+    sum_directly(a);
+    run_as_linked(a);
+  }
+
+  // Whether the gradients stand.
+  static bool run_as_linked(const StackArguments& a) {
     const StackPlan<T> plan = plan_stack<S>(a, true);
     const int64_t groups = divide_up(a.batch, larger(1, a.group));
     StackSums<T> sums;
@@ -230,7 +236,9 @@ struct StackBackward {
           run_group(a, plan, g, sums.layers + piece * a.depth, (g - first) * a.group);
       }
     });
+    if (is_filtered(a) && !sums.are_finite()) return false;
     finish_sums<S>(a, sums);
+    return true;
   }
 
   static void run_group(const StackArguments& a, const StackPlan<T>& plan, int64_t index,

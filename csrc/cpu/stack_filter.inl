@@ -7,38 +7,59 @@
 // so three products of rows make both. Gradients take the same way back: those of the three
 // products are g0, g0 + g1 and g1, and their sums are those of the weights w0, w0 + w1 and w1.
 
+//
+// Of an infinite row a filter makes NaN, where the direct sum may be infinite and end at a closed
+// unit. So where a result is not finite all layers are summed directly, which then decides.
+
 constexpr int64_t kFilterComponents = StackFilter::kComponents;
 
-// Rows of each component of all tiles, [component][tile].
+inline bool is_filtered(const StackArguments& a) {
+  for (int64_t i = 0; i < a.depth; ++i)
+    if (a.layers[i].is_filtered()) return true;
+  return false;
+}
+
+inline void sum_directly(const StackArguments& a) {
+  for (int64_t i = 0; i < a.depth; ++i) a.layers[i].filter = {};
+}
+
+// Rows of some components of all tiles, [component][tile].
 template <class T>
 struct FilterRows {
   T* data;
   int64_t pitch, component_pitch;
 
+  FilterRows(T* to, const StackLayer& layer, int64_t channels)
+      : data(to), pitch(row_pitch<T>(channels)), component_pitch(layer.filter.pitch * pitch) {}
   T* at(int64_t component, int64_t tile) const {
     return data + component * component_pitch + tile * pitch;
   }
-  LinkedRows<T> linked(const T* zeros) const {
-    return {data, pitch, component_pitch, zeros, nullptr, 0};
+  LinkedRows<T> component(int64_t j, const T* zeros) const {
+    return {at(j, 0), pitch, 0, zeros, nullptr, 0};
   }
 };
 
-template <class T>
-FilterRows<T> filter_rows(T* data, const StackLayer& layer, int64_t channels) {
-  const int64_t pitch = row_pitch<T>(channels);
-  return {data, pitch, layer.filter.pitch * pitch};
-}
-
 // How much room they take. Products of rows overwrite up to a tile of rows after the last.
 template <class T>
-int64_t filter_size(const StackLayer& layer, int64_t channels) {
+int64_t filter_size(const StackLayer& layer, int64_t channels, int64_t components) {
   if (!layer.is_filtered()) return 0;
-  return (kFilterComponents * layer.filter.pitch + kTileRows) * row_pitch<T>(channels);
+  return (components * layer.filter.pitch + kTileRows) * row_pitch<T>(channels);
 }
 
+// What is multiplied: rows of each component, found as those that a tap reads.
 template <class T>
-const T* row_or_zeros(const LinkedRows<T>& rows, int64_t row) {
-  return row < 0 ? rows.zeros : rows.data + row * rows.pitch;
+struct FilterOperand {
+  const T* zeros;
+  LinkedRows<T> components[kFilterComponents];
+
+  const T* at(int64_t component, int64_t tile) const { return components[component].at(0, tile); }
+};
+
+// The rows that all tiles have at one place.
+template <class T>
+LinkedRows<T> rows_of_tiles(const LinkedRows<T>& rows, const StackFilter& filter,
+                            const int32_t* links, int64_t place) {
+  return {rows.data, rows.pitch, 0, rows.zeros, links + place * filter.pitch, 0};
 }
 
 // Calls body(tile) for each tile of a layer.
@@ -49,66 +70,61 @@ CONVLM_INLINE void for_filter_tiles(const StackLayer& layer, int64_t channels, c
   });
 }
 
-// x0 - x1, x1 and x2 - x1.
+// x0 - x1, x1 and x2 - x1; the differences in `room`.
 template <class T>
-void filter_inputs(const StackLayer& layer, const LinkedRows<T>& in, const FilterRows<T>& out) {
-  const int32_t* inputs = layer.filter.inputs;
+FilterOperand<T> filter_inputs(const StackLayer& layer, const LinkedRows<T>& in, T* room) {
+  const StackFilter& filter = layer.filter;
+  const LinkedRows<T> first = rows_of_tiles(in, filter, filter.inputs, 0);
+  const LinkedRows<T> middle = rows_of_tiles(in, filter, filter.inputs, 1);
+  const LinkedRows<T> last = rows_of_tiles(in, filter, filter.inputs, 2);
+  const FilterRows<T> differences(room, layer, layer.in_channels);
   for_filter_tiles(layer, layer.in_channels, [&](int64_t tile) {
-    const T* first = row_or_zeros(in, inputs[tile]);
-    const T* middle = row_or_zeros(in, inputs[layer.filter.pitch + tile]);
-    const T* last = row_or_zeros(in, inputs[2 * layer.filter.pitch + tile]);
-    T *to[kFilterComponents] = {out.at(0, tile), out.at(1, tile), out.at(2, tile)};
+    const T *x0 = first.at(0, tile), *x1 = middle.at(0, tile), *x2 = last.at(0, tile);
+    T *before = differences.at(0, tile), *after = differences.at(1, tile);
     for (int64_t c = 0; c < layer.in_channels; c += kLanes<T>) {
-      const Vector<T> x = load(middle + c);
-      store(to[0] + c, load(first + c) - x);
-      store(to[1] + c, x);
-      store(to[2] + c, load(last + c) - x);
+      const Vector<T> x = load(x1 + c);
+      store(before + c, load(x0 + c) - x);
+      store(after + c, load(x2 + c) - x);
     }
   });
+  return {in.zeros,
+          {differences.component(0, in.zeros), middle, differences.component(1, in.zeros)}};
 }
 
-// g0, g0 + g1 and g1.
+// g0, g0 + g1 and g1; the sums in `room`.
 template <class T>
-void filter_gradients(const StackLayer& layer, const LinkedRows<T>& gradient,
-                      const FilterRows<T>& out) {
-  const int32_t* outputs = layer.filter.outputs;
+FilterOperand<T> filter_gradients(const StackLayer& layer, const LinkedRows<T>& gradient, T* room) {
+  const StackFilter& filter = layer.filter;
+  const LinkedRows<T> first = rows_of_tiles(gradient, filter, filter.outputs, 0);
+  const LinkedRows<T> second = rows_of_tiles(gradient, filter, filter.outputs, 1);
+  const FilterRows<T> sums(room, layer, layer.columns);
   for_filter_tiles(layer, layer.columns, [&](int64_t tile) {
-    const T* first = row_or_zeros(gradient, outputs[tile]);
-    const T* second = row_or_zeros(gradient, outputs[layer.filter.pitch + tile]);
-    T *to[kFilterComponents] = {out.at(0, tile), out.at(1, tile), out.at(2, tile)};
-    for (int64_t c = 0; c < layer.columns; c += kLanes<T>) {
-      const Vector<T> g0 = load(first + c), g1 = load(second + c);
-      store(to[0] + c, g0);
-      store(to[1] + c, g0 + g1);
-      store(to[2] + c, g1);
-    }
+    const T *g0 = first.at(0, tile), *g1 = second.at(0, tile);
+    T* sum = sums.at(0, tile);
+    for (int64_t c = 0; c < layer.columns; c += kLanes<T>)
+      store(sum + c, load(g0 + c) + load(g1 + c));
   });
+  return {gradient.zeros, {first, sums.component(0, gradient.zeros), second}};
 }
 
 // Each component times its weight.
 template <class T>
-void multiply_components(const StackLayer& layer, const FilterRows<T>& rows, const T* zeros,
+void multiply_components(const StackLayer& layer, const FilterOperand<T>& operand,
                          const PackedWeight<T>& weight, const FilterRows<T>& products) {
-  for (int64_t j = 0; j < kFilterComponents; ++j) {
-    LinkedRows<T> component = rows.linked(zeros);
-    component.data = rows.at(j, 0);
-    multiply_rows_into(component, layer.filter.tiles, weight, j, products.at(j, 0),
+  for (int64_t j = 0; j < kFilterComponents; ++j)
+    multiply_rows_into(operand.components[j], layer.filter.tiles, weight, j, products.at(j, 0),
                        products.pitch);
-  }
 }
 
 // Calls finish(tile of rows, pitch, first, count) for the rows of the result.
 template <class T, class Finish>
 void multiply_filtered(const StackLayer& layer, const LinkedRows<T>& in,
-                       const PackedWeight<T>& weight, T* inputs, T* products,
+                       const PackedWeight<T>& weight, T* differences, T* products,
                        const Finish& finish) {
-  const FilterRows<T> to = filter_rows(products, layer, layer.columns);
-  const FilterRows<T> rows = filter_rows(inputs, layer, layer.in_channels);
-  filter_inputs(layer, in, rows);
-  multiply_components(layer, rows, in.zeros, weight, to);
-  const LinkedRows<T> linked{products, to.pitch, 0, in.zeros, layer.filter.components,
-                             layer.link_pitch};
-  gather_products(linked, StackFilter::kOutputs, layer.out_rows, weight.panels.columns(), finish);
+  const FilterRows<T> to(products, layer, layer.columns);
+  multiply_components(layer, filter_inputs(layer, in, differences), weight, to);
+  gather_products<T>({products, to.pitch, 0, in.zeros, layer.filter.components, layer.link_pitch},
+                     StackFilter::kOutputs, layer.out_rows, weight.panels.columns(), finish);
 }
 
 // A row of the input's gradient, from the products of those of a tile's result: what is the middle

@@ -34,16 +34,14 @@ struct FinishLosses {
 
 template <class T>
 struct StackLoss {
-  // Of an infinite row a filter makes NaN, where the direct sum may be infinite and end at a closed
-  // unit: that decides.
   static void run(const StackArguments& a) {
     if (run_as_linked(a)) return;
-    for (int64_t i = 0; i < a.depth; ++i) a.layers[i].filter = {};
+    sum_directly(a);
     run_as_linked(a);
   }
 
  private:
-  // Whether it stands: else nothing but losses has been written.
+  // Whether it stands: else nothing but losses and their mean has been written.
   static bool run_as_linked(const StackArguments& a) {
     if (a.gradient.mean != nullptr) return with_gradients(a);
     const StackPlan<T> plan = plan_stack<T>(a, false);
@@ -55,12 +53,6 @@ struct StackLoss {
       }
     });
     return !is_filtered(a) || __builtin_isfinite(mean_of_losses(a));
-  }
-
-  static bool is_filtered(const StackArguments& a) {
-    for (int64_t i = 0; i < a.depth; ++i)
-      if (a.layers[i].is_filtered()) return true;
-    return false;
   }
 
   static T mean_of_losses(const StackArguments& a) {
@@ -85,10 +77,12 @@ struct StackLoss {
     });
     forward(group, gradients.output());
     const T mean = mean_of_losses(a);
-    if (is_filtered(a) && !__builtin_isfinite(mean)) return false;
     *static_cast<T*>(a.gradient.mean) = mean;
-    if (a.gradient.as_step && !__builtin_isfinite(mean)) return true;
+    const bool finite = __builtin_isfinite(mean);
+    if (is_filtered(a) && !finite) return false;
+    if (a.gradient.as_step && !finite) return true;
     gradients.run(true);
+    if (is_filtered(a) && !sums.are_finite()) return false;
     StackBackward<T>::write_input(a, group, gradients.input);
     finish_sums<T>(a, sums);
     return true;

@@ -27,6 +27,25 @@ struct StackSums {
     }
   }
 
+  // What will be read of them.
+  bool are_finite() const {
+    Vector<T> poison{};  // NaN once a value is not finite
+    for (int64_t j = 0; j < pieces * depth; ++j) {
+      const WeightSums<T>& s = layers[j];
+      for (int64_t i = 0; i < s.columns; i += kLanes<T>) {
+        const auto add = [&](const T* row) {
+          poison += first_lanes<T>(load(row + i), s.columns - i) * 0;
+        };
+        for (int64_t total = 0; total <= s.total; total += larger(1, s.total)) {
+          add(s.bias() + total);
+          for (int64_t c = 0; c < s.channels; ++c)
+            for (int64_t k = 0; k < s.taps; ++k) add(s.row(c, k) + total);
+        }
+      }
+    }
+    return !any_nan<T>(poison);
+  }
+
   // Without data.
   WeightSums<T> empty(const StackLayer& layer) const {
     WeightSums<T> sums{layer.in_channels,        layer.weights(), layer.columns,
