@@ -146,7 +146,7 @@ def test_losses_have_the_same_bits_in_any_batch(stack: Stack) -> None:
 
 @pytest.mark.parametrize("stack", FILTERED_SIGNALS, ids=str)
 def test_an_infinite_gradient_has_layers_summed_directly(stack: Stack) -> None:
-    """It is as infinite as in torch. That other samples' bits change shows that a filter was left."""
+    """It is as infinite as in torch. Other bits in other samples show that filters were left."""
     inputs = inputs_of(stack, torch.float32)
     y, saved = stack_forward(*inputs, stack.settings, False, True)
     seed = random(*y.shape, seed=9)
