@@ -145,8 +145,7 @@ constexpr int64_t kFilteredTaps = 2;
 // Tiles of one sample: the last ones may make one row instead of two.
 int64_t filter_tiles(const LayerTaps& taps) {
   const int64_t block = StackFilter::kOutputs * taps.dilation;
-  return taps.out_length / block * taps.dilation +
-         std::min(taps.dilation, taps.out_length % block);
+  return taps.out_length / block * taps.dilation + std::min(taps.dilation, taps.out_length % block);
 }
 
 // By what a sample takes: how many there are must not show in the bits of one.
@@ -156,8 +155,8 @@ bool filter_pays(const LayerTaps& taps, const StackLayer& layer) {
   int64_t direct = 0;  // products of rows
   for (int64_t k = 0; k < taps.kernel_size; ++k) {
     const int64_t first = input_position(0, k, 1, taps.dilation, taps.pad_left);
-    direct += std::max<int64_t>(0, std::min(taps.in_length, first + taps.out_length) -
-                                       std::max<int64_t>(0, first));
+    direct += std::max<int64_t>(
+        0, std::min(taps.in_length, first + taps.out_length) - std::max<int64_t>(0, first));
   }
   const int64_t saved = direct - StackFilter::kComponents * filter_tiles(taps);
   return saved * layer.in_channels * layer.columns >

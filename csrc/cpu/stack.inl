@@ -61,16 +61,16 @@ CONVLM_INLINE void add_products(const LinkedRows<T>& products, int64_t row, int6
 template <class T, class Make, class Finish>
 CONVLM_INLINE void make_rows(int64_t rows, int64_t columns, int64_t additions, const Make& make,
                              const Finish& finish) {
-  parallel_jobs(
-      divide_up(rows, kTileRows), kTileRows * columns * additions, [&](int64_t begin, int64_t end) {
-        const int64_t pitch = columns + kLanes<T>;
-        T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kTileRows * pitch));
-        for (int64_t job = begin; job < end; ++job) {
-          const int64_t first = job * kTileRows, count = smaller(kTileRows, rows - first);
-          for (int64_t i = 0; i < count; ++i) make(first + i, tile + i * pitch);
-          finish(tile, pitch, first, count);
-        }
-      });
+  parallel_jobs(divide_up(rows, kTileRows), kTileRows * columns * additions,
+                [&](int64_t begin, int64_t end) {
+                  const int64_t pitch = columns + kLanes<T>;
+                  T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kTileRows * pitch));
+                  for (int64_t job = begin; job < end; ++job) {
+                    const int64_t first = job * kTileRows, count = smaller(kTileRows, rows - first);
+                    for (int64_t i = 0; i < count; ++i) make(first + i, tile + i * pitch);
+                    finish(tile, pitch, first, count);
+                  }
+                });
 }
 
 // The same of rows that are sums of linked products.

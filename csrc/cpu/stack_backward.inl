@@ -181,9 +181,7 @@ struct StackGradients {
     multiply_components(layer, gradients, turned, products);
     make_rows<T>(
         layer.in_rows, turned.panels.columns(), kFilterComponents,
-        [&](int64_t row, T* out) {
-          add_filtered_gradient(layer, products, in.zeros, row, out);
-        },
+        [&](int64_t row, T* out) { add_filtered_gradient(layer, products, in.zeros, row, out); },
         finish_read(layer, i));
   }
 

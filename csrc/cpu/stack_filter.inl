@@ -1,5 +1,5 @@
-// Layers of two taps, filtered fast: F(2, 2) on rows (fast_filter.inl tells of the scheme). A tile is
-// two rows of the result, a dilation apart, whose middle input is one row:
+// Layers of two taps, filtered fast: F(2, 2) on rows (fast_filter.inl tells of the scheme). A tile
+// is two rows of the result, a dilation apart, whose middle input is one row:
 //
 //   y0 = w0 x0 + w1 x1 = w0 (x0 - x1) + (w0 + w1) x1
 //   y1 = w0 x1 + w1 x2 = (w0 + w1) x1 + w1 (x2 - x1)

@@ -49,7 +49,7 @@ struct StackSums {
   // Without data.
   WeightSums<T> empty(const StackLayer& layer) const {
     WeightSums<T> sums{layer.in_channels,        layer.weights(), layer.columns,
-                       Panels<T>(layer.columns), nullptr,           0};
+                       Panels<T>(layer.columns), nullptr,         0};
     if (larger(layer.in_rows, layer.out_rows) > pieces * kRowsOfSum) sums.total = sums.size();
     return sums;
   }
@@ -62,8 +62,7 @@ void put_weight_gradient(const StackLayer& layer, const WeightSums<Compute<S>>& 
   if (layer.grad_bias.data != nullptr)
     put.row(of_weights.bias(), 1, layer.columns, static_cast<S*>(layer.grad_bias.data),
             layer.grad_bias.stride[0]);
-  const WeightSums<Compute<S>> sums =
-      layer.is_filtered() ? filtered_sums(of_weights) : of_weights;
+  const WeightSums<Compute<S>> sums = layer.is_filtered() ? filtered_sums(of_weights) : of_weights;
   S* out = static_cast<S*>(layer.grad_weight.data);
   const int64_t* stride = layer.grad_weight.stride;
   const int64_t taps = layer.kernel_size, pitch = sums.pitch();

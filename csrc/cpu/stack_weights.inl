@@ -42,7 +42,8 @@ void pack_weight(const StackLayer& layer, const PackedWeight<Compute<S>>& packed
     }
 }
 
-// Of two taps, the first and the last of the three weights of a filter: the middle one is their sum.
+// Of two taps, the first and the last of the three weights of a filter: the middle one is their
+// sum.
 template <class T>
 void add_middle_weight(const PackedWeight<T>& packed, T* out) {
   for (int64_t panel = 0; panel < packed.panels.count; ++panel) {
