@@ -18,8 +18,8 @@ struct StackFilter {
   int64_t tiles;                    // 0: the layer is summed directly
   int64_t pitch;                    // of tiles, and of components of a kind
   const int32_t *inputs, *outputs;  // [kInputs][pitch] and [kOutputs][pitch]: the rows of a tile
-  const int32_t* readers;  // [kInputs][reader_pitch]: the tile that reads an input row as its
-                           // first, second and third
+  // [kInputs][reader_pitch]: the tile that reads an input row as its first, second and third
+  const int32_t* readers;
   const int32_t* components;  // [kOutputs][link_pitch]: what a row of the result is the sum of
 };
 
