@@ -129,8 +129,8 @@ FAST = [
     Case("fast filtering, runs that are no power of two", 1, 120, 130, 97, 3, 1, 5, 1, (3, 9)),
     Case("fast filtering, half a vector a run", 1, 96, 98, 129, 3, 1, 8, 1, (8, 8)),
     Case("fast filtering, long runs, cut", 1, 96, 96, 1000, 3, 1, 100, 1, (170, 0)),
-    Case("fast filtering, four taps: a group and a lone one", 1, 160, 160, 97, 4, 1, 3, 1, (0, 9)),
-    Case("fast filtering, two groups of taps, the last of two", 1, 72, 64, 90, 5, 1, 1, 1, (2, 2)),
+    Case("fast filtering, four taps: a group and a lone one", 2, 160, 160, 157, 4, 1, 3, 1, (0, 9)),
+    Case("fast filtering, two groups of taps, the last of two", 1, 96, 96, 130, 5, 1, 1, 1, (2, 2)),
     Case("fast filtering, seven taps far apart", 1, 112, 112, 500, 7, 1, 21, 1, (63, 63)),
     Case("fast filtering, two taps need more channels", 2, 160, 150, 80, 2, 1, 4, 1, (4, 0)),
     Case("fast filtering, a lone tap that ends with the input", 1, 64, 64, 2051, 4),
@@ -172,6 +172,15 @@ JOINED = [
     Case("joined in each of two groups", 15, 24, 34, 21, 4, 1, 2, 2, (0, 3)),
     Case("joined, weights a power of two apart", 6, 64, 32, 20, 2, 1, 2),
     Case("joined, several tiles of products and of inputs", 33, 130, 40, 24, 5),
+]
+
+# The same of few rows, whose weights' gradients are joined, too.
+FEW_ROWS = [
+    Case("joined, few rows", 32, 270, 8, 40, 1),
+    Case("joined, few rows, strided and dilated", 32, 45, 4, 55, 14, 2, 4, 1, (26, 26)),
+    Case("joined, few rows, a vector and a lane", 19, 105, 5, 17, 19, 1, 2, 1, (18, 18)),
+    Case("joined, few rows in each of two groups", 30, 120, 8, 21, 4, 1, 2, 2, (0, 3)),
+    Case("joined, few rows, several tiles of products and of inputs", 33, 130, 6, 24, 5),
 ]
 
 # More weights, or more of what joined samples read, than the caches of a CPU hold at once.
@@ -286,6 +295,7 @@ CASES = (
     + FAST
     + GROUPS
     + JOINED
+    + FEW_ROWS
     + IN_PARTS
     + OF_ANY_BATCH
     + PACKED_LATE

@@ -10,6 +10,7 @@ from cases import (
     DTYPES,
     FAST,
     FEW_POSITIONS,
+    FEW_ROWS,
     IN_PARTS,
     MANY_GROUPS,
     OF_ANY_BATCH,
@@ -209,8 +210,12 @@ def test_the_batch_has_no_say() -> None:
 @parametrize("case", SEED[2:])
 def test_short_samples_are_joined(case: Case) -> None:
     forward, grad_input, grad_weight = (kernel(f, case._replace(batch=32)) for f in FUNCTIONS)
-    assert (forward, grad_input) == ("joined", "taps")
-    assert grad_weight == ("rows" if case.stride > 1 else "joined")  # a phase costs a gathering
+    assert (forward, grad_input, grad_weight) == ("joined", "taps", "rows")
+
+
+@parametrize("case", FEW_ROWS)
+def test_so_are_the_gradients_of_few_rows(case: Case) -> None:
+    assert kernel("grad_weight", case) == "joined"
 
 
 def test_vectors_that_are_not_full_count_whole() -> None:

@@ -3,6 +3,8 @@
 // F(4, r) errs less than oneDNN's sums of so many positions, but more than those of many taps.
 constexpr int64_t kFewestPositionsOfFour = 2048;
 constexpr int64_t kMostTapsOfFour = 8;
+// Samples are joined, so fewer fill a vector of tiles than forward.
+constexpr int64_t kFewestFastGradOutputs = 32;
 
 template <class S>
 bool exact_enough_for_four(const WeightGradient<S>& p) {
@@ -16,30 +18,32 @@ bool exact_enough_for_four(const WeightGradient<S>& p) {
 template <class S>
 int64_t cost_by_positions(const WeightGradient<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kLaneSums = 4, kProduct = 8, kStream = 14, kGather = 8, kRow = 27, kPiece = 14;
+  constexpr int64_t kFifths = 6, kLaneSums = 4, kProduct = 8, kGather = 9, kRow = 29, kPiece = 16;
   const int64_t vectors = divide_up(p.outputs, W * kDepth<Operand<S>>);
   const int64_t streams = p.stride == 1 ? 0 : smaller(p.taps, p.stride);
   const int64_t pieces =
       plan_units(p.batch, p.outputs, kGradWeightChain * W, p.groups * p.rows * p.products(), 1)
           .pieces;
-  return p.batch * (p.rows * p.products() * (vectors + kLaneSums) + kProduct * p.products() +
-                    streams * p.channels * (kStream + kGather * vectors) + kRow * p.rows) +
+  return p.batch *
+             (p.rows * p.products() * (kFifths * vectors + 5 * kLaneSums) / 5 +
+              kProduct * p.products() + streams * p.channels * kGather * vectors + kRow * p.rows) +
          kPiece * pieces * p.rows * p.products();
 }
 
 template <class S>
 int64_t cost_by_rows(const WeightGradient<S>& p) {
   constexpr int W = kLanes<Compute<S>>, kDeep = kDepth<Operand<S>>;
-  constexpr int64_t kStream = 20, kCopy = 5, kTurned = 6, kRow = 4, kTile = 20, kPiece = 14;
+  constexpr int64_t kStream = 9, kCopy = 5, kTurned = 7, kRow = 5, kTile = 13, kPiece = 24;
   const int64_t vectors = divide_up(p.rows, W);
   const int64_t spread = p.taps > 1 ? p.tap_offset[p.taps - 1] - p.tap_offset[0] : 0;
   const int64_t staged = smaller(p.taps * p.outputs, p.outputs * p.stride + spread);
   const int64_t pieces = plan_units(p.batch, p.outputs, kGradWeightChain * kDeep,
                                     p.groups * vectors * W * (p.products() + 1), kDeep)
                              .pieces;
-  return p.batch * (vectors * p.products() * divide_up(p.outputs, kDeep) +
+  const int64_t depths = divide_up(p.outputs, kDeep);
+  return p.batch * (vectors * p.products() * depths +
                     p.channels * (kStream + kCopy * divide_up(staged, W)) +
-                    kTurned * vectors * p.outputs + kRow * p.rows +
+                    kTurned * vectors * depths + kRow * p.rows +
                     kTile * divide_up(p.products(), kMaxRows) * divide_up(vectors, kMaxVectors)) +
          kPiece * pieces * vectors * p.products();
 }
@@ -47,46 +51,50 @@ int64_t cost_by_rows(const WeightGradient<S>& p) {
 template <class S>
 int64_t cost_of_joined(const WeightGradient<S>& p) {
   constexpr int W = kLanes<Compute<S>>, kDeep = kDepth<Operand<S>>;
-  constexpr int64_t kPiece = 3, kCopy = 6, kStream = 22, kGather = 8, kRow = 5, kSum = 8;
+  constexpr int64_t kPiece = 5, kCopy = 6, kStream = 7, kGather = 8, kRow = 5, kSum = 8;
   constexpr int64_t kLaneSums = 14;
   // Tiles of dot products fill only the registers of AVX-512.
   constexpr int64_t kEighths = CONVLM_VECTOR_BYTES == 64 ? 8 : 9;
   if (p.outputs > kMostJoinedVectors * W) return kNever;
-  const int64_t vectors = divide_up(p.batch * p.outputs, W);
+  const int64_t vectors = divide_up(divide_up(p.batch * p.outputs, W), kDeep);
   const int64_t streams = p.stride * p.x_position == 1 ? 0 : smaller(p.taps, p.stride);
-  return p.rows * p.products() * divide_up(vectors, kDeep) * kEighths / 8 +
+  return p.rows * p.products() * vectors * kEighths / 8 +
          p.products() * (kPiece * p.batch + kCopy * vectors) +
-         p.batch * streams * p.channels * (kStream + kGather * divide_up(p.outputs, W)) +
+         p.batch * streams * p.channels * (kStream + kGather * divide_up(p.outputs, W * kDeep)) +
          p.rows * (kRow * p.batch + kSum * vectors + kLaneSums * p.products());
 }
 
 template <class S>
 int64_t cost_of_windows(const WeightGradient<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kScalar = 3, kTile = 54, kAll = 700;
+  constexpr int64_t kScalar = 3, kTile = 110, kSample = 60, kAll = 3000;
   const int64_t positions = p.batch * p.outputs;
   if (p.products() < W || positions > kGradWeightChain) return kNever;
   const int64_t vectors = divide_up(p.products(), W), blocks = divide_up(p.rows, kMaxRows);
   return (p.rows + blocks) * vectors * positions + p.rows * (vectors + kScalar * positions) +
-         p.batch * cost_to_stage_windows(p.channels, p.taps, p.outputs, p.stride * p.x_position) +
+         p.batch * (kSample +
+                    cost_to_stage_windows(p.channels, p.taps, p.outputs, p.stride * p.x_position)) +
          kTile * blocks * divide_up(vectors, kMaxVectors) + kAll;
 }
 
 template <class F, class S>
 int64_t cost_of_fast(const WeightGradient<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kComponent = 7, kCopied = 12;  // half a price
-  constexpr int64_t kTurned = 8, kStretch = 96, kStrip = 78, kTap = 23, kAll = 5200;
+  constexpr int64_t kComponent = 9, kCopied = 14;  // half a price
+  constexpr int64_t kTwelfths = 13, kTurned = 8, kStretch = 70, kStrip = 108, kTap = 36;
   const FastGradWeightPlan<F> plan = plan_fast_grad_weight<F>(p);
   const FastTiling<F>& t = plan.tiling;
   const Stretches<F>& stretches = plan.stretches;
   const bool copies = copies_phases<Compute<S>>(t, stretches);
-  return p.batch * (t.tiles * plan.vectors * (t.slots * p.channels + kTurned * F::kComponents) +
+  // A lone channel's sums wait for one another.
+  const int64_t waits = p.channels % kMaxRows == 1 ? 3 * t.slots / 4 : 0;
+  const int64_t products = kTwelfths * t.slots * p.channels / 12 + waits;
+  return p.batch * (t.tiles * plan.vectors * (products + kTurned * F::kComponents) +
                     stretches.count * p.channels *
                         (kStretch + divide_up(stretches.max_tiles, W) * t.slots *
                                         (copies ? kCopied : kComponent) / 2)) +
          kStrip * plan.units * plan.panels * t.slots * divide_up(p.channels, kMaxRows) +
-         kTap * plan.vectors * p.products() + kAll;
+         kTap * plan.vectors * p.products();
 }
 
 struct DirectGradWeight {
@@ -101,7 +109,7 @@ DirectGradWeight direct_grad_weight(const WeightGradient<S>& p) {
   const int64_t windows = cost_of_windows(p), joined = cost_of_joined(p);
   const int64_t least = smaller(windows, smaller(joined, smaller(positions, rows)));
   if (windows == least) return {Kernel::windows, least};
-  if (8 * joined <= 9 * smaller(positions, rows)) return {Kernel::joined, least};
+  if (joined == least) return {Kernel::joined, least};
   return {positions < rows ? Kernel::positions : Kernel::rows, least};
 }
 
@@ -115,7 +123,7 @@ Kernel grad_weight_kernel(const WeightGradient<S>& p) {
   const DirectGradWeight direct = direct_grad_weight(p);
   if constexpr (kMayFilter<S>)
     if (p.taps > 1 && p.tap_offset[1] > p.tap_offset[0] && p.stride == 1 &&
-        p.outputs >= kFewestFastOutputs) {
+        p.outputs >= kFewestFastGradOutputs) {
       const int64_t two = cost_of_fast<FastFilter<2>>(p);
       const int64_t four = exact_enough_for_four(p) ? cost_of_fast<FastFilter<4>>(p) : kNever;
       if (smaller(two, four) < direct.cost)
