@@ -238,6 +238,10 @@ MANY_GROUPS = [
     Case("short rows, three channels to two", 2, 60, 40, 12, 3, 1, 2, 20, (3, 0)),
     Case("short rows, a stride longer than them", 5, 37, 74, 2, 4, 3, 1, 37, (4, 4)),
     Case("short rows, more than a unit of them", 40, 33, 33, 9, 1, 1, 1, 33),
+    Case("longer rows, every fifth", 3, 20, 20, 190, 6, 5, 2, 20, (5, 5)),
+    Case(
+        "longer rows, turned for the gradient of weights alone", 5, 20, 20, 80, 3, 1, 1, 20, (1, 1)
+    ),
 ]
 
 # On CPUs weights that meet few positions are read as they lie.

@@ -49,19 +49,27 @@ bool is_sum_of_rows(const Correlation<S>& p) {
          (p.rows <= kFewRows || p.rows * p.channels <= kFewWeights);
 }
 
-// Short rows of many groups of few channels: groups fill vectors, positions would not. Measured.
-// A sum is one chain.
+// Short rows of many groups of few channels: groups fill vectors, positions would not, nor be next
+// to each other with a stride. `most` that a group's part of a turned row may cost is measured. A
+// sum is one chain.
 template <class S>
 bool is_by_groups(int64_t groups, int64_t rows, int64_t channels, int64_t taps, int64_t outputs,
-                  int64_t length) {
+                  int64_t length, int64_t most) {
   constexpr int W = kLanes<Compute<S>>;
   const bool few = (rows * channels <= 16 && channels * taps <= kChain) ||
                    has_few_channels(rows, channels, taps);
-  return few && 2 * groups >= W && (8 * outputs + length) * divide_up(groups, W) <= 32 * groups;
+  return few && 2 * groups >= W && (8 * outputs + length) * divide_up(groups, W) <= most * groups;
 }
-template <template <class> class Problem, class S>
-bool is_by_groups(const Problem<S>& p) {
-  return is_by_groups<S>(p.groups, p.rows, p.channels, p.taps, p.outputs, p.length);
+constexpr int64_t kMostStrided = 72;
+template <class S>
+bool is_by_groups(const Correlation<S>& p) {
+  return is_by_groups<S>(p.groups, p.rows, p.channels, p.taps, p.outputs, p.length,
+                         p.in_step == 1 ? 36 : kMostStrided);
+}
+template <class S>
+bool is_by_groups(const WeightGradient<S>& p) {
+  return is_by_groups<S>(p.groups, p.rows, p.channels, p.taps, p.outputs, p.length,
+                         p.stride == 1 ? 80 : 128);
 }
 
 // grad_input of either, with a stride.
@@ -69,7 +77,7 @@ template <class S>
 bool is_by_groups(const Conv1dGeometry& g) {
   return g.batch > 0 && g.length > 0 && g.stride > 1 &&
          is_by_groups<S>(g.groups, g.in_channels_per_group(), g.out_channels_per_group(),
-                         g.kernel_size, divide_up(g.length, g.stride), g.length);
+                         g.kernel_size, divide_up(g.length, g.stride), g.length, kMostStrided);
 }
 inline bool is_interleaved(const Conv1dGeometry& g) {
   return g.batch > 0 && g.stride > 1 && g.length >= g.stride && g.in_channels_per_group() == 1 &&
