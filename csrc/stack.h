@@ -48,8 +48,8 @@ struct StackLayer {
   bool multiply_first() const { return readers == nullptr; }
   StackFilter filter;
   bool is_filtered() const { return filter.tiles > 0; }
-  // The weight's taps as they are multiplied.
-  int64_t weights() const { return is_filtered() ? StackFilter::kComponents : kernel_size; }
+  // Of the weight as it is multiplied.
+  int64_t multiplied_taps() const { return is_filtered() ? StackFilter::kComponents : kernel_size; }
   int64_t out_channels() const { return gated ? columns / 2 : columns; }
 };
 

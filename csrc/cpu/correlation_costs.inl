@@ -72,8 +72,9 @@ template <class S>
 CostByPositions cost_by_positions(const Correlation<S>& p, int64_t batch) {
   using T = Operand<S>;
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kStream = 48, kCopy = 4, kTile = 100;
-  const int64_t gather = p.in_step <= 4 ? 7 : 14;  // with shuffles of their own, or without
+  constexpr int64_t kTile = 100;
+  const int64_t stream = p.in_step == 1 ? 48 : 36;
+  const int64_t vector = p.in_step == 1 ? 4 : p.in_step <= 4 ? 6 : 8;  // gathered with a step
   const int64_t output = p.out_step == 1 ? 7 : 2;  // some are put in their turn elsewhere
   const int64_t vectors = divide_up(p.outputs, W);
   const int64_t products =
@@ -82,7 +83,7 @@ CostByPositions cost_by_positions(const Correlation<S>& p, int64_t batch) {
   Staging staging = staging_of(p);
   const int64_t strips = plan_tile<T>(p, batch, 1, p.taps, vectors, staging).strips;
   const int64_t tiles = divide_up(vectors, strips * TileShape(p).vectors);
-  const int64_t copying = staging_cost(p, staging, kStream, p.in_step == 1 ? kCopy : gather);
+  const int64_t copying = staging_cost(p, staging, stream, vector);
   return {tiles * p.channels * copying,
           p.rows * divide_up(p.channels, kDepth<T>) * products + output * p.rows * vectors +
               kTile * divide_up(p.rows, kMaxRows) * divide_up(vectors, kMaxVectors)};

@@ -150,6 +150,7 @@ int64_t filter_tiles(const LayerTaps& taps) {
 
 // By what a sample takes: how many there are must not show in the bits of one.
 bool filter_pays(const LayerTaps& taps, const StackLayer& layer) {
+  if (taps.kernel_size != kFilteredTaps) return false;
   // Multiply-adds that it costs for each channel of a tile to add rows before and after products.
   constexpr int64_t kAdditions = 20;
   int64_t direct = 0;  // products of rows
@@ -200,8 +201,9 @@ void link_tiles(const LayerTaps& taps, int64_t batch, int64_t samples, StackLaye
 
 }  // namespace
 
-int64_t filter_links_size(const LayerTaps& taps, int64_t samples) {
-  if (taps.kernel_size != kFilteredTaps) return 0;
+int64_t filter_links_size(const LayerTaps& taps, const StackLayer& layer, int64_t samples) {
+  const bool fits = StackFilter::kComponents * samples * filter_tiles(taps) <= INT32_MAX;
+  if (!fits || !filter_pays(taps, layer)) return 0;
   return samples * ((StackFilter::kInputs + StackFilter::kOutputs) * filter_tiles(taps) +
                     StackFilter::kInputs * taps.in_length + kFilteredTaps * taps.out_length);
 }
@@ -232,8 +234,7 @@ void link_positions(const LayerTaps& taps, int64_t batch, int64_t samples, Stack
         links[k * layer.link_pitch + out] = exists ? static_cast<int32_t>(in) : StackLayer::kNone;
         if (exists) readers[k * layer.reader_pitch + in] = static_cast<int32_t>(out);
       }
-  if (layer.filter.inputs != nullptr && filter_pays(taps, layer))
-    link_tiles(taps, batch, samples, layer);
+  if (layer.filter.inputs != nullptr) link_tiles(taps, batch, samples, layer);
 }
 
 int64_t link_tokens(const int64_t* tokens, int64_t batch, int64_t group, int64_t vocab,

@@ -9,11 +9,11 @@ namespace convlm::cpu {
 
 // Every position has a row of its own, as have those of the input. `samples` are linked: rows of
 // further ones follow in the same way.
-// Where the layer has room for the tiles of a filter it gets them, if it pays.
+// Where the layer has room for the tiles of a filter it gets them.
 void link_positions(const LayerTaps& taps, int64_t batch, int64_t samples, StackLayer& layer);
 
-// How many numbers the tiles of a layer take; 0 where it cannot be filtered.
-int64_t filter_links_size(const LayerTaps& taps, int64_t samples);
+// How many numbers the tiles of a layer take; 0 where a filter does not pay.
+int64_t filter_links_size(const LayerTaps& taps, const StackLayer& layer, int64_t samples);
 // Room for them.
 void take_filter_links(const LayerTaps& taps, int64_t samples, int32_t* room, StackFilter& filter);
 

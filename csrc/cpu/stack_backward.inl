@@ -41,6 +41,8 @@ struct StackGradients {
   T* added;                                    // for those that are filtered
   int32_t *present, *order;
   T* input;
+  mutable bool finite =
+      true;  // the products of a filtered first layer; those of others show in sums
 
   StackGradients(StackGroup<S>& rows, const WeightSums<T>* to, int64_t before)
       : group(rows), sums(to), samples_before(before) {}
@@ -179,6 +181,7 @@ struct StackGradients {
     const FilterRows<T> products(group.products, layer, layer.in_channels);
     const PackedWeight<T>& turned = group.plan.packed[i].turned;
     multiply_components(layer, gradients, turned, products);
+    if (i == 0) finite = products_are_finite(layer, products);
     make_rows<T>(
         layer.in_rows, turned.panels.columns(), kFilterComponents,
         [&](int64_t row, T* out) { add_filtered_gradient(layer, products, in.zeros, row, out); },
@@ -226,20 +229,23 @@ struct StackBackward {
     StackSums<T> sums;
     lay_out(Slot::stack_sums, [&](Arena& arena) { sums.take(arena, a, groups); });
     sums.start(a);
+    bool finite = true;
     constexpr int64_t kWork = 1 << 20;  // always worth a thread
     parallel_jobs(sums.pieces, kWork, [&](int64_t begin, int64_t end) {
       for (int64_t piece = begin; piece < end; ++piece) {
         const int64_t first = groups * piece / sums.pieces;
         for (int64_t g = first; g < groups * (piece + 1) / sums.pieces; ++g)
-          run_group(a, plan, g, sums.layers + piece * a.depth, (g - first) * a.group);
+          if (!run_group(a, plan, g, sums.layers + piece * a.depth, (g - first) * a.group))
+            __atomic_store_n(&finite, false, __ATOMIC_RELAXED);
       }
     });
-    if (is_filtered(a) && !sums.are_finite()) return false;
+    if (is_filtered(a) && !(finite && sums.are_finite())) return false;
     finish_sums<S>(a, sums);
     return true;
   }
 
-  static void run_group(const StackArguments& a, const StackPlan<T>& plan, int64_t index,
+  // Whether no infinite product was added up to the gradient of the input by a filter.
+  static bool run_group(const StackArguments& a, const StackPlan<T>& plan, int64_t index,
                         const WeightSums<T>* sums, int64_t samples_before) {
     StackGroup<S> group(a, plan, index);
     StackGradients<S> gradients(group, sums, samples_before);
@@ -252,6 +258,7 @@ struct StackBackward {
                  a.out_length, gradients.output());
     gradients.run(a.grad_input.data != nullptr);
     if (a.grad_input.data != nullptr) write_input(a, group, gradients.input);
+    return gradients.finite;
   }
 
   static void write_input(const StackArguments& a, const StackGroup<S>& group, const T* rows) {

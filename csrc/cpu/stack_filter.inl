@@ -6,10 +6,10 @@
 //
 // so three products of rows make both. Gradients take the same way back: those of the three
 // products are g0, g0 + g1 and g1, and their sums are those of the weights w0, w0 + w1 and w1.
-
 //
 // Of an infinite row a filter makes NaN, where the direct sum may be infinite and end at a closed
-// unit. So where a result is not finite all layers are summed directly, which then decides.
+// unit. So where a result is not finite all layers are summed directly, which then decides. Numbers
+// of which two add up to more than float32 holds are not looked for.
 
 constexpr int64_t kFilterComponents = StackFilter::kComponents;
 
@@ -127,6 +127,16 @@ void multiply_filtered(const StackLayer& layer, const LinkedRows<T>& in,
                      StackFilter::kOutputs, layer.out_rows, weight.panels.columns(), finish);
 }
 
+template <class T>
+bool products_are_finite(const StackLayer& layer, const FilterRows<T>& products) {
+  Vector<T> poison{};  // NaN once a value is not finite
+  for (int64_t j = 0; j < kFilterComponents; ++j)
+    for (int64_t tile = 0; tile < layer.filter.tiles; ++tile)
+      for (int64_t c = 0; c < layer.in_channels; c += kLanes<T>)
+        poison += first_lanes<T>(load(products.at(j, tile) + c), layer.in_channels - c) * 0;
+  return !any_nan<T>(poison);
+}
+
 // A row of the input's gradient, from the products of those of a tile's result: what is the middle
 // of a tile is no other tile's first or last.
 template <class T>
@@ -148,7 +158,7 @@ CONVLM_INLINE void add_filtered_gradient(const StackLayer& layer, const FilterRo
   }
 }
 
-// The sums of the three weights become those of the two taps, [channel][tap].
+// The sums of the three weights become those of the two taps, [channel][tap], in their place.
 template <class T>
 WeightSums<T> filtered_sums(WeightSums<T> sums) {
   WeightSums<T> taps = sums;

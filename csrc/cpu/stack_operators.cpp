@@ -72,14 +72,19 @@ class LinkedCall : public StackCall {
     return std::min(arguments_.batch, std::max<int64_t>(1, kGroupBytes / bytes));
   }
 
+  int64_t filter_size(size_t i, int64_t samples) {
+    return filter_ ? filter_links_size(taps()[i], layers()[i], samples) : 0;
+  }
+
   void take_links(int64_t samples) {
     int64_t size = 0;
-    for (const LayerTaps& taps : taps()) {
-      const int64_t positions = samples * std::max(taps.in_length, taps.out_length);
+    for (size_t i = 0; i < taps().size(); ++i) {
+      const LayerTaps& layer = taps()[i];
+      const int64_t positions = samples * std::max(layer.in_length, layer.out_length);
       STD_TORCH_CHECK(positions <= INT32_MAX, function_, ": rows are counted in 32 bits, got ",
                       positions, " positions");
-      size += samples * taps.kernel_size * (taps.in_length + taps.out_length);
-      if (filter_) size += filter_links_size(taps, samples);
+      size += samples * layer.kernel_size * (layer.in_length + layer.out_length);
+      size += filter_size(i, samples);
     }
     int32_t* at = static_cast<int32_t*>(scratch(Slot::links, sizeof(int32_t) * size));
     for (size_t i = 0; i < taps().size(); ++i) {
@@ -89,7 +94,7 @@ class LinkedCall : public StackCall {
       layers()[i].readers = at;
       at += samples * positions.kernel_size * positions.in_length;
       layers()[i].filter = {};
-      const int64_t room = filter_ ? filter_links_size(positions, samples) : 0;
+      const int64_t room = filter_size(i, samples);
       if (room > 0) take_filter_links(positions, samples, at, layers()[i].filter);
       at += room;
     }

@@ -48,8 +48,9 @@ struct StackSums {
 
   // Without data.
   WeightSums<T> empty(const StackLayer& layer) const {
-    WeightSums<T> sums{layer.in_channels,        layer.weights(), layer.columns,
-                       Panels<T>(layer.columns), nullptr,         0};
+    WeightSums<T> sums{layer.in_channels, layer.multiplied_taps(),
+                       layer.columns,     Panels<T>(layer.columns),
+                       nullptr,           0};
     if (larger(layer.in_rows, layer.out_rows) > pieces * kRowsOfSum) sums.total = sums.size();
     return sums;
   }
@@ -59,6 +60,7 @@ struct StackSums {
 template <class S>
 void put_weight_gradient(const StackLayer& layer, const WeightSums<Compute<S>>& of_weights,
                          const PutGradient<S>& put) {
+  // Before filtered_sums(), which may overwrite it.
   if (layer.grad_bias.data != nullptr)
     put.row(of_weights.bias(), 1, layer.columns, static_cast<S*>(layer.grad_bias.data),
             layer.grad_bias.stride[0]);

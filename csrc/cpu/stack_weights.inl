@@ -63,8 +63,8 @@ struct PackedLayer {
 
 template <class T>
 PackedLayer<T> take_packed(Arena& arena, const StackLayer& layer, bool with_turned) {
-  PackedLayer<T> p{{Panels<T>(layer.columns), layer.in_channels, layer.weights(), nullptr},
-                   {Panels<T>(layer.in_channels), layer.columns, layer.weights(), nullptr},
+  PackedLayer<T> p{{Panels<T>(layer.columns), layer.in_channels, layer.multiplied_taps(), nullptr},
+                   {Panels<T>(layer.in_channels), layer.columns, layer.multiplied_taps(), nullptr},
                    nullptr,
                    nullptr,
                    nullptr};
