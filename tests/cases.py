@@ -176,9 +176,9 @@ JOINED = [
 
 # The same of few rows, whose weights' gradients are joined, too.
 FEW_ROWS = [
-    Case("joined, few rows", 32, 270, 8, 40, 1),
+    Case("joined, few rows", 32, 190, 8, 40, 1),
     Case("joined, few rows, strided and dilated", 32, 45, 4, 55, 14, 2, 4, 1, (26, 26)),
-    Case("joined, few rows, a vector and a lane", 19, 105, 5, 17, 19, 1, 2, 1, (18, 18)),
+    Case("joined, few rows, a vector and a lane", 19, 60, 5, 17, 3, 1, 2, 1, (4, 0)),
     Case("joined, few rows in each of two groups", 30, 120, 8, 21, 4, 1, 2, 2, (0, 3)),
     Case("joined, few rows, several tiles of products and of inputs", 33, 130, 6, 24, 5),
 ]
