@@ -74,6 +74,8 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/row_gradient.inl"
 #include "cpu/stack_rows.inl"
 #include "cpu/stack_weights.inl"
+#include "cpu/stack_products.inl"
+#include "cpu/stack_filter.inl"
 #include "cpu/stack.inl"
 #include "cpu/stack_sums.inl"
 #include "cpu/stack_links.inl"

@@ -217,9 +217,7 @@ struct StackBackward {
   using T = Compute<S>;
 
   static void run(const StackArguments& a) {
-    if (run_as_linked(a)) return;
-    sum_directly(a);
-    run_as_linked(a);
+    run_filtered(a, [&] { return run_as_linked(a); });
   }
 
   // Whether the gradients stand.

@@ -19,8 +19,12 @@ inline bool is_filtered(const StackArguments& a) {
   return false;
 }
 
-inline void sum_directly(const StackArguments& a) {
+// run(): whether what it wrote stands, which it does without filters.
+template <class Run>
+void run_filtered(const StackArguments& a, const Run& run) {
+  if (run()) return;
   for (int64_t i = 0; i < a.depth; ++i) a.layers[i].filter = {};
+  run();
 }
 
 // Rows of some components of all tiles, [component][tile].

@@ -35,9 +35,7 @@ struct FinishLosses {
 template <class T>
 struct StackLoss {
   static void run(const StackArguments& a) {
-    if (run_as_linked(a)) return;
-    sum_directly(a);
-    run_as_linked(a);
+    run_filtered(a, [&] { return run_as_linked(a); });
   }
 
  private:
