@@ -43,7 +43,7 @@ CONVLM_INLINE Vector<double> logarithm(Vector<double> x) {
   return x;
 }
 
-// The rows of a tile of logits become exp(logit - the largest of the row).
+// Of the rows of a tile of logits: the largest of each, and sums of exp(logit - the largest).
 template <class T>
 struct Softmax {
   static constexpr int W = kLanes<T>;
@@ -58,18 +58,9 @@ struct Softmax {
     exists = lanes;
   }
 
-  // As many rows at a time as a vector has lanes: the tile has room for them.
-  CONVLM_INLINE void run(T* tile, int64_t pitch, int64_t rows) {
-    for (int64_t first = 0; first < rows; first += W) {
-      Vector<T> most[W], total[W];
-      for (int i = 0; i < W; ++i) most[i] = largest_lanes(tile + (first + i) * pitch);
-      store(largest + first, combine_lanes<T, Largest>(most));
-      for (int i = 0; i < W; ++i)
-        total[i] = exponentials(tile + (first + i) * pitch, broadcast(largest[first + i]));
-      const Vector<T> sums = combine_lanes<T, Total>(total);
-      store(sum + first, sums);
-      store(log_sum + first, logarithm(sums));
-    }
+  // `keep`: logits become exponentials, of which gradients are made.
+  CONVLM_INLINE void run(T* tile, int64_t pitch, int64_t rows, bool keep) {
+    keep ? run<true>(tile, pitch, rows) : run<false>(tile, pitch, rows);
   }
 
   // Those of `scale` times the losses, from rows of exponentials.
@@ -85,6 +76,21 @@ struct Softmax {
   }
 
  private:
+  // As many rows at a time as a vector has lanes: the tile has room for them.
+  template <bool KEEP>
+  CONVLM_INLINE void run(T* tile, int64_t pitch, int64_t rows) {
+    for (int64_t first = 0; first < rows; first += W) {
+      Vector<T> most[W], total[W];
+      for (int i = 0; i < W; ++i) most[i] = largest_lanes(tile + (first + i) * pitch);
+      store(largest + first, combine_lanes<T, Largest>(most));
+      for (int i = 0; i < W; ++i)
+        total[i] = exponentials<KEEP>(tile + (first + i) * pitch, broadcast(largest[first + i]));
+      const Vector<T> sums = combine_lanes<T, Total>(total);
+      store(sum + first, sums);
+      store(log_sum + first, logarithm(sums));
+    }
+  }
+
   CONVLM_INLINE Vector<T> largest_lanes(const T* row) const {
     // A lane without a channel repeats the first logit.
     Vector<T> most = choose<T>(exists, load(row + padded - W), broadcast(row[0]));
@@ -92,16 +98,17 @@ struct Softmax {
     return most;
   }
 
+  template <bool KEEP>
   CONVLM_INLINE Vector<T> exponentials(T* row, Vector<T> most) const {
     Vector<T> total{};
     for (int64_t c = 0; c < padded - W; c += W) {
       const Vector<T> e = exponential_below_one(load(row + c) - most);
-      store(row + c, e);
+      if (KEEP) store(row + c, e);
       total += e;
     }
     const Vector<T> last = choose<T>(exists, load(row + padded - W), most);
     const Vector<T> e = choose<T>(exists, exponential_below_one(last - most), Vector<T>{});
-    store(row + padded - W, e);
+    if (KEEP) store(row + padded - W, e);
     return total + e;
   }
 };
@@ -172,7 +179,7 @@ struct CrossEntropy {
       sum_tile(table.data, walk, first, rows, bias, table.padded, row, table.padded);
     });
     for (int64_t t = 0; t < count; ++t) loss[t] = tile[t * table.padded + target[t]];
-    softmax.run(tile, table.padded, count);
+    softmax.run(tile, table.padded, count, sums.data != nullptr);
     for (int64_t t = 0; t < count; ++t)
       loss[t] = softmax.log_sum[t] - (loss[t] - softmax.largest[t]);
     if (sums.data == nullptr) return;

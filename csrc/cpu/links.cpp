@@ -8,26 +8,33 @@
 namespace convlm::cpu {
 namespace {
 
-// Numbers distinct pairs of small numbers in the order in which they first come.
+// Of a pair that has no number yet.
+constexpr int32_t kFree = -1;
+
+// Numbers of distinct pairs of small numbers.
 class PairNumbers {
  public:
   PairNumbers() { grow(1 << 10); }
 
-  int32_t count() const { return count_; }
-
-  int32_t number(int32_t a, int32_t b) {
+  // Where the number of a pair stands: whoever finds it free gives it one.
+  int32_t& place(int32_t a, int32_t b) {
     const uint64_t key =
         static_cast<uint64_t>(static_cast<uint32_t>(a)) << 32 | static_cast<uint32_t>(b);
+    if (Entry& entry = find(key); entry.number != kFree) return entry.number;
+    if (2 * static_cast<size_t>(++count_) > entries_.size()) grow(2 * entries_.size());
     Entry& entry = find(key);
-    if (entry.number != kFree) return entry.number;
-    entry = {key, count_++};
-    const int32_t result = entry.number;
-    if (2 * static_cast<size_t>(count_) > entries_.size()) grow(2 * entries_.size());
-    return result;
+    entry.key = key;
+    return entry.number;
+  }
+
+  // In the order in which they first come.
+  int32_t number(int32_t a, int32_t b) {
+    int32_t& number = place(a, b);
+    if (number == kFree) number = count_ - 1;
+    return number;
   }
 
  private:
-  static constexpr int32_t kFree = -1;
   struct Entry {
     uint64_t key;
     int32_t number;
@@ -62,82 +69,88 @@ class SmallPairNumbers {
 
   static bool fit(int64_t below, int64_t pairs) { return (below + 1) * (below + 1) <= 4 * pairs; }
 
-  int32_t number(int32_t a, int32_t b) {
-    int32_t& number = numbers_[static_cast<size_t>((a + 1) * width_ + b + 1)];
-    if (number == kFree) number = count_++;
-    return number;
+  int32_t& place(int32_t a, int32_t b) {
+    return numbers_[static_cast<size_t>((a + 1) * width_ + b + 1)];
   }
 
  private:
-  static constexpr int32_t kFree = -1;
   int64_t width_;
   std::vector<int32_t> numbers_;
-  int32_t count_ = 0;
 };
 
-// The rows of one layer: which one each position has.
+// The rows of a layer's input: which one each position has. Padding stands before a sample, so that
+// taps need not look where they are.
 struct Rows {
-  const int32_t* of_position;  // [batch][length]
+  int32_t* of_position;  // [batch][padded_length]
   int64_t count;
 };
+int64_t padded_length(const LayerTaps& taps) { return taps.pad_left + taps.in_length; }
 
-// The number of the row that a tap of position t reads, of a sample with these rows, or none.
-inline int32_t read(const LayerTaps& taps, const int32_t* rows, int64_t t, int64_t tap) {
-  const int64_t position = input_position(t, tap, 1, taps.dilation, taps.pad_left);
-  return 0 <= position && position < taps.in_length ? rows[position] : StackLayer::kNone;
+// Pads a sample; returns where the numbers of its positions go.
+int32_t* begin_sample(const LayerTaps& taps, const Rows& rows, int64_t n) {
+  int32_t* padding = rows.of_position + n * padded_length(taps);
+  return std::fill_n(padding, taps.pad_left, StackLayer::kNone);
 }
 
-// Gives every distinct field, as number_of(rows of a sample, t) numbers them, its number, and calls
-// found(number, n, t) where one comes for the first time. False once there are more than `most`.
-template <class NumberOf, class Found>
+// Gives every distinct field its number, in the order in which they first come, and its links; its
+// number stands at place_of(what the first tap reads). False once there are more than `most`.
+template <class PlaceOf>
 bool number_all(const LayerTaps& taps, int64_t batch, const Rows& in, int64_t most,
-                int32_t* numbers, int64_t& count, const NumberOf& number_of, const Found& found) {
-  count = 0;
+                const LayerTaps& next, Rows& out, StackLayer& layer, const PlaceOf& place_of) {
+  int32_t* links = const_cast<int32_t*>(layer.links);
+  int32_t count = 0;
   for (int64_t n = 0; n < batch; ++n) {
-    const int32_t* rows = in.of_position + n * taps.in_length;
-    for (int64_t t = 0; t < taps.out_length; ++t) {
-      const int32_t field = number_of(rows, t);
-      *numbers++ = field;
-      if (field == count) {
-        if (++count > most) return false;
-        found(field, n, t);
+    const int32_t* read = in.of_position + n * padded_length(taps);
+    int32_t* numbers = begin_sample(next, out, n);
+    for (int64_t t = 0; t < taps.out_length; ++t, ++read) {
+      int32_t& number = place_of(read);
+      if (number == kFree) {
+        if (count == most) return false;
+        for (int64_t k = 0; k < taps.kernel_size; ++k)
+          links[k * layer.link_pitch + count] = read[k * taps.dilation];
+        number = count++;
       }
+      numbers[t] = number;
     }
   }
+  out.count = count;
   return true;
 }
 
 // A field is every combination of the rows that the taps read.
-template <class Found>
 bool number_fields(const LayerTaps& taps, int64_t batch, const Rows& in, int64_t most,
-                   int32_t* numbers, int64_t& count, const Found& found) {
+                   const LayerTaps& next, Rows& out, StackLayer& layer) {
+  const int64_t d = taps.dilation, last = taps.kernel_size - 1;
   if (taps.kernel_size == 2 && SmallPairNumbers::fit(in.count, batch * taps.out_length)) {
     SmallPairNumbers pairs(in.count);
-    const auto pair = [&](const int32_t* rows, int64_t t) {
-      return pairs.number(read(taps, rows, t, 0), read(taps, rows, t, 1));
-    };
-    return number_all(taps, batch, in, most, numbers, count, pair, found);
+    return number_all(
+        taps, batch, in, most, next, out, layer,
+        [&](const int32_t* read) -> int32_t& { return pairs.place(read[0], read[d]); });
   }
-  std::vector<PairNumbers> pairs(std::max<int64_t>(1, taps.kernel_size - 1));
-  const auto combination = [&](const int32_t* rows, int64_t t) {
-    int32_t field = read(taps, rows, t, 0);
-    if (taps.kernel_size == 1) return pairs[0].number(field, StackLayer::kNone);
-    for (int64_t k = 1; k < taps.kernel_size; ++k)
-      field = pairs[k - 1].number(field, read(taps, rows, t, k));
-    return field;
-  };
-  return number_all(taps, batch, in, most, numbers, count, combination, found);
+  std::vector<PairNumbers> pairs(std::max<int64_t>(1, last));
+  return number_all(taps, batch, in, most, next, out, layer, [&](const int32_t* read) -> int32_t& {
+    if (last == 0) return pairs[0].place(*read, StackLayer::kNone);
+    int32_t field = *read;
+    for (int64_t k = 1; k < last; ++k) field = pairs[k - 1].number(field, read[k * d]);
+    return pairs[last - 1].place(field, read[last * d]);
+  });
 }
 
-int64_t most_positions(const std::vector<LayerTaps>& taps) {
-  int64_t most = 0;
-  for (const LayerTaps& layer : taps) most = std::max({most, layer.in_length, layer.out_length});
-  return most;
+// Every position has a row of its own.
+void link_all(const LayerTaps& taps, int64_t batch, const Rows& in, StackLayer& layer) {
+  int32_t* links = const_cast<int32_t*>(layer.links);
+  for (int64_t n = 0; n < batch; ++n)
+    for (int64_t k = 0; k < taps.kernel_size; ++k)
+      std::copy_n(in.of_position + n * padded_length(taps) + k * taps.dilation, taps.out_length,
+                  links + k * layer.link_pitch + n * taps.out_length);
 }
 
-const int32_t* number_tokens(const int64_t* tokens, int64_t count, int32_t* numbers) {
-  for (int64_t i = 0; i < count; ++i) numbers[i] = static_cast<int32_t>(tokens[i]);
-  return numbers;
+Rows rows_of_tokens(const int64_t* tokens, int64_t batch, int64_t vocab, const LayerTaps& taps,
+                    int32_t* of_position) {
+  const Rows rows{of_position, vocab};
+  for (int64_t n = 0; n < batch; ++n, tokens += taps.in_length)
+    std::copy_n(tokens, taps.in_length, begin_sample(taps, rows, n));
+  return rows;
 }
 
 constexpr int64_t kFilteredTaps = 2;
@@ -239,30 +252,24 @@ void link_positions(const LayerTaps& taps, int64_t batch, int64_t samples, Stack
 
 int64_t link_tokens(const int64_t* tokens, int64_t batch, int64_t group, int64_t vocab,
                     const std::vector<LayerTaps>& taps, bool share, StackLayer* layers) {
-  const int64_t positions = batch * most_positions(taps);
-  int32_t* numbers = static_cast<int32_t*>(scratch(Slot::numbers, sizeof(int32_t) * 2 * positions));
-  Rows in{number_tokens(tokens, batch * taps[0].in_length, numbers), vocab};
+  int64_t longest = 0;
+  for (const LayerTaps& layer : taps) longest = std::max(longest, padded_length(layer));
+  int32_t* numbers =
+      static_cast<int32_t*>(scratch(Slot::numbers, sizeof(int32_t) * 2 * batch * longest));
+  Rows in = rows_of_tokens(tokens, batch, vocab, taps[0], numbers);
   size_t i = 0;
   for (bool shared = true; shared && i < taps.size(); ++i) {
     StackLayer& layer = layers[i];
-    int32_t* links = const_cast<int32_t*>(layer.links);
     const int64_t out_rows = batch * taps[i].out_length;
     layer.in_rows = in.count;
     layer.link_pitch = out_rows;
     layer.readers = nullptr;
-    const auto link = [&](int64_t row, int64_t n, int64_t t) {
-      for (int64_t k = 0; k < taps[i].kernel_size; ++k)
-        links[k * out_rows + row] = read(taps[i], in.of_position + n * taps[i].in_length, t, k);
-    };
-    int32_t* next = numbers + (i % 2 == 0 ? positions : 0);
+    Rows out{numbers + (i % 2 == 0 ? batch * longest : 0), out_rows};
     shared = share && i + 1 < taps.size() &&
-             number_fields(taps[i], batch, in, out_rows / 2, next, layer.out_rows, link);
-    if (!shared) {
-      layer.out_rows = out_rows;
-      for (int64_t n = 0; n < batch; ++n)
-        for (int64_t t = 0; t < taps[i].out_length; ++t) link(n * taps[i].out_length + t, n, t);
-    }
-    in = {next, layer.out_rows};
+             number_fields(taps[i], batch, in, out_rows / 2, taps[i + 1], out, layer);
+    if (!shared) link_all(taps[i], batch, in, layer);
+    layer.out_rows = out.count;
+    in = out;
   }
   const int64_t together = i == 1 ? group : batch;  // the first layer is the first not to share
   for (; i < taps.size(); ++i) link_positions(taps[i], batch, together, layers[i]);

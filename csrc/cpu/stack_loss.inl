@@ -22,7 +22,7 @@ struct FinishLosses {
   CONVLM_INLINE void add(Softmax<T>& softmax, T* tile, int64_t pitch, int64_t first,
                          int64_t count) const {
     for (int64_t i = 0; i < count; ++i) losses[first + i] = tile[i * pitch + target[first + i]];
-    softmax.run(tile, pitch, count);
+    softmax.run(tile, pitch, count, gradients != nullptr);
     for (int64_t i = 0; i < count; ++i)
       losses[first + i] = softmax.log_sum[i] - (losses[first + i] - softmax.largest[i]);
     if (gradients == nullptr) return;
