@@ -64,18 +64,23 @@ class PairNumbers {
 // pairs cost to look up.
 class SmallPairNumbers {
  public:
-  explicit SmallPairNumbers(int64_t below)
-      : width_(below + 1), numbers_(static_cast<size_t>(width_ * width_), kFree) {}
-
-  static bool fit(int64_t below, int64_t pairs) { return (below + 1) * (below + 1) <= 4 * pairs; }
-
-  int32_t& place(int32_t a, int32_t b) {
-    return numbers_[static_cast<size_t>((a + 1) * width_ + b + 1)];
+  explicit SmallPairNumbers(int64_t below) : width_(below + 1) {
+    const int64_t count = width_ * width_;
+    numbers_ = static_cast<int32_t*>(scratch(Slot::pairs, sizeof(int32_t) * count));
+    std::fill_n(numbers_, count, kFree);
   }
+
+  static bool fit(int64_t below, int64_t pairs) {
+    constexpr int64_t kInCache = 32 * 1024;
+    const int64_t places = (below + 1) * (below + 1);
+    return places <= (places <= kInCache ? 32 : 4) * pairs;
+  }
+
+  int32_t& place(int32_t a, int32_t b) { return numbers_[(a + 1) * width_ + b + 1]; }
 
  private:
   int64_t width_;
-  std::vector<int32_t> numbers_;
+  int32_t* numbers_;
 };
 
 // The rows of a layer's input: which one each position has. Padding stands before a sample, so that

@@ -1,6 +1,7 @@
 // The gradient of a weight from rows: those of the input times those of the result's gradient.
 
-// sums[channel][:] += sum over rows of in[row][channel] * grad[row][:], for a few channels.
+// sums[channel][:] = sum over rows of in[row][channel] * grad[row][:], for a few channels, or that
+// more.
 template <class T>
 struct RowGradient {
   const T* const* in;
@@ -8,6 +9,7 @@ struct RowGradient {
   int64_t rows, channel, column;  // the first ones
   T* sums;
   int64_t sums_pitch;
+  bool add;  // to what `sums` holds
 };
 
 template <class T, int VECTORS, int CHANNELS, bool NARROW>
@@ -18,7 +20,7 @@ void row_gradient(const RowGradient<T>& p) {
     const T* in = p.in[r] + p.channel;
     sums.add_products([&](int i) { return in[i]; }, p.grad[r] + p.column);
   }
-  put_sums<T>(p.sums, p.sums_pitch, sums, true);
+  put_sums<T>(p.sums, p.sums_pitch, sums, p.add);
 }
 
 // Rows of the result that are added up in registers, and stay in the first cache.
@@ -81,10 +83,11 @@ CONVLM_INLINE void add_gradient_block(RowGradient<T> p, const WeightSums<T>& sum
   }
 }
 
-// sums += the gradient from `count` rows of the result, after `before` others. in.at(tap, row) was
-// multiplied by the tap, grad.at(tap, row) is the gradient of that product. Where either is padding
-// there is nothing to add, not even if the other is infinite. Cut by taps and channels, a few more
-// in the last piece: a sum is made by one thread, in the order of the rows.
+// sums += the gradient from `count` rows of the result, after `before` others, or = it, after none.
+// in.at(tap, row) was multiplied by the tap, grad.at(tap, row) is the gradient of that product.
+// Where either is padding there is nothing to add, not even if the other is infinite. Cut by taps
+// and channels, a few more in the last piece: a sum is made by one thread, in the order of the
+// rows.
 template <class T, class Rows, class GradientRows>
 void add_weight_gradient(const Rows& in, const GradientRows& grad, int64_t before, int64_t count,
                          const WeightSums<T>& sums) {
@@ -99,9 +102,11 @@ void add_weight_gradient(const Rows& in, const GradientRows& grad, int64_t befor
         for (int64_t job = begin; job < end;) {
           const int64_t tap = job / blocks, first = job % blocks;
           const int64_t last = smaller(blocks, first + end - job);
-          for (int64_t row = 0; row < count;) {
+          int64_t row = 0;
+          do {
             const int64_t first_row = row;
-            RowGradient<T> p{rows, rows + kGradientRows, 0, 0, 0, nullptr, 0};
+            RowGradient<T> p{rows, rows + kGradientRows,  0, 0, 0, nullptr,
+                             0,    before + first_row > 0};
             for (; row < count && p.rows < kGradientRows; ++row) {
               const T *from = in.at(tap, row), *to = grad.at(tap, row);
               if (from == in.zeros || to == grad.zeros) continue;
@@ -114,7 +119,7 @@ void add_weight_gradient(const Rows& in, const GradientRows& grad, int64_t befor
             if (!fills_sum(before + first_row, before + row)) continue;
             for (int64_t c = first_channel(first); c < first_channel(last); ++c)
               sums.add_to_total(sums.row(c, tap), sums.pitch());
-          }
+          } while (row < count);
           job += last - first;
         }
       });

@@ -88,9 +88,8 @@ CONVLM_INLINE void add_chain(const T* const* rows, const T* weight, int64_t chan
 
 // out[i][:] = sum over taps and channels of rows[tap][i][channel] * weight[channel][tap][:].
 // CHAINS: one tap of more channels than a chain has.
-template <class T, int VECTORS, bool NARROW, bool CHAINS>
+template <class T, int ROWS, int VECTORS, bool NARROW, bool CHAINS>
 void row_product(const RowProduct<T>& p) {
-  constexpr int ROWS = kRowsAtOnce<VECTORS>;
   using Sums = RowSums<T, ROWS, VECTORS, NARROW>;
   Sums sums;
   sums.clear();
@@ -115,15 +114,27 @@ void row_product(const RowProduct<T>& p) {
   if (any || !p.add) put_sums<T>(p.out, p.out_pitch, sums, p.add);
 }
 
+template <class T>
+using RowProductFunction = void (*)(const RowProduct<T>&);
+
+// By the vectors of a panel, for as many rows as fill the registers, or half of them.
+template <class T, int HALVES, int... V>
+CONVLM_INLINE RowProductFunction<T> row_product_of(int vectors, bool narrow, bool chains,
+                                                   std::integer_sequence<int, V...>) {
+  static constexpr RowProductFunction<T> table[2][2][sizeof...(V)] = {
+      {{&row_product<T, HALVES * kRowsAtOnce<V + 1> / 2, V + 1, false, false>...},
+       {&row_product<T, HALVES * kRowsAtOnce<V + 1> / 2, V + 1, true, false>...}},
+      {{&row_product<T, HALVES * kRowsAtOnce<V + 1> / 2, V + 1, false, true>...},
+       {&row_product<T, HALVES * kRowsAtOnce<V + 1> / 2, V + 1, true, true>...}}};
+  return table[chains][narrow][vectors - 1];
+}
+
 // The rows of one tile, in strips, times all panels of a weight. Some taps at a time go through all
 // strips, so that their part of a panel stays in the first cache, and form one chain.
 template <class T, int... V>
 CONVLM_INLINE void multiply_tile(RowProduct<T> p, const PackedWeight<T>& weight, int64_t first_tap,
                                  int64_t rows, int64_t taps_of_chain,
-                                 std::integer_sequence<int, V...>) {
-  static constexpr void (*table[2][2][sizeof...(V)])(const RowProduct<T>&) = {
-      {{&row_product<T, V + 1, false, false>...}, {&row_product<T, V + 1, true, false>...}},
-      {{&row_product<T, V + 1, false, true>...}, {&row_product<T, V + 1, true, true>...}}};
+                                 std::integer_sequence<int, V...> widths) {
   static constexpr int rows_at_once[] = {kRowsAtOnce<V + 1>...};
   const T* const* first_row = p.rows;
   T* const out = p.out;
@@ -132,16 +143,18 @@ CONVLM_INLINE void multiply_tile(RowProduct<T> p, const PackedWeight<T>& weight,
     const int width = weight.panels.width(panel);
     p.channel_step = weight.pitch(panel);
     p.tap_step = weight.channels * p.channel_step;
-    const auto product =
-        table[weight.channels > kRowChain][weight.panels.ends_narrow(panel)][width - 1];
+    const bool narrow = weight.panels.ends_narrow(panel), chains = weight.channels > kRowChain;
+    const auto product = row_product_of<T, 2>(width, narrow, chains, widths);
+    const auto half_product = row_product_of<T, 1>(width, narrow, chains, widths);
+    const int64_t strip = rows_at_once[width - 1];
     for (int64_t k = 0; k < taps; k += taps_of_chain) {
       p.weight = weight.data + weight.start(panel, first_tap + k);
       p.taps = smaller(taps_of_chain, taps - k);
       p.add = k > 0;
-      for (int64_t i = 0; i < rows; i += rows_at_once[width - 1]) {
+      for (int64_t i = 0; i < rows; i += strip) {
         p.rows = first_row + k * kTileRows + i;
         p.out = out + i * p.out_pitch + weight.panels.first(panel) * kLanes<T>;
-        product(p);
+        (rows - i > strip / 2 ? product : half_product)(p);
       }
     }
   }

@@ -44,6 +44,7 @@ enum class Slot {
   stack_saved,
   links,
   numbers,
+  pairs,
   order,
   count
 };

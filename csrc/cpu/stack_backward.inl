@@ -82,7 +82,7 @@ struct StackGradients {
   }
 
   // Rows of the gradient of the last layer's result.
-  T* output() const { return whole[(group.a.depth - 1) % 2]; }
+  T* output() const { return (ends_with_sums() ? of_sums : whole)[(group.a.depth - 1) % 2]; }
 
   void run(bool with_input) const {
     const StackArguments& a = group.a;
@@ -100,7 +100,14 @@ struct StackGradients {
   }
 
  private:
+  // Whether the result is the last layer's sums, and their gradient its own.
+  bool ends_with_sums() const {
+    const StackLayer& last = group.last();
+    return last.activation == Activation::none && !last.gated && !last.residual;
+  }
+
   void start() const {
+    if (ends_with_sums()) return;
     const int64_t i = group.a.depth - 1;
     const StackLayer layer = group.layer(i);
     LayerRows<T> kept = group.rows_of(i);

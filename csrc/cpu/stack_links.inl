@@ -5,6 +5,9 @@
 // others: where there are more, sums would grow long.
 constexpr int64_t rows_between_totals(int64_t linked) { return larger(kRowsOfSum, 16 * linked); }
 
+// Vectors of a row whose sums are in registers at the same time.
+constexpr int kLinkVectors = 8;
+
 // sums[link] += the rows that have this link, in order, for some vectors of columns. Rows of padded
 // samples often have the link of the row before: their sum stays in registers.
 template <int VECTORS, class T>
@@ -19,12 +22,12 @@ CONVLM_INLINE void add_runs(const T* rows, int64_t pitch, const int32_t* links, 
       continue;
     }
     T* to = sums + link * pitch;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < VECTORS; ++j) sum[j] = load(to + j * W);
     for (; r < count && links[r] == link; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int j = 0; j < VECTORS; ++j) sum[j] += load(rows + r * pitch + j * W);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < VECTORS; ++j) store(to + j * W, sum[j]);
   }
 }
@@ -36,26 +39,28 @@ void add_to_links(const T* rows, int64_t pitch, int64_t count, const int32_t* li
                   int64_t link_pitch, int64_t taps, int64_t linked, T* sums, T* parts) {
   constexpr int W = kLanes<T>;
   const int64_t vectors = pitch / W, together = rows_between_totals(linked);
-  const int64_t blocks = divide_up(vectors, kRowVectors);
-  parallel_jobs(taps * blocks, (count + linked) * kRowVectors * W, [&](int64_t begin, int64_t end) {
-    for (int64_t job = begin; job < end; ++job) {
-      const int64_t tap = job / blocks, first = job % blocks * kRowVectors;
-      const int64_t width = smaller(kRowVectors, vectors - first);
-      T* total = sums + tap * linked * pitch + first * W;
-      for (int64_t r0 = 0; r0 < larger(1, count); r0 += together) {
-        T* to = r0 == 0 ? total : parts + tap * linked * pitch + first * W;
-        for (int64_t i = 0; i < linked; ++i) clear(to + i * pitch, width * W);
-        for_blocks(width, W, [&](auto block, int64_t c) {
-          add_runs<decltype(block)::value>(rows + r0 * pitch + first * W + c, pitch,
-                                           links + tap * link_pitch + r0,
-                                           smaller(count - r0, together), to + c);
-        });
-        for (int64_t i = 0; r0 > 0 && i < linked; ++i)
-          for (int64_t c = 0; c < width * W; c += W)
-            store(total + i * pitch + c, load(total + i * pitch + c) + load(to + i * pitch + c));
-      }
-    }
-  });
+  const int64_t blocks = divide_up(vectors, kLinkVectors);
+  parallel_jobs(taps * blocks, (count + linked) * kLinkVectors * W,
+                [&](int64_t begin, int64_t end) {
+                  for (int64_t job = begin; job < end; ++job) {
+                    const int64_t tap = job / blocks, first = job % blocks * kLinkVectors;
+                    const int64_t width = smaller(kLinkVectors, vectors - first);
+                    T* total = sums + tap * linked * pitch + first * W;
+                    for (int64_t r0 = 0; r0 < larger(1, count); r0 += together) {
+                      T* to = r0 == 0 ? total : parts + tap * linked * pitch + first * W;
+                      for (int64_t i = 0; i < linked; ++i) clear(to + i * pitch, width * W);
+                      for_blocks<kLinkVectors>(width, W, [&](auto block, int64_t c) {
+                        add_runs<decltype(block)::value>(rows + r0 * pitch + first * W + c, pitch,
+                                                         links + tap * link_pitch + r0,
+                                                         smaller(count - r0, together), to + c);
+                      });
+                      for (int64_t i = 0; r0 > 0 && i < linked; ++i)
+                        for (int64_t c = 0; c < width * W; c += W)
+                          store(total + i * pitch + c,
+                                load(total + i * pitch + c) + load(to + i * pitch + c));
+                    }
+                  }
+                });
 }
 
 // present[tap][row] = row where a tap reads this row for any of the result, else none.

@@ -18,11 +18,13 @@ struct StackSums {
   }
 
   void start(const StackArguments& a) {
-    clear(data, pieces * piece_size);
     T* at = data;
     for (int64_t j = 0; j < pieces * depth; ++j) {
       layers[j] = empty(a.layers[j % depth]);
       layers[j].data = at;
+      // The first rows of a weight's gradient are written, not added.
+      layers[j].total > 0 ? clear(at, size_with_total(layers[j]))
+                          : clear(layers[j].bias(), layers[j].pitch());
       at += size_with_total(layers[j]);
     }
   }

@@ -30,9 +30,8 @@ void pack_weight(const StackLayer& layer, const PackedWeight<Compute<S>>& packed
       for (int64_t k = 0; k < layer.kernel_size; ++k) {
         const S* weight = static_cast<const S*>(layer.weight.data) +
                           first * layer.weight.stride[0] + k * layer.weight.stride[2];
-        for (int64_t i = 0; i < count; ++i)
-          stage_row(weight + i * layer.weight.stride[0], layer.weight.stride[1], layer.in_channels,
-                    0, 1, rows + i * pitch, pitch);
+        stage_rows([&](int64_t i) { return Row<S>{weight + i * layer.weight.stride[0]}; }, count,
+                   layer.weight.stride[1], layer.in_channels, 0, 1, rows, pitch, pitch);
         const int64_t place = layer.is_filtered() ? 2 * k : k;
         transpose_strip(rows, pitch, count, layer.in_channels,
                         out + packed.start(panel, place) + v * W, packed.pitch(panel), W);
