@@ -192,6 +192,13 @@ def test_windows_are_for_few_positions() -> None:
     assert all(kernel(function, many) != "windows" for function in FUNCTIONS)
 
 
+def test_windows_of_taps_far_apart_cost_more_than_packing() -> None:
+    apart = Case(
+        "each of many channels' inputs is laid out by itself", 1, 276, 51, 10, 5, 2, 4, 1, (8, 8)
+    )
+    assert kernel("forward", apart) == kernel("forward", apart._replace(batch=32)) == "rows"
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_the_cases_of_few_positions_get_windows(function: str) -> None:
     cases = [case for case in FEW_POSITIONS if kernel(function, case) == "windows"]

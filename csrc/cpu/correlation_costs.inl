@@ -154,7 +154,7 @@ int64_t packing_cost(const Correlation<S>& p) {
   const int64_t cost = all                  ? p.taps
                        : is_turned(p, taps) ? larger(taps, kFewTurned)
                                             : kElement * taps;
-  return cost * p.rows * p.channels / kUsualBatch;
+  return cost * p.rows * p.channels * (sizeof(Compute<S>) / 4) / kUsualBatch;
 }
 
 // Where inputs are multiplied by taps first: of a correlation, or of all classes of positions.

@@ -2,6 +2,20 @@
 // it belongs.
 
 template <class S>
+Windows<S> windows_of(const WeightGradient<S>& p, int64_t group) {
+  return {p.x + group * p.channels * p.x_channel,
+          p.x_batch,
+          p.x_channel,
+          p.x_position,
+          p.channels,
+          p.length,
+          p.outputs,
+          p.stride,
+          p.taps,
+          p.tap_offset};
+}
+
+template <class S>
 void grad_weight_windows(const WeightGradient<S>& p) {
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
@@ -13,18 +27,8 @@ void grad_weight_windows(const WeightGradient<S>& p) {
   parallel_jobs(p.groups * parts, W * products, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
       const int64_t group = job / parts, first = job % parts * W;
-      const Windows<S> in{p.x + group * p.channels * p.x_channel,
-                          p.x_batch,
-                          p.x_channel,
-                          p.x_position,
-                          p.channels,
-                          p.length,
-                          p.outputs,
-                          p.stride,
-                          p.taps,
-                          p.tap_offset};
-      in.stage(first, smaller(W, positions - first), windows + (group * positions + first) * pitch,
-               pitch);
+      windows_of(p, group).stage(first, smaller(W, positions - first),
+                                 windows + (group * positions + first) * pitch, pitch);
     }
   });
 

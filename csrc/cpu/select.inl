@@ -137,7 +137,7 @@ Kernel kernel_of_classes(const Correlation<S>* parts, int64_t part_count,
   // Gradients are hardly ever of a lone sample, which windows are for. Measured, as is the rest.
   constexpr int64_t kTenths = kDepth<Operand<S>> > 1 ? 20 : 11;
   const int64_t windows = cost_into_windows(parts, part_count) / 10 * kTenths;
-  if (windows_pay<S>(weights, windows, smaller(taps, others))) return Kernel::windows;
+  if (sums_of_rows_pay<S>(weights, windows, smaller(taps, others))) return Kernel::windows;
   if (taps_pay(taps, others)) return Kernel::taps;
   return 15 * direct.together < 16 * direct.apart ? Kernel::positions : Kernel::rows;
 }
@@ -152,12 +152,10 @@ Kernel direct_correlation_kernel(const Correlation<S>& p) {
   const CostsOfPacked usual = costs_of_packed(p, kUsualBatch);
   if (p.out_step == 1) {
     const int64_t taps = cost_of_taps_first(&p, 1), packing = packing_cost(p);
-    const int64_t windows = smaller(cost_of_windows(p), cost_into_windows(&p, 1));
-    // Windows are for a lone sample, of which no strip leaves out much.
-    CostsOfPacked lone = usual;
-    lone.rows = cost_by_rows(p, 1);
-    const int64_t others = smaller(taps, lone.least() + packing);
-    if (windows < kNever && windows_pay<S>(p.rows * p.products(), windows, others))
+    const int64_t others = smaller(taps, usual.least() + packing);
+    const int64_t sums = cost_into_windows(&p, 1);
+    if (cost_of_windows(p) <= others ||
+        (sums < kNever && sums_of_rows_pay<S>(p.rows * p.products(), sums, others)))
       return Kernel::windows;
     if (taps_pay(taps, usual.least() + packing)) return Kernel::taps;
   }

@@ -73,8 +73,7 @@ int64_t cost_of_windows(const WeightGradient<S>& p) {
   if (p.products() < W || positions > kGradWeightChain) return kNever;
   const int64_t vectors = divide_up(p.products(), W), blocks = divide_up(p.rows, kMaxRows);
   return (p.rows + blocks) * vectors * positions + p.rows * (vectors + kScalar * positions) +
-         p.batch * (kSample +
-                    cost_to_stage_windows(p.channels, p.taps, p.outputs, p.stride * p.x_position)) +
+         p.batch * (kSample + cost_to_stage(windows_of(p, 0))) +
          kTile * blocks * divide_up(vectors, kMaxVectors) + kAll;
 }
 

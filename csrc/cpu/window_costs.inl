@@ -1,12 +1,16 @@
 // What the kernels of windows cost, for one sample of `kUsualBatch`, in multiply-adds of vectors.
 // Fitted to the times of 30,000 random problems.
 
-// To lay out what one sample's outputs read.
-inline int64_t cost_to_stage_windows(int64_t channels, int64_t taps, int64_t outputs,
-                                     int64_t in_step) {
-  constexpr int64_t kElement = 1, kChannel = 5;
-  const bool turned = windows_are_turned(taps, outputs, in_step);
-  return outputs * channels * (kElement * taps + (turned ? 0 : kChannel));
+// To lay out what one sample's outputs read: inputs that are next to each other are copied in
+// vectors.
+template <class S>
+int64_t cost_to_stage(const Windows<S>& in) {
+  constexpr int64_t kTurned = 1, kChannel = 8, kVector = 4, kApart = 13, kQuarters = 3;
+  const int64_t windows = in.outputs * in.channels;
+  if (windows_are_turned(in.taps, in.outputs, in.in_step * in.in_position))
+    return kTurned * windows;
+  return windows * (in.lie_together() ? kChannel + kVector * divide_up(in.taps, kLanes<Compute<S>>)
+                                      : kApart + kQuarters * in.taps / 4);
 }
 
 // Outputs of one sample that are few: more would gain little, and lose the bits of a step.
@@ -16,15 +20,18 @@ constexpr int64_t kMostWindows = 16;
 template <class S>
 int64_t cost_of_windows(const Correlation<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
-  constexpr int64_t kEighths = 7, kSum = 7, kBlock = 300;
+  constexpr int64_t kTwelfths = kDepth<Operand<S>> > 1 ? 6 : 5;  // of those, inputs are converted
+  constexpr int64_t kRow = 16, kSum = 16, kTile = 70, kBlock = 189;
   constexpr int64_t kVector = CONVLM_VECTOR_BYTES == 64 ? 2 : 1;  // as many bytes to read again
   if (!natural_weight(p) || p.products() < W || p.outputs > kMostWindows) return kNever;
   const int64_t vectors = divide_up(p.products(), W), positions = kUsualBatch * p.outputs;
   const int64_t blocks = divide_up(positions, kDotRows);
-  return (p.rows * (vectors * (kEighths * positions / 8 + kVector * blocks) + kSum * positions) +
-          kBlock * divide_up(p.rows, W) * blocks) /
+  const Windows<S> in = windows_of(p, 0);
+  const bool in_place = std::is_same_v<S, Compute<S>> && in.in_place();
+  return (p.rows * (vectors * (kTwelfths * positions / 12 + kVector * blocks) + kSum * positions) +
+          (kRow * p.rows + kBlock * divide_up(p.rows, W) + kTile) * blocks) /
              kUsualBatch +
-         cost_to_stage_windows(p.channels, p.taps, p.outputs, p.in_step * p.in_position);
+         (in_place ? 0 : cost_to_stage(in));
 }
 
 // Sums of the weight's rows, for a correlation or for all classes of positions.
@@ -50,11 +57,11 @@ int64_t cost_into_windows(const Correlation<S>* parts, int64_t part_count) {
                                kUsualBatch;
 }
 
-// Alone, a sample has its weights packed for itself, and in a large batch they cost next to
-// nothing: windows win near ties where there are many weights, and nearer ones where products cost
-// less than packing. They multiply no pairs.
+// Whether sums of the weight's rows do. Alone, a sample has its weights packed for itself, and in a
+// large batch they cost next to nothing: windows win near ties where there are many weights, and
+// nearer ones where products cost less than packing. They multiply no pairs.
 template <class S>
-bool windows_pay(int64_t weights, int64_t windows, int64_t others) {
+bool sums_of_rows_pay(int64_t weights, int64_t windows, int64_t others) {
   constexpr int64_t kMany = 16 * 1024;
   constexpr int64_t kTwelfths = CONVLM_VECTOR_BYTES == 64 ? 10 : 9;
   if (kDepth<Operand<S>> > 1) return 5 * windows <= 4 * others;

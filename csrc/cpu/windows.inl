@@ -18,6 +18,11 @@ struct Windows {
 
   int64_t products() const { return channels * taps; }
 
+  // Whether what the taps read is next to each other. Offsets are evenly spaced.
+  bool lie_together() const {
+    return taps == 1 || (tap_offset[1] - tap_offset[0]) * in_position == 1;
+  }
+
   // Where output `at` of all samples' outputs finds its first channel's first input.
   const S* start(int64_t at) const {
     return in + at / outputs * in_batch + at % outputs * in_step * in_position;
@@ -61,11 +66,6 @@ struct Windows {
   }
 
  private:
-  // Whether what the taps read is next to each other. Offsets are evenly spaced.
-  bool lie_together() const {
-    return taps == 1 || (tap_offset[1] - tap_offset[0]) * in_position == 1;
-  }
-
   CONVLM_INLINE static void copy(const S* source, int64_t count, Compute<S>* out) {
     constexpr int W = kLanes<Compute<S>>;
     if (count < W) return store_partial(out, load_partial(source, count), count);
