@@ -205,6 +205,7 @@ struct StackGradients {
     rows.links = nullptr;
     const LinkedRows<T> gradient{linked,           pitch,   tap_pitch,
                                  group.plan.zeros, present, layer.in_rows};
+    // All samples go through such a layer together, so these rows are the first ones.
     add_weight_gradient(rows, gradient, 0, layer.in_rows, sums[i]);
     if (i == 0 && !with_input) return;
     FinishGradients<T> f = finish(layer, i);
