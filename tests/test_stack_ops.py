@@ -42,6 +42,8 @@ from torch import Tensor
 from convlm_kernels import _host
 from convlm_kernels.optim import sgd_
 from convlm_kernels.stack_ops import (
+    LayerSettings,
+    settings_of,
     stack_backward,
     stack_cross_entropy,
     stack_forward,
@@ -163,6 +165,20 @@ def test_an_infinite_gradient_has_layers_summed_directly(stack: Stack) -> None:
         assert torch.equal(own.isnan(), right.isnan())
     assert not torch.equal(actual[0][1:], filtered[1:])
     torch.testing.assert_close(actual[0][1:], filtered[1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_reach_far_beyond_the_input_takes_no_room(share: bool) -> None:
+    far, none = 2**40, torch.zeros(0)
+    x, tokens, weights = random(5, 3), torch.arange(32).view(4, 8) % 5, [random(4, 3, 2)]
+    layers = [LayerSettings(1, 1, "tanh", False), LayerSettings(far, far, "none", False)]
+    last = random(6, 4, 2)
+    settings = settings_of(layers)
+    y, _ = stack_forward(x, tokens, [*weights, last], [none, none], settings, share, False)
+    layers[1] = LayerSettings(1, 0, "none", False)  # the other tap reads nothing but padding
+    near = [*weights, last[..., 1:].contiguous()]
+    expected, _ = stack_forward(x, tokens, near, [none, none], settings_of(layers), share, False)
+    torch.testing.assert_close(y, expected)
 
 
 def test_an_infinite_row_of_a_filtered_layer_may_end_in_a_finite_loss() -> None:

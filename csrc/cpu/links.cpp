@@ -83,36 +83,42 @@ class SmallPairNumbers {
   int32_t* numbers_;
 };
 
-// The rows of a layer's input: which one each position has. Padding stands before a sample, so that
-// taps need not look where they are.
+// The rows of one layer: which one each position has.
 struct Rows {
-  int32_t* of_position;  // [batch][padded_length]
+  int32_t* of_position;  // [batch][length]
   int64_t count;
 };
-int64_t padded_length(const LayerTaps& taps) { return taps.pad_left + taps.in_length; }
 
-// Pads a sample; returns where the numbers of its positions go.
-int32_t* begin_sample(const LayerTaps& taps, const Rows& rows, int64_t n) {
-  int32_t* padding = rows.of_position + n * padded_length(taps);
-  return std::fill_n(padding, taps.pad_left, StackLayer::kNone);
-}
+// What the taps of a layer read of one sample.
+struct Reader {
+  const int32_t* rows;
+  uint64_t length;
+
+  // One look at both ends: what lies before the first position is past every last one.
+  int32_t operator[](int64_t position) const {
+    const uint64_t at = static_cast<uint64_t>(position);
+    return at < length ? rows[at] : StackLayer::kNone;
+  }
+};
 
 // Gives every distinct field its number, in the order in which they first come, and its links; its
-// number stands at place_of(what the first tap reads). False once there are more than `most`.
+// number stands at place_of(reader, what the first tap reads). False once there are more than
+// `most`.
 template <class PlaceOf>
-bool number_all(const LayerTaps& taps, int64_t batch, const Rows& in, int64_t most,
-                const LayerTaps& next, Rows& out, StackLayer& layer, const PlaceOf& place_of) {
+bool number_all(const LayerTaps& taps, int64_t batch, const Rows& in, int64_t most, Rows& out,
+                StackLayer& layer, const PlaceOf& place_of) {
   int32_t* links = const_cast<int32_t*>(layer.links);
+  int32_t* numbers = out.of_position;
   int32_t count = 0;
-  for (int64_t n = 0; n < batch; ++n) {
-    const int32_t* read = in.of_position + n * padded_length(taps);
-    int32_t* numbers = begin_sample(next, out, n);
-    for (int64_t t = 0; t < taps.out_length; ++t, ++read) {
-      int32_t& number = place_of(read);
+  for (int64_t n = 0; n < batch; ++n, numbers += taps.out_length) {
+    const Reader read{in.of_position + n * taps.in_length, static_cast<uint64_t>(taps.in_length)};
+    for (int64_t t = 0; t < taps.out_length; ++t) {
+      const int64_t first = t - taps.pad_left;
+      int32_t& number = place_of(read, first);
       if (number == kFree) {
         if (count == most) return false;
         for (int64_t k = 0; k < taps.kernel_size; ++k)
-          links[k * layer.link_pitch + count] = read[k * taps.dilation];
+          links[k * layer.link_pitch + count] = read[first + k * taps.dilation];
         number = count++;
       }
       numbers[t] = number;
@@ -123,39 +129,47 @@ bool number_all(const LayerTaps& taps, int64_t batch, const Rows& in, int64_t mo
 }
 
 // A field is every combination of the rows that the taps read.
-bool number_fields(const LayerTaps& taps, int64_t batch, const Rows& in, int64_t most,
-                   const LayerTaps& next, Rows& out, StackLayer& layer) {
+bool number_fields(const LayerTaps& taps, int64_t batch, const Rows& in, int64_t most, Rows& out,
+                   StackLayer& layer) {
   const int64_t d = taps.dilation, last = taps.kernel_size - 1;
   if (taps.kernel_size == 2 && SmallPairNumbers::fit(in.count, batch * taps.out_length)) {
     SmallPairNumbers pairs(in.count);
-    return number_all(
-        taps, batch, in, most, next, out, layer,
-        [&](const int32_t* read) -> int32_t& { return pairs.place(read[0], read[d]); });
+    return number_all(taps, batch, in, most, out, layer,
+                      [&](const Reader& read, int64_t first) -> int32_t& {
+                        return pairs.place(read[first], read[first + d]);
+                      });
   }
   std::vector<PairNumbers> pairs(std::max<int64_t>(1, last));
-  return number_all(taps, batch, in, most, next, out, layer, [&](const int32_t* read) -> int32_t& {
-    if (last == 0) return pairs[0].place(*read, StackLayer::kNone);
-    int32_t field = *read;
-    for (int64_t k = 1; k < last; ++k) field = pairs[k - 1].number(field, read[k * d]);
-    return pairs[last - 1].place(field, read[last * d]);
-  });
+  return number_all(taps, batch, in, most, out, layer,
+                    [&](const Reader& read, int64_t first) -> int32_t& {
+                      int32_t field = read[first];
+                      if (last == 0) return pairs[0].place(field, StackLayer::kNone);
+                      for (int64_t k = 1; k < last; ++k)
+                        field = pairs[k - 1].number(field, read[first + k * d]);
+                      return pairs[last - 1].place(field, read[first + last * d]);
+                    });
 }
 
 // Every position has a row of its own.
 void link_all(const LayerTaps& taps, int64_t batch, const Rows& in, StackLayer& layer) {
-  int32_t* links = const_cast<int32_t*>(layer.links);
-  for (int64_t n = 0; n < batch; ++n)
-    for (int64_t k = 0; k < taps.kernel_size; ++k)
-      std::copy_n(in.of_position + n * padded_length(taps) + k * taps.dilation, taps.out_length,
-                  links + k * layer.link_pitch + n * taps.out_length);
+  for (int64_t k = 0; k < taps.kernel_size; ++k) {
+    int32_t* links = const_cast<int32_t*>(layer.links) + k * layer.link_pitch;
+    const int64_t start = input_position(0, k, 1, taps.dilation, taps.pad_left);
+    const int64_t first = std::clamp<int64_t>(-start, 0, taps.out_length);
+    const int64_t last = std::clamp<int64_t>(taps.in_length - start, first, taps.out_length);
+    const int32_t* rows = in.of_position;
+    for (int64_t n = 0; n < batch; ++n, rows += taps.in_length) {
+      links = std::fill_n(links, first, StackLayer::kNone);
+      if (first < last) links = std::copy(rows + start + first, rows + start + last, links);
+      links = std::fill_n(links, taps.out_length - last, StackLayer::kNone);
+    }
+  }
 }
 
-Rows rows_of_tokens(const int64_t* tokens, int64_t batch, int64_t vocab, const LayerTaps& taps,
-                    int32_t* of_position) {
-  const Rows rows{of_position, vocab};
-  for (int64_t n = 0; n < batch; ++n, tokens += taps.in_length)
-    std::copy_n(tokens, taps.in_length, begin_sample(taps, rows, n));
-  return rows;
+int64_t most_positions(const std::vector<LayerTaps>& taps) {
+  int64_t most = 0;
+  for (const LayerTaps& layer : taps) most = std::max({most, layer.in_length, layer.out_length});
+  return most;
 }
 
 constexpr int64_t kFilteredTaps = 2;
@@ -257,11 +271,10 @@ void link_positions(const LayerTaps& taps, int64_t batch, int64_t samples, Stack
 
 int64_t link_tokens(const int64_t* tokens, int64_t batch, int64_t group, int64_t vocab,
                     const std::vector<LayerTaps>& taps, bool share, StackLayer* layers) {
-  int64_t longest = 0;
-  for (const LayerTaps& layer : taps) longest = std::max(longest, padded_length(layer));
-  int32_t* numbers =
-      static_cast<int32_t*>(scratch(Slot::numbers, sizeof(int32_t) * 2 * batch * longest));
-  Rows in = rows_of_tokens(tokens, batch, vocab, taps[0], numbers);
+  const int64_t positions = batch * most_positions(taps);
+  int32_t* numbers = static_cast<int32_t*>(scratch(Slot::numbers, sizeof(int32_t) * 2 * positions));
+  std::copy_n(tokens, batch * taps[0].in_length, numbers);
+  Rows in{numbers, vocab};
   size_t i = 0;
   for (bool shared = true; shared && i < taps.size(); ++i) {
     StackLayer& layer = layers[i];
@@ -269,9 +282,9 @@ int64_t link_tokens(const int64_t* tokens, int64_t batch, int64_t group, int64_t
     layer.in_rows = in.count;
     layer.link_pitch = out_rows;
     layer.readers = nullptr;
-    Rows out{numbers + (i % 2 == 0 ? batch * longest : 0), out_rows};
-    shared = share && i + 1 < taps.size() &&
-             number_fields(taps[i], batch, in, out_rows / 2, taps[i + 1], out, layer);
+    Rows out{numbers + (i % 2 == 0 ? positions : 0), out_rows};
+    shared =
+        share && i + 1 < taps.size() && number_fields(taps[i], batch, in, out_rows / 2, out, layer);
     if (!shared) link_all(taps[i], batch, in, layer);
     layer.out_rows = out.count;
     in = out;

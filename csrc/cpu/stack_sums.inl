@@ -22,10 +22,11 @@ struct StackSums {
     for (int64_t j = 0; j < pieces * depth; ++j) {
       layers[j] = empty(a.layers[j % depth]);
       layers[j].data = at;
-      // The first rows of a weight's gradient are written, not added.
-      layers[j].total > 0 ? clear(at, size_with_total(layers[j]))
-                          : clear(layers[j].bias(), layers[j].pitch());
-      at += size_with_total(layers[j]);
+      const int64_t size = size_with_total(layers[j]);
+      // The first rows of a gradient write the weight's sums, they do not add to them.
+      T* from = layers[j].total > 0 ? at : layers[j].row(layers[j].channels, 0);
+      clear(from, at + size - from);
+      at += size;
     }
   }
 
