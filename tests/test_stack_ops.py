@@ -170,13 +170,13 @@ def test_an_infinite_gradient_has_layers_summed_directly(stack: Stack) -> None:
 @pytest.mark.parametrize("share", [False, True])
 def test_a_reach_far_beyond_the_input_takes_no_room(share: bool) -> None:
     far, none = 2**40, torch.zeros(0)
-    x, tokens, weights = random(5, 3), torch.arange(32).view(4, 8) % 5, [random(4, 3, 2)]
+    x, tokens = random(5, 3), torch.arange(32).view(4, 8) % 5
+    first, last = random(4, 3, 2), random(6, 4, 2)
     layers = [LayerSettings(1, 1, "tanh", False), LayerSettings(far, far, "none", False)]
-    last = random(6, 4, 2)
     settings = settings_of(layers)
-    y, _ = stack_forward(x, tokens, [*weights, last], [none, none], settings, share, False)
+    y, _ = stack_forward(x, tokens, [first, last], [none, none], settings, share, False)
     layers[1] = LayerSettings(1, 0, "none", False)  # the other tap reads nothing but padding
-    near = [*weights, last[..., 1:].contiguous()]
+    near = [first, last[..., 1:].contiguous()]
     expected, _ = stack_forward(x, tokens, near, [none, none], settings_of(layers), share, False)
     torch.testing.assert_close(y, expected)
 

@@ -59,7 +59,7 @@ void correlate_windows(const Correlation<S>& p) {
   const int64_t tile_positions = divide_up(positions, tiles);
   const int64_t blocks = divide_up(p.rows, W), padded = blocks * W;
   const int64_t ranges = smaller(blocks, divide_up(threads(), tiles * p.groups));
-  const bool in_place = std::is_same_v<S, T> && windows_of(p, 0).in_place();
+  const bool in_place = windows_of(p, 0).in_place();
   T* biases = static_cast<T*>(
       scratch(Slot::partial, p.bias == nullptr ? 0 : sizeof(T) * p.groups * padded));
   if (p.bias != nullptr)

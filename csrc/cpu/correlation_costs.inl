@@ -154,7 +154,8 @@ int64_t packing_cost(const Correlation<S>& p) {
   const int64_t cost = all                  ? p.taps
                        : is_turned(p, taps) ? larger(taps, kFewTurned)
                                             : kElement * taps;
-  return cost * p.rows * p.channels * (sizeof(Compute<S>) / 4) / kUsualBatch;
+  constexpr int64_t kVectors = sizeof(Compute<S>) / sizeof(float);  // which doubles fill twice
+  return cost * kVectors * p.rows * p.channels / kUsualBatch;
 }
 
 // Where inputs are multiplied by taps first: of a correlation, or of all classes of positions.

@@ -27,11 +27,10 @@ int64_t cost_of_windows(const Correlation<S>& p) {
   const int64_t vectors = divide_up(p.products(), W), positions = kUsualBatch * p.outputs;
   const int64_t blocks = divide_up(positions, kDotRows);
   const Windows<S> in = windows_of(p, 0);
-  const bool in_place = std::is_same_v<S, Compute<S>> && in.in_place();
   return (p.rows * (vectors * (kTwelfths * positions / 12 + kVector * blocks) + kSum * positions) +
           (kRow * p.rows + kBlock * divide_up(p.rows, W) + kTile) * blocks) /
              kUsualBatch +
-         (in_place ? 0 : cost_to_stage(in));
+         (in.in_place() ? 0 : cost_to_stage(in));
 }
 
 // Sums of the weight's rows, for a correlation or for all classes of positions.

@@ -28,8 +28,9 @@ struct Windows {
     return in + at / outputs * in_batch + at % outputs * in_step * in_position;
   }
 
-  // Whether inputs lie as weights do, and none of them is padding.
+  // Whether inputs lie as weights do, none of them is padding, and none is to be converted.
   bool in_place() const {
+    if (!std::is_same_v<S, Compute<S>>) return false;
     const bool padded =
         tap_offset[0] < 0 || tap_offset[taps - 1] + (outputs - 1) * in_step >= length;
     return !padded && lie_together() && (channels == 1 || in_channel == taps);
