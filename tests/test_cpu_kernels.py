@@ -34,7 +34,7 @@ FUNCTIONS = ("forward", "grad_input", "grad_weight")
 
 def kernel(function: str, case: Case, dtype: str = "float32", precision: str = "ieee") -> str:
     """Where the instructions are those that the prices of kernels were fitted to."""
-    fitted = ("avx512_bf16",) if dtype == "bfloat16" else ("avx512", "avx512_bf16")
+    fitted = ("avx512_bf16",) if dtype == "bfloat16" else ("avx512", "avx512_bf16", "amx")
     if _host.cpu_isa() not in fitted:
         pytest.skip(f"another kernel may cost less with {_host.cpu_isa()}")
     return _host.cpu_kernel(

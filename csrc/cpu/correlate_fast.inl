@@ -223,7 +223,8 @@ void correlate_fast(const Correlation<S>& p) {
   const int64_t max_lanes = divide_up(samples * stretches.max_tiles, W) * W;
   const InputTransform<F> input = plan_input<F, T>(tiling, stretches);
   const int64_t lane_pitch = staged_pitch(max_lanes + W, W);
-  const int64_t blocks = divide_up(p.rows, kTallRows);
+  const BlockShape shape(true);
+  const int64_t blocks = divide_up(p.rows, shape.rows);
   const int64_t weight_pitch = divide_up(p.rows, blocks);
   const int64_t block_size = tiling.slots * p.channels * weight_pitch;
   const int64_t some = channels_at_once<F, T>(p.channels, tiling.slots, p.rows, lane_pitch);
@@ -234,7 +235,7 @@ void correlate_fast(const Correlation<S>& p) {
       tiling.slots * some * weight_pitch * static_cast<int64_t>(sizeof(T)) <= kNearWeightBytes;
   const bool in_pieces =
       near && all_at_once && samples == 1 && !copies_phases<T>(tiling, stretches);
-  const int64_t piece_lanes = in_pieces ? kTallVectors * W : max_lanes;
+  const int64_t piece_lanes = in_pieces ? shape.vectors * W : max_lanes;
   const int64_t most_steps = kPartBytes / (weight_pitch * static_cast<int64_t>(sizeof(T)));
   T* weights = static_cast<T*>(scratch(Slot::weight, sizeof(T) * p.groups * blocks * block_size));
   parallel_jobs(p.groups * blocks, block_size, [&](int64_t begin, int64_t end) {
@@ -266,7 +267,7 @@ void correlate_fast(const Correlation<S>& p) {
             Slot::staged, sizeof(T) * (stream_elements + tiling.slots * some * lane_pitch)));
         T* staged = streams + stream_elements;
         const int64_t row_pitch = staged_pitch(piece_lanes + W, W);
-        const int64_t component_pitch = kTallRows * row_pitch;
+        const int64_t component_pitch = shape.rows * row_pitch;
         const int64_t block_sums = F::kComponents * component_pitch;
         const int64_t waiting = all_at_once ? 1 : divide_up(blocks, splits);
         T* all_sums = static_cast<T*>(
@@ -287,7 +288,7 @@ void correlate_fast(const Correlation<S>& p) {
           reduction.plan(tiling, s, first_tap, p.length, some * lane_pitch,
                          p.channels * weight_pitch);
           const int64_t vectors = divide_up(count * s.tiles, W);
-          const int64_t strips = divide_up(vectors, kTallVectors);
+          const int64_t strips = divide_up(vectors, shape.vectors);
           const int64_t pieces = in_pieces ? strips : 1;
           const int64_t first_block = blocks * split / splits;
           const int64_t last_block = blocks * (split + 1) / splits;
@@ -342,14 +343,15 @@ void correlate_fast(const Correlation<S>& p) {
                                                 bool accumulate) {
                   ahead.ask(share);
                   out_ahead.ask(out_share);
-                  multiply<T, true, kTallRows, kTallVectors>(
+                  multiply_block(
+                      shape,
                       Product<T>{&weight, staged + v * W - channel * lane_pitch,
                                  reduction.weight_start + tiling.first_slot[j],
                                  reduction.in_start + tiling.first_slot[j], reduction.count[j],
                                  p.channels, weight_pitch, lane_pitch,
                                  sums + j * component_pitch + (v - first_vector) * W, row_pitch,
                                  accumulate},
-                      rows, static_cast<int>(next - v), steps, kForwardChain<T>);
+                      rows, static_cast<int>(next - v), steps);
                 };
                 const auto for_each_strip = [&](const auto& body) {
                   for (int64_t strip = first_strip; strip < last_strip; ++strip)

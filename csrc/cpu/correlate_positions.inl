@@ -32,7 +32,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   constexpr int64_t kFewestRowsOfPiece = 128;
 
   const Correlation<S>& p = parts[0];
-  const TileShape shape(p);
+  const BlockShape shape = tile_shape(p);
   const int64_t tile_size = W * shape.rows * shape.vectors;
   // All classes of a stride, in order: together they are whole rows of the output.
   const bool interleaved = part_count > 1 && part_count == p.out_step;
@@ -219,11 +219,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                                    plain ? if_same<Stored<T>>(out) : nullptr,
                                    q.out_row,
                                    bias};
-                if (shape.tall)
-                  multiply<T, true, kTallRows, kTallVectors>(product, rows, width, steps,
-                                                             kForwardChain<T>);
-                else
-                  multiply<T, true>(product, rows, width, steps, kForwardChain<T>);
+                multiply_block(shape, product, rows, width, steps);
                 for (int i = 0; is_last && product.out == nullptr && !interleaved && i < rows; ++i)
                   finish_row(q, tile + i * width * W, bias[i], count, out + i * q.out_row);
               }

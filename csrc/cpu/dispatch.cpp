@@ -6,6 +6,12 @@
 #include "cpu/kernels.h"
 #include "names.h"
 
+#if defined(CONVLM_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace convlm::cpu {
 namespace {
 
@@ -19,11 +25,27 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+#if defined(CONVLM_AMX)
+// The kernel keeps room for the registers of a process that has asked for them.
+bool has_amx() {
+  constexpr unsigned kTiles = 1u << 24, kBfloat16 = 1u << 22;
+  constexpr long kAsk = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return has_avx512_bf16() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 &&
+         (edx & kTiles) != 0 && (edx & kBfloat16) != 0 &&
+         syscall(SYS_arch_prctl, kAsk, kTileData) == 0;
+}
 #endif
 
 const Candidate candidates[] = {
 #if defined(__x86_64__) && !defined(CONVLM_PORTABLE)
-    {&avx512_bf16_kernels, [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
+#if defined(CONVLM_AMX)
+    {&amx_kernels, &has_amx},
+#endif
+    {&avx512_bf16_kernels, &has_avx512_bf16},
     {&avx512_kernels, &has_avx512},
     {&avx2_kernels,
      [] {
@@ -87,6 +109,8 @@ std::string kernel_name(const std::string& function, const std::string& dtype,
       return "fast_filter_2";
     case Kernel::fast_filter_4:
       return "fast_filter_4";
+    case Kernel::tiles:
+      return "tiles";
   }
   return "";
 }

@@ -4,6 +4,11 @@
 #include "stack.h"
 #include "step.h"
 
+// Linux grants tiles to who asks, and GCC knows them since 11.
+#if defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 11 && !defined(CONVLM_PORTABLE)
+#define CONVLM_AMX
+#endif
+
 namespace convlm::cpu {
 
 // What a vector holds, or what the kernel is for; grad_input of a longer stride gets one per class
@@ -16,7 +21,8 @@ enum class Kernel {
   taps,
   windows,
   fast_filter_2,
-  fast_filter_4
+  fast_filter_4,
+  tiles
 };
 
 // grad_output (batch, channels, length) times the derivative of the activation that made y.
@@ -63,6 +69,9 @@ extern const Kernels generic_kernels;
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 extern const Kernels avx512_bf16_kernels;  // AVX-512 with dot products of bfloat16
+#endif
+#if defined(CONVLM_AMX)
+extern const Kernels amx_kernels;  // AVX-512 with tiles of bfloat16
 #endif
 
 }  // namespace convlm::cpu

@@ -10,18 +10,9 @@ namespace {
 
 #include "cpu/simd.inl"
 
-template <class Body>
-CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, const Body& body) {
-  parallel(
-      jobs, multiply_adds_per_job,
-      [](const void* context, int64_t begin, int64_t end) {
-        (*static_cast<const Body*>(context))(begin, end);
-      },
-      &body);
-}
-
 // Each builds on the ones above it.
 // clang-format off
+#include "cpu/jobs.inl"
 #include "cpu/operands.inl"
 #if defined(CONVLM_DOT_BFLOAT16)
 #include "cpu/pairs.inl"
@@ -60,6 +51,7 @@ CONVLM_INLINE void parallel_jobs(int64_t jobs, int64_t multiply_adds_per_job, co
 #include "cpu/select.inl"
 #include "cpu/select_grad_weight.inl"
 #include "cpu/position_classes.inl"
+#include "cpu/problems.inl"
 #include "cpu/functions.inl"
 #include "cpu/activation_gradient.inl"
 #include "cpu/lookup.inl"

@@ -86,6 +86,16 @@ constexpr int kMaxVectors = 3;
 constexpr int kTallRows = CONVLM_VECTOR_BYTES == 64 ? 16 : kMaxRows;
 constexpr int kTallVectors = CONVLM_VECTOR_BYTES == 64 ? 1 : kMaxVectors;
 
+// What a tile of contiguous rows has at most.
+struct BlockShape {
+  bool tall;
+  int64_t rows, vectors;
+  explicit BlockShape(bool may_be_tall)
+      : tall(may_be_tall && loads_outpace_products()),
+        rows(tall ? kTallRows : kMaxRows),
+        vectors(tall ? kTallVectors : kMaxVectors) {}
+};
+
 template <class T>
 using ProductFunction = void (*)(const Product<T>&);
 
@@ -165,4 +175,14 @@ CONVLM_INLINE void multiply(const Product<T>& p, int rows, int vectors,
                             int64_t chain = kForwardChain<T>) {
   multiply<T, CONTIGUOUS_ROWS, MAX_ROWS, MAX_VECTORS>(p, rows, vectors, {0, p.outer, 0, p.inner},
                                                       chain);
+}
+
+// Such a tile of contiguous rows.
+template <class T>
+CONVLM_INLINE void multiply_block(const BlockShape& shape, const Product<T>& p, int rows,
+                                  int vectors, const Steps& steps) {
+  if (shape.tall)
+    multiply<T, true, kTallRows, kTallVectors>(p, rows, vectors, steps, kForwardChain<T>);
+  else
+    multiply<T, true>(p, rows, vectors, steps, kForwardChain<T>);
 }

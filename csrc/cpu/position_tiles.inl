@@ -2,16 +2,11 @@
 
 // The shape of the core's tiles: few rows need several vectors each, or they wait for their sums,
 // and of few products each tile should have many.
-struct TileShape {
-  static constexpr int64_t kFewProducts = 32;
-  bool tall;
-  int64_t rows, vectors;  // at most
-  template <class S>
-  explicit TileShape(const Correlation<S>& p)
-      : tall(p.rows > kMaxRows && p.products() > kFewProducts),
-        rows(tall ? kTallRows : kMaxRows),
-        vectors(tall ? kTallVectors : kMaxVectors) {}
-};
+template <class S>
+BlockShape tile_shape(const Correlation<S>& p) {
+  constexpr int64_t kFewProducts = 32;
+  return BlockShape(p.rows > kMaxRows && p.products() > kFewProducts);
+}
 
 // A tile of positions is so many strips, each as wide as the core, and staged a piece of the
 // channels at a time.
@@ -34,7 +29,7 @@ TilePlan plan_tile(const Correlation<S>& p, int64_t batch, int64_t classes, int6
   // A quarter of the L2 cache: weights and outputs need the rest.
   constexpr int64_t kFewRows = 32, kStagedBytes = 256 * 1024, kStagedBytesOfFewRows = 2048 * 1024;
   constexpr int64_t kMaxTileVectors = 128, kWeightBytes = 512 * 1024;
-  const TileShape shape(p);
+  const BlockShape shape = tile_shape(p);
   const int64_t vectors = divide_up(p.outputs, W), channels = divide_up(p.channels, kDepth<T>);
   const int64_t staged_bytes = p.rows <= kFewRows ? kStagedBytesOfFewRows : kStagedBytes;
   TilePlan plan{smaller(divide_up(vectors, shape.vectors), kMaxTileVectors / shape.vectors),

@@ -10,6 +10,9 @@
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
 #endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace convlm::cpu {
 namespace {
@@ -88,6 +91,21 @@ void* scratch(Slot slot, size_t bytes) {
     buffer.bytes = rounded;
   }
   return buffer.data;
+}
+
+bool loads_outpace_products() {
+#if defined(__x86_64__)
+  static const bool in_halves = [] {
+    constexpr unsigned kZen3And4 = 0x19;  // of which only Zen 4 has AVX-512
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (__get_cpuid(0, &eax, &ebx, &ecx, &edx) == 0 || ebx != signature_AMD_ebx) return false;
+    __get_cpuid(1, &eax, &ebx, &ecx, &edx);
+    return (eax >> 8 & 0xf) + (eax >> 20 & 0xff) == kZen3And4;
+  }();
+  return in_halves;
+#else
+  return false;
+#endif
 }
 
 const int64_t* descending_order(const float* values, int64_t count) {

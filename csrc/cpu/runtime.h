@@ -50,6 +50,10 @@ enum class Slot {
 };
 void* scratch(Slot slot, size_t bytes);
 
+// Whether a vector that is read anew for each product costs next to nothing: so where 512 bits are
+// multiplied in two halves, while two loads are done.
+bool loads_outpace_products();
+
 // The numbers 0 .. count in descending order of `values`, equals in ascending order; in scratch
 // memory.
 const int64_t* descending_order(const float* values, int64_t count);

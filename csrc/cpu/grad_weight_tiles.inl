@@ -1,0 +1,153 @@
+// grad_weight by tiles: 32 positions of 16 input channels, for one tap, times pairs of positions of
+// 16 output channels. grad_output is turned into pairs; x is copied, with its padding, so that each
+// tap's positions are next to each other.
+
+// What the tiles of one unit add to: sums[product or bias][row], a product being a channel's tap.
+struct GradWeightTiles {
+  Staging staging;
+  Units units;
+  int64_t pitch, channels;  // rows and channels in whole tiles
+  int64_t ranges;           // of blocks of rows
+  int64_t blocks;
+  int64_t group_size, piece_size;  // in sums
+
+  // Behind what tiles make of channels that do not exist.
+  int64_t bias_row(const WeightGradient<bfloat16>& p) const { return channels * p.taps; }
+};
+
+inline void sum_piece_of_tiles(const WeightGradient<bfloat16>& p, const GradWeightTiles& plan,
+                               int64_t job, float* partial) {
+  const int64_t range = job % plan.ranges, group = job / plan.ranges % p.groups;
+  const int64_t piece = job / plan.ranges / p.groups;
+  const int64_t first_row = plan.blocks * range / plan.ranges * kBlockRows;
+  const int64_t rows =
+      smaller(p.rows, plan.blocks * (range + 1) / plan.ranges * kBlockRows) - first_row;
+  const int64_t padded = divide_up(rows, kTileRows) * kTileRows;
+  const int64_t x_pitch = plan.staging.channel_pitch();
+  const int64_t panel_rows = divide_up(plan.units.positions, kTileDepth) * kTilePairs;
+  uint16_t* staged = static_cast<uint16_t*>(
+      scratch(Slot::staged, sizeof(uint16_t) * (plan.channels * x_pitch + kTileDepth)));
+  clear(staged + p.channels * x_pitch, (plan.channels - p.channels) * x_pitch + kTileDepth);
+  // An odd number of cache lines from one pair to the next.
+  const int64_t panel_pitch = staged_pitch(padded, kLanes<Pair>);
+  Pair* panel = static_cast<Pair*>(scratch(Slot::panel, sizeof(Pair) * panel_rows * panel_pitch));
+  alignas(64) uint16_t last[kBlockRows * kTileDepth];
+  const int64_t zero = 0;
+
+  float* const sums = partial + piece * plan.piece_size + group * plan.group_size + first_row;
+  const int64_t first_unit = plan.units.count * piece / plan.units.pieces;
+  const int64_t last_unit = plan.units.count * (piece + 1) / plan.units.pieces;
+  for (int64_t u = first_unit; u < last_unit; ++u) {
+    const Unit unit = unit_at(p, plan.units, u);
+    const int64_t whole = unit.positions / kTileDepth, rest = unit.positions % kTileDepth;
+    stage(plan.staging,
+          reinterpret_cast<const uint16_t*>(p.x) + unit.first_sample * p.x_batch +
+              group * p.channels * p.x_channel,
+          p.channels, p.x_channel, p.x_position, p.length, unit.first_position * p.stride, staged);
+    pack_grad_output(p.grad_output + unit.first_sample * p.grad_batch +
+                         (group * p.rows + first_row) * p.grad_row +
+                         unit.first_position * p.grad_position,
+                     p.grad_row, p.grad_position, rows, padded, unit.positions, panel, panel_pitch);
+    const int64_t filled = divide_up(unit.positions, 2);
+    clear(panel + filled * panel_pitch,
+          (divide_up(unit.positions, kTileDepth) * kTilePairs - filled) * panel_pitch);
+    const bool accumulate = u != first_unit;
+    if (p.grad_bias != nullptr)
+      add_rows(panel, filled, panel_pitch, padded, sums + plan.bias_row(p) * plan.pitch,
+               accumulate);
+    for (int64_t row = 0; row < padded; row += kBlockRows)
+      for (int64_t c = 0; c < p.channels; c += kBlockRows)
+        for (int64_t j = 0; j < p.taps; ++j) {
+          const uint16_t* x = staged + c * x_pitch + plan.staging.tap_start[j];
+          TileProduct product{{x, x_pitch * static_cast<int64_t>(sizeof(uint16_t)),
+                               kTileRows * x_pitch * static_cast<int64_t>(sizeof(uint16_t)),
+                               kTileDepth * static_cast<int64_t>(sizeof(uint16_t))},
+                              {panel + row, panel_pitch * static_cast<int64_t>(sizeof(Pair)),
+                               kTileColumns * static_cast<int64_t>(sizeof(Pair)),
+                               kTilePairs * panel_pitch * static_cast<int64_t>(sizeof(Pair))},
+                              &zero,
+                              1,
+                              whole,
+                              sums + (c * p.taps + j) * plan.pitch + row,
+                              p.taps * plan.pitch,
+                              kTileRows * p.taps * plan.pitch,
+                              accumulate};
+          const int64_t channels = plan.channels - c, columns = padded - row;
+          if (whole > 0) multiply_tiles(product, channels, columns);
+          if (rest == 0) continue;
+          // What follows in the row may be infinite, so it must not meet the zeros in the panel.
+          const int64_t copied = smaller(kBlockRows, channels);
+          for (int64_t i = 0; i < copied; ++i)
+            store(last + i * kTileDepth,
+                  load_partial(x + i * x_pitch + whole * kTileDepth, static_cast<int>(rest)));
+          product.rows = {last, kTileDepth * static_cast<int64_t>(sizeof(uint16_t)),
+                          kTileRows * kTileDepth * static_cast<int64_t>(sizeof(uint16_t)), 0};
+          product.columns.start = panel + whole * kTilePairs * panel_pitch + row;
+          product.inner = 1;
+          product.accumulate = accumulate || whole > 0;
+          multiply_tiles(product, channels, columns);
+        }
+  }
+}
+
+// Adds up the pieces of one tile of rows and turns it into place.
+inline void finish_tile_of_rows(const WeightGradient<bfloat16>& p, const GradWeightTiles& plan,
+                                int64_t job, float* partial) {
+  const int64_t tiles = plan.pitch / kTileRows, first = job % tiles * kTileRows;
+  const int64_t group = job / tiles, rows = smaller(kTileRows, p.rows - first);
+  float* sums = partial + group * plan.group_size + first;
+  const auto add_pieces = [&](int64_t product) {
+    float* sum = sums + product * plan.pitch;
+    Vector<float> total = load(sum);
+    for (int64_t piece = 1; piece < plan.units.pieces; ++piece)
+      total += load(sum + piece * plan.piece_size);
+    store(sum, total);
+  };
+  static_assert(kLanes<float> == kTileRows);
+  if (plan.units.pieces > 1) {
+    for (int64_t i = 0; i < p.products(); ++i) add_pieces(i);
+    if (p.grad_bias != nullptr) add_pieces(plan.bias_row(p));
+  }
+  const int64_t row = group * p.rows + first;
+  transpose(sums, plan.pitch, p.products(), rows, p.grad_weight + row * p.products(), p.products());
+  if (p.grad_bias != nullptr)
+    for (int64_t i = 0; i < rows; ++i)
+      from_compute(sums[plan.bias_row(p) * plan.pitch + i], p.grad_bias[row + i]);
+}
+
+inline void grad_weight_tiles(const WeightGradient<bfloat16>& p) {
+  // Sums of a unit take no longer chains; x and grad_output of one stay in the L2 cache.
+  constexpr int64_t kMostPositions = 512, kUnitElements = 512 * 1024;
+  GradWeightTiles plan;
+  plan.pitch = divide_up(p.rows, kTileRows) * kTileRows;
+  plan.channels = divide_up(p.channels, kTileRows) * kTileRows;
+  plan.blocks = divide_up(p.rows, kBlockRows);
+  plan.group_size = (plan.channels * p.taps + 1) * plan.pitch;
+  plan.piece_size = p.groups * plan.group_size;
+  const int64_t positions =
+      larger(kTileDepth, smaller(kMostPositions, kUnitElements / (plan.channels + plan.pitch)));
+  plan.units = plan_units(smaller(p.batch, 1), p.outputs, positions, plan.piece_size, kTileDepth);
+  plan.units.count *= p.batch;
+  plan.units.pieces = count_pieces(plan.units.count, plan.piece_size);
+  plan.staging.stream_start =
+      static_cast<int64_t*>(scratch(Slot::plan, sizeof(int64_t) * 2 * p.taps));
+  plan.staging.tap_start = plan.staging.stream_start + p.taps;
+  plan_for_vectors(plan.staging, plan.units.positions, p.stride, p.tap_offset, p.taps,
+                   kLanes<uint16_t>);
+  // A range of rows stages x again.
+  plan.ranges = smaller(plan.blocks, divide_up(threads(), plan.units.pieces * p.groups));
+  float* partial = static_cast<float*>(
+      scratch(Slot::partial, sizeof(float) * plan.units.pieces * plan.piece_size));
+  const int64_t jobs = plan.units.pieces * p.groups * plan.ranges;
+  parallel_jobs(jobs, divide_up(p.batch * p.outputs * p.groups * p.rows * p.products(), jobs),
+                [&](int64_t begin, int64_t end) {
+                  const TileRegisters registers;
+                  for (int64_t job = begin; job < end; ++job)
+                    sum_piece_of_tiles(p, plan, job, partial);
+                });
+  parallel_jobs(p.groups * plan.pitch / kTileRows, p.products() * kTileRows * plan.units.pieces,
+                [&](int64_t begin, int64_t end) {
+                  for (int64_t job = begin; job < end; ++job)
+                    finish_tile_of_rows(p, plan, job, partial);
+                });
+}
