@@ -87,7 +87,9 @@ def test_build_info() -> None:
 
 def test_cpu_isas_are_the_best_first_and_the_portable_one_last() -> None:
     isas = _library.host.cpu_isas()
-    assert isas == [isa for isa in ("amx", "avx512_bf16", "avx512", "avx2", "generic") if isa in isas]
+    assert isas == [
+        isa for isa in ("amx", "avx512_bf16", "avx512", "avx2", "generic") if isa in isas
+    ]
     assert isas[-1] == "generic"
 
 

@@ -63,7 +63,8 @@ inline TilesOfPositions plan_positions(const Correlation<bfloat16>& p, int64_t p
 
 inline void correlate_tiles(const Correlation<bfloat16>& p) {
   constexpr int64_t kTileSize = kTileRows * kTileDepth;
-  constexpr int64_t kNearWeightBytes = 1024 * 1024;  // half the L2 cache
+  // With what is staged.
+  constexpr int64_t kWeightBytesInL1 = 48 * 1024, kWeightBytesInL2 = 1024 * 1024;
 
   const int64_t chunks = divide_up(p.channels, kTileDepth), pairs = chunks * kTilePairs;
   const int64_t row_tiles = divide_up(p.rows, kTileRows);
@@ -88,9 +89,9 @@ inline void correlate_tiles(const Correlation<bfloat16>& p) {
       staging);
   // A range of rows is a job of its own where there are fewer tiles than threads; it stages again.
   const int64_t ranges = smaller(blocks, divide_up(wanted, samples * tiles.count));
-  const bool weights_are_near =
-      divide_up(row_tiles, ranges) * steps * kTileSize * static_cast<int64_t>(sizeof(uint16_t)) <=
-      kNearWeightBytes;
+  const int64_t weight_bytes =
+      divide_up(row_tiles, ranges) * steps * kTileSize * static_cast<int64_t>(sizeof(uint16_t));
+  const bool weights_are_far = weight_bytes > kWeightBytesInL1;
   const int64_t jobs = samples * tiles.count * ranges;
   parallel_jobs(jobs, divide_up(samples * multiply_adds, jobs), [&](int64_t begin, int64_t end) {
     const TileRegisters registers;
@@ -117,28 +118,31 @@ inline void correlate_tiles(const Correlation<bfloat16>& p) {
         const TapRange taps = taps_inside(p, q, q + count);
         const int64_t first_tile = group * row_tiles + row / kTileRows;
         constexpr int64_t kTileBytes = kTileSize * sizeof(uint16_t);
-        multiply_tiles({{weights + (first_tile * steps + taps.first * chunks) * kTileSize,
-                         kTileBytes / kTileRows, steps * kTileBytes, kTileBytes},
-                        {staged + q - q0, pitch * static_cast<int64_t>(sizeof(Pair)),
-                         kTileColumns * static_cast<int64_t>(sizeof(Pair)),
-                         kTilePairs * pitch * static_cast<int64_t>(sizeof(Pair))},
-                        staging.tap_start + taps.first,
-                        taps.count(),
-                        chunks,
-                        sums,
-                        kBlockColumns,
-                        kTileRows * kBlockColumns,
-                        false},
-                       rows, count);
         bfloat16* out =
             p.out + sample * p.out_batch + group * p.out_group + row * p.out_row + q * p.out_step;
+        for (int64_t i = 0; p.out_step == 1 && i < rows; ++i)
+          __builtin_prefetch(out + i * p.out_row, 1);
+        const TileProduct product{{weights + (first_tile * steps + taps.first * chunks) * kTileSize,
+                                   kTileBytes / kTileRows, steps * kTileBytes, kTileBytes},
+                                  {staged + q - q0, pitch * static_cast<int64_t>(sizeof(Pair)),
+                                   kTileColumns * static_cast<int64_t>(sizeof(Pair)),
+                                   kTilePairs * pitch * static_cast<int64_t>(sizeof(Pair))},
+                                  staging.tap_start + taps.first,
+                                  taps.count(),
+                                  chunks,
+                                  sums,
+                                  kBlockColumns,
+                                  kTileRows * kBlockColumns,
+                                  false};
+        weights_are_far ? multiply_tiles<true>(product, rows, count)
+                        : multiply_tiles<false>(product, rows, count);
         for (int64_t i = 0; i < rows; ++i)
           finish_row_of_block(p, sums + i * kBlockColumns, bias_of(p, group * p.rows + row + i),
                               count, out + i * p.out_row);
       };
       const int64_t first_block = blocks * range / ranges;
       const int64_t last_block = blocks * (range + 1) / ranges;
-      if (weights_are_near)
+      if (weight_bytes <= kWeightBytesInL2)
         for (int64_t q = q0; q < q1; q += kBlockColumns)
           for (int64_t block = first_block; block < last_block; ++block) multiply_block(block, q);
       else

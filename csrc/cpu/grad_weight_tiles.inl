@@ -2,39 +2,39 @@
 // 16 output channels. grad_output is turned into pairs; x is copied, with its padding, so that each
 // tap's positions are next to each other.
 
-// What the tiles of one unit add to: sums[product or bias][row], a product being a channel's tap.
+// A block of sums is of 32 input channels times 32 output channels, for one tap; blocks lie in the
+// order in which they are added to, and the bias behind them.
+constexpr int64_t kBlockSize = kBlockRows * kBlockColumns;
+
 struct GradWeightTiles {
   Staging staging;
   Units units;
-  int64_t pitch, channels;  // rows and channels in whole tiles
-  int64_t ranges;           // of blocks of rows
-  int64_t blocks;
-  int64_t group_size, piece_size;  // in sums
-
-  // Behind what tiles make of channels that do not exist.
-  int64_t bias_row(const WeightGradient<bfloat16>& p) const { return channels * p.taps; }
+  int64_t row_blocks, channel_blocks;
+  int64_t ranges;                        // of blocks of rows
+  int64_t bias, group_size, piece_size;  // in sums
+  bool sums_are_far;
 };
 
 inline void sum_piece_of_tiles(const WeightGradient<bfloat16>& p, const GradWeightTiles& plan,
                                int64_t job, float* partial) {
   const int64_t range = job % plan.ranges, group = job / plan.ranges % p.groups;
   const int64_t piece = job / plan.ranges / p.groups;
-  const int64_t first_row = plan.blocks * range / plan.ranges * kBlockRows;
+  const int64_t first_row = plan.row_blocks * range / plan.ranges * kBlockColumns;
   const int64_t rows =
-      smaller(p.rows, plan.blocks * (range + 1) / plan.ranges * kBlockRows) - first_row;
-  const int64_t padded = divide_up(rows, kTileRows) * kTileRows;
+      smaller(p.rows, plan.row_blocks * (range + 1) / plan.ranges * kBlockColumns) - first_row;
+  const int64_t padded = in_tiles(rows, kTileColumns), channels = in_tiles(p.channels, kTileRows);
   const int64_t x_pitch = plan.staging.channel_pitch();
   const int64_t panel_rows = divide_up(plan.units.positions, kTileDepth) * kTilePairs;
   uint16_t* staged = static_cast<uint16_t*>(
-      scratch(Slot::staged, sizeof(uint16_t) * (plan.channels * x_pitch + kTileDepth)));
-  clear(staged + p.channels * x_pitch, (plan.channels - p.channels) * x_pitch + kTileDepth);
+      scratch(Slot::staged, sizeof(uint16_t) * (channels * x_pitch + kTileDepth)));
+  clear(staged + p.channels * x_pitch, (channels - p.channels) * x_pitch + kTileDepth);
   // An odd number of cache lines from one pair to the next.
   const int64_t panel_pitch = staged_pitch(padded, kLanes<Pair>);
   Pair* panel = static_cast<Pair*>(scratch(Slot::panel, sizeof(Pair) * panel_rows * panel_pitch));
   alignas(64) uint16_t last[kBlockRows * kTileDepth];
   const int64_t zero = 0;
 
-  float* const sums = partial + piece * plan.piece_size + group * plan.group_size + first_row;
+  float* const sums = partial + piece * plan.piece_size + group * plan.group_size;
   const int64_t first_unit = plan.units.count * piece / plan.units.pieces;
   const int64_t last_unit = plan.units.count * (piece + 1) / plan.units.pieces;
   for (int64_t u = first_unit; u < last_unit; ++u) {
@@ -51,13 +51,15 @@ inline void sum_piece_of_tiles(const WeightGradient<bfloat16>& p, const GradWeig
     const int64_t filled = divide_up(unit.positions, 2);
     clear(panel + filled * panel_pitch,
           (divide_up(unit.positions, kTileDepth) * kTilePairs - filled) * panel_pitch);
-    const bool accumulate = u != first_unit;
+    const bool accumulate = u != first_unit, sums_are_far = accumulate && plan.sums_are_far;
     if (p.grad_bias != nullptr)
-      add_rows(panel, filled, panel_pitch, padded, sums + plan.bias_row(p) * plan.pitch,
-               accumulate);
-    for (int64_t row = 0; row < padded; row += kBlockRows)
-      for (int64_t c = 0; c < p.channels; c += kBlockRows)
-        for (int64_t j = 0; j < p.taps; ++j) {
+      add_rows(panel, filled, panel_pitch, padded, sums + plan.bias + first_row, accumulate);
+    float* block = sums + first_row / kBlockColumns * plan.channel_blocks * p.taps * kBlockSize;
+    for (int64_t row = 0; row < padded; row += kBlockColumns)
+      for (int64_t c = 0; c < channels; c += kBlockRows)
+        for (int64_t j = 0; j < p.taps; ++j, block += kBlockSize) {
+          for (int64_t i = 0; sums_are_far && i < kBlockSize; i += kLanes<float>)
+            __builtin_prefetch(block + kBlockSize + i, 1);
           const uint16_t* x = staged + c * x_pitch + plan.staging.tap_start[j];
           TileProduct product{{x, x_pitch * static_cast<int64_t>(sizeof(uint16_t)),
                                kTileRows * x_pitch * static_cast<int64_t>(sizeof(uint16_t)),
@@ -68,15 +70,15 @@ inline void sum_piece_of_tiles(const WeightGradient<bfloat16>& p, const GradWeig
                               &zero,
                               1,
                               whole,
-                              sums + (c * p.taps + j) * plan.pitch + row,
-                              p.taps * plan.pitch,
-                              kTileRows * p.taps * plan.pitch,
+                              block,
+                              kBlockColumns,
+                              kTileRows * kBlockColumns,
                               accumulate};
-          const int64_t channels = plan.channels - c, columns = padded - row;
-          if (whole > 0) multiply_tiles(product, channels, columns);
+          const int64_t height = channels - c, width = padded - row;
+          if (whole > 0) multiply_tiles<false>(product, height, width);
           if (rest == 0) continue;
           // What follows in the row may be infinite, so it must not meet the zeros in the panel.
-          const int64_t copied = smaller(kBlockRows, channels);
+          const int64_t copied = smaller(kBlockRows, height);
           for (int64_t i = 0; i < copied; ++i)
             store(last + i * kTileDepth,
                   load_partial(x + i * x_pitch + whole * kTileDepth, static_cast<int>(rest)));
@@ -85,47 +87,52 @@ inline void sum_piece_of_tiles(const WeightGradient<bfloat16>& p, const GradWeig
           product.columns.start = panel + whole * kTilePairs * panel_pitch + row;
           product.inner = 1;
           product.accumulate = accumulate || whole > 0;
-          multiply_tiles(product, channels, columns);
+          multiply_tiles<false>(product, height, width);
         }
   }
 }
 
 // Adds up the pieces of one tile of rows and turns it into place.
 inline void finish_tile_of_rows(const WeightGradient<bfloat16>& p, const GradWeightTiles& plan,
-                                int64_t job, float* partial) {
-  const int64_t tiles = plan.pitch / kTileRows, first = job % tiles * kTileRows;
-  const int64_t group = job / tiles, rows = smaller(kTileRows, p.rows - first);
-  float* sums = partial + group * plan.group_size + first;
-  const auto add_pieces = [&](int64_t product) {
-    float* sum = sums + product * plan.pitch;
-    Vector<float> total = load(sum);
+                                int64_t job, const float* partial) {
+  static_assert(kLanes<float> == kTileColumns);
+  const int64_t tiles = divide_up(p.rows, kTileColumns), first = job % tiles * kTileColumns;
+  const int64_t group = job / tiles, rows = smaller(kTileColumns, p.rows - first);
+  const auto total = [&](int64_t index) {
+    const float* sum = partial + group * plan.group_size + index;
+    Vector<float> v = load(sum);
     for (int64_t piece = 1; piece < plan.units.pieces; ++piece)
-      total += load(sum + piece * plan.piece_size);
-    store(sum, total);
+      v += load(sum + piece * plan.piece_size);
+    return v;
   };
-  static_assert(kLanes<float> == kTileRows);
-  if (plan.units.pieces > 1) {
-    for (int64_t i = 0; i < p.products(); ++i) add_pieces(i);
-    if (p.grad_bias != nullptr) add_pieces(plan.bias_row(p));
-  }
+  float* const totals =
+      static_cast<float*>(scratch(Slot::tile, sizeof(float) * kTileColumns * p.products()));
+  float* to = totals;
+  const int64_t first_block = first / kBlockColumns * plan.channel_blocks;
+  for (int64_t c = 0; c < p.channels; ++c)
+    for (int64_t j = 0; j < p.taps; ++j, to += kTileColumns)
+      store(to, total(((first_block + c / kBlockRows) * p.taps + j) * kBlockSize +
+                      c % kBlockRows * kBlockColumns + first % kBlockColumns));
   const int64_t row = group * p.rows + first;
-  transpose(sums, plan.pitch, p.products(), rows, p.grad_weight + row * p.products(), p.products());
+  transpose(totals, kTileColumns, p.products(), rows, p.grad_weight + row * p.products(),
+            p.products());
   if (p.grad_bias != nullptr)
-    for (int64_t i = 0; i < rows; ++i)
-      from_compute(sums[plan.bias_row(p) * plan.pitch + i], p.grad_bias[row + i]);
+    store_partial(p.grad_bias + row, total(plan.bias + first), static_cast<int>(rows));
 }
 
 inline void grad_weight_tiles(const WeightGradient<bfloat16>& p) {
   // Sums of a unit take no longer chains; x and grad_output of one stay in the L2 cache.
-  constexpr int64_t kMostPositions = 512, kUnitElements = 512 * 1024;
+  constexpr int64_t kMostPositions = 256, kUnitElements = 512 * 1024;
+  constexpr int64_t kNearSumBytes = 512 * 1024;
   GradWeightTiles plan;
-  plan.pitch = divide_up(p.rows, kTileRows) * kTileRows;
-  plan.channels = divide_up(p.channels, kTileRows) * kTileRows;
-  plan.blocks = divide_up(p.rows, kBlockRows);
-  plan.group_size = (plan.channels * p.taps + 1) * plan.pitch;
+  plan.row_blocks = divide_up(p.rows, kBlockColumns);
+  plan.channel_blocks = divide_up(p.channels, kBlockRows);
+  plan.bias = plan.row_blocks * plan.channel_blocks * p.taps * kBlockSize;
+  plan.group_size = plan.bias + plan.row_blocks * kBlockColumns;
   plan.piece_size = p.groups * plan.group_size;
+  plan.sums_are_far = plan.group_size * static_cast<int64_t>(sizeof(float)) > kNearSumBytes;
   const int64_t positions =
-      larger(kTileDepth, smaller(kMostPositions, kUnitElements / (plan.channels + plan.pitch)));
+      larger(kTileDepth, smaller(kMostPositions, kUnitElements / (p.channels + p.rows)));
   plan.units = plan_units(smaller(p.batch, 1), p.outputs, positions, plan.piece_size, kTileDepth);
   plan.units.count *= p.batch;
   plan.units.pieces = count_pieces(plan.units.count, plan.piece_size);
@@ -135,7 +142,7 @@ inline void grad_weight_tiles(const WeightGradient<bfloat16>& p) {
   plan_for_vectors(plan.staging, plan.units.positions, p.stride, p.tap_offset, p.taps,
                    kLanes<uint16_t>);
   // A range of rows stages x again.
-  plan.ranges = smaller(plan.blocks, divide_up(threads(), plan.units.pieces * p.groups));
+  plan.ranges = smaller(plan.row_blocks, divide_up(threads(), plan.units.pieces * p.groups));
   float* partial = static_cast<float*>(
       scratch(Slot::partial, sizeof(float) * plan.units.pieces * plan.piece_size));
   const int64_t jobs = plan.units.pieces * p.groups * plan.ranges;
@@ -145,8 +152,8 @@ inline void grad_weight_tiles(const WeightGradient<bfloat16>& p) {
                   for (int64_t job = begin; job < end; ++job)
                     sum_piece_of_tiles(p, plan, job, partial);
                 });
-  parallel_jobs(p.groups * plan.pitch / kTileRows, p.products() * kTileRows * plan.units.pieces,
-                [&](int64_t begin, int64_t end) {
+  parallel_jobs(p.groups * divide_up(p.rows, kTileColumns),
+                p.products() * kTileColumns * plan.units.pieces, [&](int64_t begin, int64_t end) {
                   for (int64_t job = begin; job < end; ++job)
                     finish_tile_of_rows(p, plan, job, partial);
                 });

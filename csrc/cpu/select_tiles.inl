@@ -3,8 +3,6 @@
 // Vectors do so many multiply-adds while tiles do one more that they need not: measured.
 constexpr int64_t kTileGain = 8;
 
-inline int64_t in_tiles(int64_t count, int64_t size) { return divide_up(count, size) * size; }
-
 // The batch has no say: it must not show in the bits.
 template <class Problem>
 bool tiles_pay(const Problem& p, int64_t rows, int64_t columns, int64_t depth) {

@@ -8,6 +8,8 @@ constexpr int64_t kTilePairs = kTileDepth / 2;
 // A block of two by two tiles of sums loads as many operands as it multiplies.
 constexpr int64_t kBlockRows = 2 * kTileRows, kBlockColumns = 2 * kTileColumns;
 
+inline int64_t in_tiles(int64_t count, int64_t size) { return divide_up(count, size) * size; }
+
 // Eight registers of full size, of this thread and for as long as this lives.
 class TileRegisters {
  public:
@@ -54,7 +56,8 @@ struct TileProduct {
   bool accumulate;
 };
 
-template <int ROWS, int COLUMNS>
+// Rows that are far, in the L2 cache, and are read once, leave the L1 cache to the columns.
+template <int ROWS, int COLUMNS, bool ROWS_ARE_FAR>
 void multiply_tiles(const TileProduct& p) {
   // The compiler does not know what the loads of tiles read.
   __asm__ volatile("" : : : "memory");
@@ -77,14 +80,20 @@ void multiply_tiles(const TileProduct& p) {
     int64_t column = p.column_start[o] * static_cast<int64_t>(sizeof(Pair));
     for (int64_t s = 0; s < p.inner; ++s, row += p.rows.step, column += p.columns.step) {
       _tile_loadd(6, p.columns.at(0, column), p.columns.row);
-      _tile_loadd(4, p.rows.at(0, row), p.rows.row);
+      if constexpr (ROWS_ARE_FAR)
+        _tile_stream_loadd(4, p.rows.at(0, row), p.rows.row);
+      else
+        _tile_loadd(4, p.rows.at(0, row), p.rows.row);
       _tile_dpbf16ps(0, 4, 6);
       if constexpr (COLUMNS == 2) {
         _tile_loadd(7, p.columns.at(1, column), p.columns.row);
         _tile_dpbf16ps(1, 4, 7);
       }
       if constexpr (ROWS == 2) {
-        _tile_loadd(5, p.rows.at(1, row), p.rows.row);
+        if constexpr (ROWS_ARE_FAR)
+          _tile_stream_loadd(5, p.rows.at(1, row), p.rows.row);
+        else
+          _tile_loadd(5, p.rows.at(1, row), p.rows.row);
         _tile_dpbf16ps(2, 5, 6);
         if constexpr (COLUMNS == 2) _tile_dpbf16ps(3, 5, 7);
       }
@@ -97,9 +106,12 @@ void multiply_tiles(const TileProduct& p) {
 }
 
 // `rows` <= kBlockRows and `columns` <= kBlockColumns: how many of the block are wanted.
-inline void multiply_tiles(const TileProduct& p, int64_t rows, int64_t columns) {
+template <bool ROWS_ARE_FAR>
+void multiply_tiles(const TileProduct& p, int64_t rows, int64_t columns) {
   if (rows > kTileRows)
-    columns > kTileColumns ? multiply_tiles<2, 2>(p) : multiply_tiles<2, 1>(p);
+    columns > kTileColumns ? multiply_tiles<2, 2, ROWS_ARE_FAR>(p)
+                           : multiply_tiles<2, 1, ROWS_ARE_FAR>(p);
   else
-    columns > kTileColumns ? multiply_tiles<1, 2>(p) : multiply_tiles<1, 1>(p);
+    columns > kTileColumns ? multiply_tiles<1, 2, ROWS_ARE_FAR>(p)
+                           : multiply_tiles<1, 1, ROWS_ARE_FAR>(p);
 }
