@@ -27,6 +27,7 @@ namespace {
 #include "cpu/activation.inl"
 #include "cpu/transpose.inl"
 #include "cpu/staging.inl"
+#include "cpu/interleave.inl"
 #include "cpu/outer_product.inl"
 #include "cpu/correlation.inl"
 #include "cpu/weight_gradient.inl"

@@ -2,16 +2,15 @@
 // 16 output channels. grad_output is turned into pairs; x is copied, with its padding, so that each
 // tap's positions are next to each other.
 
-// A block of sums is of 32 input channels times 32 output channels, for one tap; blocks lie in the
-// order in which they are added to, and the bias behind them.
-constexpr int64_t kBlockSize = kBlockRows * kBlockColumns;
+// A block of sums is of two tiles of input channels, each for one tap, times 32 output channels;
+// blocks lie in the order in which they are added to, and the bias behind them.
 
 struct GradWeightTiles {
   Staging staging;
   Units units;
-  int64_t row_blocks, channel_blocks;
-  int64_t ranges;                        // of blocks of rows
-  int64_t bias, group_size, piece_size;  // in sums
+  int64_t row_blocks, x_tiles, x_blocks;  // of x: tiles of channels for each tap, and two of them
+  int64_t ranges;                         // of blocks of rows
+  int64_t bias, group_size, piece_size;   // in sums
   bool sums_are_far;
 };
 
@@ -54,41 +53,42 @@ inline void sum_piece_of_tiles(const WeightGradient<bfloat16>& p, const GradWeig
     const bool accumulate = u != first_unit, sums_are_far = accumulate && plan.sums_are_far;
     if (p.grad_bias != nullptr)
       add_rows(panel, filled, panel_pitch, padded, sums + plan.bias + first_row, accumulate);
-    float* block = sums + first_row / kBlockColumns * plan.channel_blocks * p.taps * kBlockSize;
+    float* block = sums + first_row / kBlockColumns * plan.x_blocks * kBlockSize;
     for (int64_t row = 0; row < padded; row += kBlockColumns)
-      for (int64_t c = 0; c < channels; c += kBlockRows)
-        for (int64_t j = 0; j < p.taps; ++j, block += kBlockSize) {
-          for (int64_t i = 0; sums_are_far && i < kBlockSize; i += kLanes<float>)
-            __builtin_prefetch(block + kBlockSize + i, 1);
-          const uint16_t* x = staged + c * x_pitch + plan.staging.tap_start[j];
-          TileProduct product{{x, x_pitch * static_cast<int64_t>(sizeof(uint16_t)),
-                               kTileRows * x_pitch * static_cast<int64_t>(sizeof(uint16_t)),
-                               kTileDepth * static_cast<int64_t>(sizeof(uint16_t))},
-                              {panel + row, panel_pitch * static_cast<int64_t>(sizeof(Pair)),
-                               kTileColumns * static_cast<int64_t>(sizeof(Pair)),
-                               kTilePairs * panel_pitch * static_cast<int64_t>(sizeof(Pair))},
-                              &zero,
-                              1,
-                              whole,
-                              block,
-                              kBlockColumns,
-                              kTileRows * kBlockColumns,
-                              accumulate};
-          const int64_t height = channels - c, width = padded - row;
-          if (whole > 0) multiply_tiles<false>(product, height, width);
-          if (rest == 0) continue;
-          // What follows in the row may be infinite, so it must not meet the zeros in the panel.
-          const int64_t copied = smaller(kBlockRows, height);
-          for (int64_t i = 0; i < copied; ++i)
-            store(last + i * kTileDepth,
-                  load_partial(x + i * x_pitch + whole * kTileDepth, static_cast<int>(rest)));
-          product.rows = {last, kTileDepth * static_cast<int64_t>(sizeof(uint16_t)),
-                          kTileRows * kTileDepth * static_cast<int64_t>(sizeof(uint16_t)), 0};
-          product.columns.start = panel + whole * kTilePairs * panel_pitch + row;
-          product.inner = 1;
-          product.accumulate = accumulate || whole > 0;
-          multiply_tiles<false>(product, height, width);
-        }
+      for (int64_t t = 0; t < plan.x_tiles; t += 2, block += kBlockSize) {
+        for (int64_t i = 0; sums_are_far && i < kBlockSize; i += kLanes<float>)
+          __builtin_prefetch(block + kBlockSize + i, 1);
+        const auto tile_of_x = [&](int64_t tile) {
+          return staged + tile / p.taps * kTileRows * x_pitch +
+                 plan.staging.tap_start[tile % p.taps];
+        };
+        const int64_t count = smaller(2, plan.x_tiles - t);
+        const uint16_t* const x[] = {tile_of_x(t), tile_of_x(t + count - 1)};
+        constexpr int64_t kElement = sizeof(uint16_t), kPair = sizeof(Pair);
+        TileProduct product{
+            {x[0], x_pitch * kElement, (x[1] - x[0]) * kElement, kTileDepth * kElement},
+            {panel + row, panel_pitch * kPair, kTileColumns * kPair,
+             kTilePairs * panel_pitch * kPair},
+            &zero,
+            1,
+            whole,
+            block,
+            kBlockColumns,
+            accumulate};
+        const int64_t height = count * kTileRows, width = smaller(kBlockColumns, padded - row);
+        if (whole > 0) multiply_tiles<false>(product, height, width);
+        if (rest == 0) continue;
+        // What follows in the row may be infinite, so it must not meet the zeros in the panel.
+        for (int64_t i = 0; i < height; ++i)
+          store(last + i * kTileDepth,
+                load_partial(x[i / kTileRows] + i % kTileRows * x_pitch + whole * kTileDepth,
+                             static_cast<int>(rest)));
+        product.rows = {last, kTileDepth * kElement, kTileSize * kElement, 0};
+        product.columns.start = panel + whole * kTilePairs * panel_pitch + row;
+        product.inner = 1;
+        product.accumulate = accumulate || whole > 0;
+        multiply_tiles<false>(product, height, width);
+      }
   }
 }
 
@@ -108,11 +108,13 @@ inline void finish_tile_of_rows(const WeightGradient<bfloat16>& p, const GradWei
   float* const totals =
       static_cast<float*>(scratch(Slot::tile, sizeof(float) * kTileColumns * p.products()));
   float* to = totals;
-  const int64_t first_block = first / kBlockColumns * plan.channel_blocks;
+  const int64_t first_block = first / kBlockColumns * plan.x_blocks;
   for (int64_t c = 0; c < p.channels; ++c)
-    for (int64_t j = 0; j < p.taps; ++j, to += kTileColumns)
-      store(to, total(((first_block + c / kBlockRows) * p.taps + j) * kBlockSize +
-                      c % kBlockRows * kBlockColumns + first % kBlockColumns));
+    for (int64_t j = 0; j < p.taps; ++j, to += kTileColumns) {
+      const int64_t tile = c / kTileRows * p.taps + j;
+      store(to, total((first_block + tile / 2) * kBlockSize + tile % 2 * kTileRows * kBlockColumns +
+                      c % kTileRows * kBlockColumns + first % kBlockColumns));
+    }
   const int64_t row = group * p.rows + first;
   transpose(totals, kTileColumns, p.products(), rows, p.grad_weight + row * p.products(),
             p.products());
@@ -126,8 +128,9 @@ inline void grad_weight_tiles(const WeightGradient<bfloat16>& p) {
   constexpr int64_t kNearSumBytes = 512 * 1024;
   GradWeightTiles plan;
   plan.row_blocks = divide_up(p.rows, kBlockColumns);
-  plan.channel_blocks = divide_up(p.channels, kBlockRows);
-  plan.bias = plan.row_blocks * plan.channel_blocks * p.taps * kBlockSize;
+  plan.x_tiles = divide_up(p.channels, kTileRows) * p.taps;
+  plan.x_blocks = divide_up(plan.x_tiles, 2);
+  plan.bias = plan.row_blocks * plan.x_blocks * kBlockSize;
   plan.group_size = plan.bias + plan.row_blocks * kBlockColumns;
   plan.piece_size = p.groups * plan.group_size;
   plan.sums_are_far = plan.group_size * static_cast<int64_t>(sizeof(float)) > kNearSumBytes;

@@ -20,12 +20,13 @@ inline bool tiles_pay(const WeightGradient<bfloat16>& p) {
                    in_tiles(p.outputs, kTileDepth));
 }
 inline bool tiles_pay(const GradInputArguments& a) {
-  bool pay = true;
+  bool any = false, pay = true;
   for_each_class<bfloat16>(a, false, [&](const Correlation<bfloat16>& p) {
+    any = any || p.taps > 0;
     pay = p.taps == 0 || tiles_pay(p);
     return pay;
   });
-  return pay;
+  return any && pay;
 }
 
 // Two products of pairs take as long as four of floats where there are tiles; they save memory.
@@ -49,7 +50,7 @@ inline bool grad_weight_by_tiles(const GradWeightArguments& a) {
 void forward(const ForwardArguments& a) {
   if (!forward_by_tiles(a)) return vectors_for(a, &Kernels::forward_kernel).forward(a);
   const Correlation<bfloat16> p = forward_problem<bfloat16>(a);
-  if (p.batch > 0) correlate_tiles(p);
+  if (p.batch > 0) correlate_tiles(&p, 1);
 }
 Kernel forward_kernel(const ForwardArguments& a) {
   return forward_by_tiles(a) ? Kernel::tiles
@@ -58,10 +59,14 @@ Kernel forward_kernel(const ForwardArguments& a) {
 
 void grad_input(const GradInputArguments& a) {
   if (!grad_input_by_tiles(a)) return vectors_for(a, &Kernels::grad_input_kernel).grad_input(a);
-  for_each_class<bfloat16>(a, false, [](const Correlation<bfloat16>& p) {
-    if (p.batch > 0) p.taps == 0 ? clear(p) : correlate_tiles(p);
+  Correlation<bfloat16>* parts = static_cast<Correlation<bfloat16>*>(scratch(
+      Slot::parts, sizeof(Correlation<bfloat16>) * smaller(a.geometry.stride, a.geometry.length)));
+  int64_t count = 0;
+  for_each_class<bfloat16>(a, false, [&](const Correlation<bfloat16>& p) {
+    parts[count++] = p;
     return true;
   });
+  if (a.geometry.batch > 0) correlate_tiles(parts, count);
 }
 Kernel grad_input_kernel(const GradInputArguments& a) {
   return grad_input_by_tiles(a) ? Kernel::tiles

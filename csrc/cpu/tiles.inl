@@ -5,8 +5,12 @@
 constexpr int64_t kTileRows = 16, kTileColumns = 16;  // of sums, and of pairs
 constexpr int64_t kTileDepth = 32;                    // elements of a reduction at a time
 constexpr int64_t kTilePairs = kTileDepth / 2;
-// A block of two by two tiles of sums loads as many operands as it multiplies.
+constexpr int64_t kTileSize = kTileRows * kTileDepth;  // of operands
+// A block of two by two tiles of sums loads as many operands as it multiplies. One tile of rows
+// takes four of columns, or its sums would wait for one another.
 constexpr int64_t kBlockRows = 2 * kTileRows, kBlockColumns = 2 * kTileColumns;
+constexpr int64_t kWideColumns = 4 * kTileColumns;
+constexpr int64_t kBlockSize = kBlockRows * kBlockColumns;  // of sums
 
 inline int64_t in_tiles(int64_t count, int64_t size) { return divide_up(count, size) * size; }
 
@@ -51,29 +55,33 @@ struct TileProduct {
   const int64_t* column_start;  // in pairs
   int64_t outer, inner;
   float* sums;
-  int64_t pitch,
-      row_pitch_of_blocks;  // of sums, in floats: from a row to the next, and to a block's
+  int64_t pitch;  // of sums, in floats
   bool accumulate;
 };
 
 // Rows that are far, in the L2 cache, and are read once, leave the L1 cache to the columns.
 template <int ROWS, int COLUMNS, bool ROWS_ARE_FAR>
 void multiply_tiles(const TileProduct& p) {
+  static_assert(ROWS * COLUMNS <= 4 && ROWS <= 2);
+  // Sums are in registers 0 to 3, row by row; the names of registers must be literals.
+  constexpr bool kSecond = ROWS * COLUMNS > 1, kThird = ROWS * COLUMNS > 2;
+  constexpr bool kFourth = ROWS * COLUMNS > 3;
   // The compiler does not know what the loads of tiles read.
   __asm__ volatile("" : : : "memory");
   const int64_t pitch = p.pitch * static_cast<int64_t>(sizeof(float));
-  float* const sums[] = {p.sums, p.sums + kTileColumns, p.sums + p.row_pitch_of_blocks,
-                         p.sums + p.row_pitch_of_blocks + kTileColumns};
+  const auto sums = [&](int i) {
+    return p.sums + i / COLUMNS * kTileRows * p.pitch + i % COLUMNS * kTileColumns;
+  };
   if (p.accumulate) {
-    _tile_loadd(0, sums[0], pitch);
-    if constexpr (COLUMNS == 2) _tile_loadd(1, sums[1], pitch);
-    if constexpr (ROWS == 2) _tile_loadd(2, sums[2], pitch);
-    if constexpr (ROWS == 2 && COLUMNS == 2) _tile_loadd(3, sums[3], pitch);
+    _tile_loadd(0, sums(0), pitch);
+    if constexpr (kSecond) _tile_loadd(1, sums(1), pitch);
+    if constexpr (kThird) _tile_loadd(2, sums(2), pitch);
+    if constexpr (kFourth) _tile_loadd(3, sums(3), pitch);
   } else {
     _tile_zero(0);
-    if constexpr (COLUMNS == 2) _tile_zero(1);
-    if constexpr (ROWS == 2) _tile_zero(2);
-    if constexpr (ROWS == 2 && COLUMNS == 2) _tile_zero(3);
+    if constexpr (kSecond) _tile_zero(1);
+    if constexpr (kThird) _tile_zero(2);
+    if constexpr (kFourth) _tile_zero(3);
   }
   int64_t row = 0;
   for (int64_t o = 0; o < p.outer; ++o) {
@@ -85,33 +93,51 @@ void multiply_tiles(const TileProduct& p) {
       else
         _tile_loadd(4, p.rows.at(0, row), p.rows.row);
       _tile_dpbf16ps(0, 4, 6);
-      if constexpr (COLUMNS == 2) {
+      if constexpr (COLUMNS > 1) {
         _tile_loadd(7, p.columns.at(1, column), p.columns.row);
         _tile_dpbf16ps(1, 4, 7);
       }
-      if constexpr (ROWS == 2) {
+      if constexpr (COLUMNS > 2) {
+        _tile_loadd(5, p.columns.at(2, column), p.columns.row);
+        _tile_dpbf16ps(2, 4, 5);
+      }
+      if constexpr (COLUMNS > 3) {
+        _tile_loadd(6, p.columns.at(3, column), p.columns.row);
+        _tile_dpbf16ps(3, 4, 6);
+      }
+      if constexpr (ROWS > 1) {
         if constexpr (ROWS_ARE_FAR)
           _tile_stream_loadd(5, p.rows.at(1, row), p.rows.row);
         else
           _tile_loadd(5, p.rows.at(1, row), p.rows.row);
-        _tile_dpbf16ps(2, 5, 6);
+        if constexpr (COLUMNS == 1) _tile_dpbf16ps(1, 5, 6);
+        if constexpr (COLUMNS == 2) _tile_dpbf16ps(2, 5, 6);
         if constexpr (COLUMNS == 2) _tile_dpbf16ps(3, 5, 7);
       }
     }
   }
-  _tile_stored(0, sums[0], pitch);
-  if constexpr (COLUMNS == 2) _tile_stored(1, sums[1], pitch);
-  if constexpr (ROWS == 2) _tile_stored(2, sums[2], pitch);
-  if constexpr (ROWS == 2 && COLUMNS == 2) _tile_stored(3, sums[3], pitch);
+  _tile_stored(0, sums(0), pitch);
+  if constexpr (kSecond) _tile_stored(1, sums(1), pitch);
+  if constexpr (kThird) _tile_stored(2, sums(2), pitch);
+  if constexpr (kFourth) _tile_stored(3, sums(3), pitch);
 }
 
-// `rows` <= kBlockRows and `columns` <= kBlockColumns: how many of the block are wanted.
+// How many of the block are wanted: up to two tiles of each, or one of `rows` and four of
+// `columns`.
 template <bool ROWS_ARE_FAR>
 void multiply_tiles(const TileProduct& p, int64_t rows, int64_t columns) {
+  const int64_t across = divide_up(columns, kTileColumns);
   if (rows > kTileRows)
-    columns > kTileColumns ? multiply_tiles<2, 2, ROWS_ARE_FAR>(p)
-                           : multiply_tiles<2, 1, ROWS_ARE_FAR>(p);
-  else
-    columns > kTileColumns ? multiply_tiles<1, 2, ROWS_ARE_FAR>(p)
-                           : multiply_tiles<1, 1, ROWS_ARE_FAR>(p);
+    return across > 1 ? multiply_tiles<2, 2, ROWS_ARE_FAR>(p)
+                      : multiply_tiles<2, 1, ROWS_ARE_FAR>(p);
+  switch (across) {
+    case 1:
+      return multiply_tiles<1, 1, ROWS_ARE_FAR>(p);
+    case 2:
+      return multiply_tiles<1, 2, ROWS_ARE_FAR>(p);
+    case 3:
+      return multiply_tiles<1, 3, ROWS_ARE_FAR>(p);
+    default:
+      return multiply_tiles<1, 4, ROWS_ARE_FAR>(p);
+  }
 }
