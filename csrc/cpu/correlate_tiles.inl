@@ -44,6 +44,7 @@ inline void pack_folded_tile(const Correlation<bfloat16>& p, int64_t group, int6
 // How many taps share a tile. With a stride, as many as come back to the first one's phase.
 inline int64_t taps_of_fold(const Correlation<bfloat16>* parts, int64_t part_count) {
   const Correlation<bfloat16>& p = parts[0];
+  if (p.channels > kTileDepth / 2) return 1;
   int64_t taps = 0, spacing = 0;
   for (int64_t i = 0; i < part_count; ++i) {
     taps = larger(taps, parts[i].taps);
@@ -78,7 +79,7 @@ inline TilesPlan plan_tiles(const Correlation<bfloat16>* parts, int64_t part_cou
   constexpr int64_t kMostPositions = 512, kStagedBytes = 768 * 1024;  // in the L2 cache
   const Correlation<bfloat16>& p = parts[0];
   TilesPlan plan;
-  plan.fold = p.channels <= kTileDepth / 2 ? taps_of_fold(parts, part_count) : 1;
+  plan.fold = taps_of_fold(parts, part_count);
   plan.chunks = divide_up(p.channels, kTileDepth);
   plan.pairs = plan.chunks * kTilePairs;
   plan.folded_pairs = divide_up(p.channels, 2);

@@ -180,13 +180,15 @@ struct OutputRange {
   int64_t first, last;
   int64_t count() const { return larger(0, last - first); }
 };
+inline OutputRange outputs_inside(int64_t offset, int64_t step, int64_t length, int64_t outputs) {
+  const auto steps = [&](int64_t distance) {
+    return step == 1 ? distance : divide_up(distance, step);
+  };
+  return {larger(0, steps(-offset)), smaller(outputs, steps(length - offset))};
+}
 template <class S>
 OutputRange outputs_inside(const Correlation<S>& p, int64_t tap) {
-  const auto steps = [&](int64_t distance) {
-    return p.in_step == 1 ? distance : divide_up(distance, p.in_step);
-  };
-  return {larger(0, steps(-p.tap_offset[tap])),
-          smaller(p.outputs, steps(p.length - p.tap_offset[tap]))};
+  return outputs_inside(p.tap_offset[tap], p.in_step, p.length, p.outputs);
 }
 
 // How many products the outputs of one row and channel take, but for those with padding.

@@ -1,32 +1,54 @@
 // Which problems of bfloat16 go by tiles, and their functions; the others are left to vectors.
 
-// Vectors do so many multiply-adds while tiles do one more that they need not: measured.
-constexpr int64_t kTileGain = 8;
+// What tiles cost, against the products that vectors do meanwhile: prices were fitted to the times
+// of 600 random problems for each function. The batch has no say: it must not show in the bits.
 
-// The batch has no say: it must not show in the bits.
-template <class Problem>
-bool tiles_pay(const Problem& p, int64_t rows, int64_t columns, int64_t depth) {
-  constexpr int64_t kFewest = 4096;
-  const int64_t products = p.rows * p.channels * p.outputs;
-  return products * p.taps >= kFewest && rows * columns * depth <= kTileGain * products;
+// The problems, of the taps that read a part of the input.
+inline Correlation<bfloat16> forward_of_taps_inside(const ForwardArguments& a) {
+  return of_taps_inside(forward_problem<bfloat16>(a));
 }
-inline bool tiles_pay(const Correlation<bfloat16>& p) {
-  return tiles_pay(p, in_tiles(p.rows, kTileRows), in_tiles(p.outputs, kTileColumns),
-                   in_tiles(p.channels, kTileDepth));
+inline WeightGradient<bfloat16> weight_gradient_of_taps_inside(const GradWeightArguments& a) {
+  return of_taps_inside(weight_gradient_problem<bfloat16>(a));
 }
-inline bool tiles_pay(const WeightGradient<bfloat16>& p) {
-  return p.batch > 0 &&
-         tiles_pay(p, in_tiles(p.rows, kTileRows), in_tiles(p.channels, kTileColumns),
-                   in_tiles(p.outputs, kTileDepth));
-}
-inline bool tiles_pay(const GradInputArguments& a) {
-  bool any = false, pay = true;
+inline int64_t parts_of_grad_input(const GradInputArguments& a, Correlation<bfloat16>*& parts) {
+  parts = static_cast<Correlation<bfloat16>*>(scratch(
+      Slot::parts, sizeof(Correlation<bfloat16>) * smaller(a.geometry.stride, a.geometry.length)));
+  int64_t count = 0;
   for_each_class<bfloat16>(a, false, [&](const Correlation<bfloat16>& p) {
-    any = any || p.taps > 0;
-    pay = p.taps == 0 || tiles_pay(p);
-    return pay;
+    parts[count++] = of_taps_inside(p);
+    return true;
   });
-  return any && pay;
+  return count;
+}
+
+inline bool tiles_pay(const Correlation<bfloat16>* parts, int64_t part_count) {
+  constexpr int64_t kGain = 16, kPacked = 3;
+  const Correlation<bfloat16>& p = parts[0];
+  const int64_t fold = taps_of_fold(parts, part_count);
+  int64_t products = 0, tiles = 0, taps = 0;
+  for (int64_t i = 0; i < part_count; ++i) {
+    products += p.rows * p.channels * products_inside(parts[i]);
+    tiles += divide_up(parts[i].taps, fold) * divide_up(parts[i].outputs, kTileColumns);
+    taps += parts[i].taps;
+  }
+  tiles *= divide_up(p.rows, kTileRows) * divide_up(p.channels, kTileDepth);
+  return products > 0 &&
+         tiles * kTileSize * kTileColumns / kGain + kPacked * p.rows * p.channels * taps <=
+             products;
+}
+
+inline bool tiles_pay(const WeightGradient<bfloat16>& p) {
+  constexpr int64_t kGain = 10, kRest = 2;
+  if (p.batch == 0 || p.outputs == 0) return false;
+  int64_t products = 0;
+  for (int64_t j = 0; j < p.taps; ++j)
+    products += outputs_inside(p.tap_offset[j], p.stride, p.length, p.outputs).count();
+  products *= p.rows * p.channels;
+  const int64_t steps =
+      divide_up(p.outputs, kTileDepth) + (p.outputs % kTileDepth == 0 ? 0 : kRest);
+  const int64_t tiles =
+      divide_up(p.rows, kTileColumns) * divide_up(p.channels, kTileRows) * p.taps * steps;
+  return products > 0 && tiles * kTileSize * kTileColumns <= kGain * products;
 }
 
 // Two products of pairs take as long as four of floats where there are tiles; they save memory.
@@ -38,18 +60,23 @@ const Kernels& vectors_for(const Arguments& a, Kernel (*Kernels::*kernel_of)(con
 }
 
 inline bool forward_by_tiles(const ForwardArguments& a) {
-  return a.dtype == ScalarType::bfloat16 && tiles_pay(forward_problem<bfloat16>(a));
+  if (a.dtype != ScalarType::bfloat16) return false;
+  const Correlation<bfloat16> p = forward_of_taps_inside(a);
+  return tiles_pay(&p, 1);
 }
 inline bool grad_input_by_tiles(const GradInputArguments& a) {
-  return a.dtype == ScalarType::bfloat16 && a.geometry.length > 0 && tiles_pay(a);
+  if (a.dtype != ScalarType::bfloat16 || a.geometry.length == 0) return false;
+  Correlation<bfloat16>* parts;
+  const int64_t count = parts_of_grad_input(a, parts);
+  return tiles_pay(parts, count);
 }
 inline bool grad_weight_by_tiles(const GradWeightArguments& a) {
-  return a.dtype == ScalarType::bfloat16 && tiles_pay(weight_gradient_problem<bfloat16>(a));
+  return a.dtype == ScalarType::bfloat16 && tiles_pay(weight_gradient_of_taps_inside(a));
 }
 
 void forward(const ForwardArguments& a) {
   if (!forward_by_tiles(a)) return vectors_for(a, &Kernels::forward_kernel).forward(a);
-  const Correlation<bfloat16> p = forward_problem<bfloat16>(a);
+  const Correlation<bfloat16> p = forward_of_taps_inside(a);
   if (p.batch > 0) correlate_tiles(&p, 1);
 }
 Kernel forward_kernel(const ForwardArguments& a) {
@@ -59,13 +86,8 @@ Kernel forward_kernel(const ForwardArguments& a) {
 
 void grad_input(const GradInputArguments& a) {
   if (!grad_input_by_tiles(a)) return vectors_for(a, &Kernels::grad_input_kernel).grad_input(a);
-  Correlation<bfloat16>* parts = static_cast<Correlation<bfloat16>*>(scratch(
-      Slot::parts, sizeof(Correlation<bfloat16>) * smaller(a.geometry.stride, a.geometry.length)));
-  int64_t count = 0;
-  for_each_class<bfloat16>(a, false, [&](const Correlation<bfloat16>& p) {
-    parts[count++] = p;
-    return true;
-  });
+  Correlation<bfloat16>* parts;
+  const int64_t count = parts_of_grad_input(a, parts);
   if (a.geometry.batch > 0) correlate_tiles(parts, count);
 }
 Kernel grad_input_kernel(const GradInputArguments& a) {
@@ -75,7 +97,13 @@ Kernel grad_input_kernel(const GradInputArguments& a) {
 
 void grad_weight(const GradWeightArguments& a) {
   if (!grad_weight_by_tiles(a)) return vectors_for(a, &Kernels::grad_weight_kernel).grad_weight(a);
-  grad_weight_tiles(weight_gradient_problem<bfloat16>(a));
+  const WeightGradient<bfloat16> p = weight_gradient_problem<bfloat16>(a);
+  WeightGradient<bfloat16> inside = of_taps_inside(p);
+  if (inside.taps == p.taps) return grad_weight_tiles(p);
+  inside.grad_weight = static_cast<bfloat16*>(
+      scratch(Slot::inside, sizeof(bfloat16) * p.groups * p.rows * inside.products()));
+  grad_weight_tiles(inside);
+  spread_taps(p, inside);
 }
 Kernel grad_weight_kernel(const GradWeightArguments& a) {
   return grad_weight_by_tiles(a)
