@@ -110,13 +110,13 @@ def summary(runs: Mapping[str, Run]) -> str:
     return markdown(["times the best other way", "layers", *functions], lines)
 
 
-def every_layer(runs: Mapping[str, Run]) -> str:
+def every_layer(runs: Mapping[str, Run], dtype: str = "") -> str:
+    """Those whose name ends with `dtype`."""
     if "layers" not in runs:
         return ""
     run = runs["layers"]
-    return markdown(
-        [title or "layer" for title in header(run["unit"])], list(map(cells, run["rows"]))
-    )
+    rows = [row for row in run["rows"] if row["name"].endswith(dtype)]
+    return markdown([title or "layer" for title in header(run["unit"])], list(map(cells, rows)))
 
 
 def contestants(runs: Mapping[str, Run], suite: str) -> str:
@@ -150,6 +150,7 @@ TABLES: dict[str, Callable[[Mapping[str, Run]], str]] = {
     "where": where,
     "summary": summary,
     "layers": every_layer,
+    "bfloat16": partial(every_layer, dtype="bfloat16"),
     **{
         suite: partial(contestants, suite=suite)
         for suite in ("lm", "generation", "overhead", "memory", "determinism")
