@@ -40,21 +40,35 @@ namespace {
 #include "cpu/select_tiles.inl"
 // clang-format on
 
+// What tiles have no part in.
+template <class Arguments, void (*Kernels::*FUNCTION)(const Arguments&)>
+void by_vectors(const Arguments& arguments) {
+  (avx512_kernels.*FUNCTION)(arguments);
+}
+
 }  // namespace
 }  // namespace amx
 
-const Kernels amx_kernels = [] {
-  Kernels kernels = avx512_kernels;
-  kernels.isa = "amx";
-  kernels.forward = &amx::forward;
-  kernels.grad_input = &amx::grad_input;
-  kernels.grad_weight = &amx::grad_weight;
-  kernels.gradients = &amx::gradients;
-  kernels.forward_kernel = &amx::forward_kernel;
-  kernels.grad_input_kernel = &amx::grad_input_kernel;
-  kernels.grad_weight_kernel = &amx::grad_weight_kernel;
-  return kernels;
-}();
+// A constant: what is computed as the library is loaded may not need these instructions.
+constexpr Kernels amx_kernels = {
+    "amx",
+    &amx::forward,
+    &amx::grad_input,
+    &amx::grad_weight,
+    &amx::gradients,
+    &amx::forward_kernel,
+    &amx::grad_input_kernel,
+    &amx::grad_weight_kernel,
+    &amx::by_vectors<ActivationGradientArguments, &Kernels::activation_gradient>,
+    &amx::by_vectors<LookupArguments, &Kernels::lookup>,
+    &amx::by_vectors<GradTableArguments, &Kernels::grad_table>,
+    &amx::by_vectors<CrossEntropyArguments, &Kernels::cross_entropy>,
+    &amx::by_vectors<SgdArguments, &Kernels::sgd>,
+    &amx::by_vectors<StackArguments, &Kernels::stack_forward>,
+    &amx::by_vectors<StackArguments, &Kernels::stack_backward>,
+    &amx::by_vectors<StackArguments, &Kernels::stack_loss>,
+    &amx::by_vectors<StepArguments, &Kernels::step>,
+    &amx::by_vectors<GenerateArguments, &Kernels::generate>};
 
 }  // namespace convlm::cpu
 #pragma GCC pop_options

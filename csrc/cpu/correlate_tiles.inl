@@ -220,10 +220,8 @@ inline void correlate_tiles(const Correlation<bfloat16>* parts, int64_t part_cou
   parallel_jobs(jobs, divide_up(samples * multiply_adds, jobs), [&](int64_t begin, int64_t end) {
     const TileRegisters registers;
     const int64_t pitch = plan.staging.channel_pitch();
-    // A tile may end behind the last row's positions.
-    Pair* staged = static_cast<Pair*>(scratch(
-        Slot::staged,
-        sizeof(Pair) * (plan.staged_size + plan.rests * kTilePairs * pitch + kWideColumns)));
+    Pair* staged = static_cast<Pair*>(
+        scratch(Slot::staged, sizeof(Pair) * (plan.staged_size + plan.rests * kTilePairs * pitch)));
     clear_padding(plan, part_count, staged);
     float* sums = static_cast<float*>(scratch(Slot::tile, sizeof(float) * kBlockSize * part_count));
     int64_t staged_job = -1;
@@ -242,8 +240,9 @@ inline void correlate_tiles(const Correlation<bfloat16>* parts, int64_t part_cou
         const int64_t out_start =
             sample * p.out_batch + group * p.out_group + row * p.out_row + q * p.out_step;
         const int64_t columns = smaller(block_columns, q1 - q);
+        const int64_t width = smaller(columns * p.out_step, length - q * p.out_step);
         for (int64_t i = 0; i < rows; ++i)
-          for (int64_t line = 0; line < columns * p.out_step; line += kTileDepth)
+          for (int64_t line = 0; line < width; line += kTileDepth)
             __builtin_prefetch(p.out + out_start + i * p.out_row + line, 1);
         for (int64_t i = 0; i < part_count; ++i) {
           const Correlation<bfloat16>& part = parts[i];
@@ -274,8 +273,7 @@ inline void correlate_tiles(const Correlation<bfloat16>* parts, int64_t part_cou
                                 part.out + out_start + r * p.out_row);
         }
         for (int64_t r = 0; interleaved && r < rows; ++r)
-          interleave(sums + r * block_columns, kBlockSize, p.out_step,
-                     smaller(columns * p.out_step, length - q * p.out_step),
+          interleave(sums + r * block_columns, kBlockSize, p.out_step, width,
                      p.out + out_start + r * p.out_row);
       };
       const int64_t first_block = blocks * range / ranges;

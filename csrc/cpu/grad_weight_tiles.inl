@@ -24,9 +24,9 @@ inline void sum_piece_of_tiles(const WeightGradient<bfloat16>& p, const GradWeig
   const int64_t padded = in_tiles(rows, kTileColumns), channels = in_tiles(p.channels, kTileRows);
   const int64_t x_pitch = plan.staging.channel_pitch();
   const int64_t panel_rows = divide_up(plan.units.positions, kTileDepth) * kTilePairs;
-  uint16_t* staged = static_cast<uint16_t*>(
-      scratch(Slot::staged, sizeof(uint16_t) * (channels * x_pitch + kTileDepth)));
-  clear(staged + p.channels * x_pitch, (channels - p.channels) * x_pitch + kTileDepth);
+  uint16_t* staged =
+      static_cast<uint16_t*>(scratch(Slot::staged, sizeof(uint16_t) * channels * x_pitch));
+  clear(staged + p.channels * x_pitch, (channels - p.channels) * x_pitch);
   // An odd number of cache lines from one pair to the next.
   const int64_t panel_pitch = staged_pitch(padded, kLanes<Pair>);
   Pair* panel = static_cast<Pair*>(scratch(Slot::panel, sizeof(Pair) * panel_rows * panel_pitch));

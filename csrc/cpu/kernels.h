@@ -41,7 +41,7 @@ struct GradientsArguments {
   GradWeightArguments weight;
 };
 
-// One entry per instruction set; all are compiled from the same kernels.inl.
+// One entry per instruction set; all but those of tiles are compiled from the same kernels.inl.
 struct Kernels {
   const char* isa;
   void (*forward)(const ForwardArguments&);

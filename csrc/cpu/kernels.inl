@@ -95,23 +95,24 @@ void generate(const GenerateArguments& arguments) { CONVLM_DOT_BFLOAT16.generate
 #define CONVLM_TABLE(isa) CONVLM_TABLE_NAME(isa)
 #define CONVLM_STRING_OF(isa) #isa
 #define CONVLM_STRING(isa) CONVLM_STRING_OF(isa)
-const Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA),
-                                          &CONVLM_ISA::forward,
-                                          &CONVLM_ISA::grad_input,
-                                          &CONVLM_ISA::grad_weight,
-                                          &CONVLM_ISA::gradients,
-                                          &CONVLM_ISA::forward_kernel_of,
-                                          &CONVLM_ISA::grad_input_kernel_of,
-                                          &CONVLM_ISA::grad_weight_kernel_of,
-                                          &CONVLM_ISA::activation_gradient,
-                                          &CONVLM_ISA::lookup,
-                                          &CONVLM_ISA::grad_table,
-                                          &CONVLM_ISA::cross_entropy,
-                                          &CONVLM_ISA::sgd,
-                                          &CONVLM_ISA::stack_forward,
-                                          &CONVLM_ISA::stack_backward,
-                                          &CONVLM_ISA::stack_loss,
-                                          &CONVLM_ISA::step,
-                                          &CONVLM_ISA::generate};
+// A constant: what is computed as the library is loaded may not need these instructions.
+constexpr Kernels CONVLM_TABLE(CONVLM_ISA) = {CONVLM_STRING(CONVLM_ISA),
+                                              &CONVLM_ISA::forward,
+                                              &CONVLM_ISA::grad_input,
+                                              &CONVLM_ISA::grad_weight,
+                                              &CONVLM_ISA::gradients,
+                                              &CONVLM_ISA::forward_kernel_of,
+                                              &CONVLM_ISA::grad_input_kernel_of,
+                                              &CONVLM_ISA::grad_weight_kernel_of,
+                                              &CONVLM_ISA::activation_gradient,
+                                              &CONVLM_ISA::lookup,
+                                              &CONVLM_ISA::grad_table,
+                                              &CONVLM_ISA::cross_entropy,
+                                              &CONVLM_ISA::sgd,
+                                              &CONVLM_ISA::stack_forward,
+                                              &CONVLM_ISA::stack_backward,
+                                              &CONVLM_ISA::stack_loss,
+                                              &CONVLM_ISA::step,
+                                              &CONVLM_ISA::generate};
 
 }  // namespace convlm::cpu

@@ -112,10 +112,11 @@ Kernel grad_weight_kernel(const GradWeightArguments& a) {
 }
 
 void gradients(const GradientsArguments& a) {
-  if (grad_input_by_tiles(a.input) || grad_weight_by_tiles(a.weight)) {
-    grad_input(a.input);
-    grad_weight(a.weight);
-    return;
+  if (!grad_input_by_tiles(a.input) && !grad_weight_by_tiles(a.weight)) {
+    const Kernels& kernels = vectors_for(a.input, &Kernels::grad_input_kernel);
+    if (&kernels == &vectors_for(a.weight, &Kernels::grad_weight_kernel))
+      return kernels.gradients(a);
   }
-  vectors_for(a.input, &Kernels::grad_input_kernel).gradients(a);
+  grad_input(a.input);
+  grad_weight(a.weight);
 }
