@@ -22,8 +22,9 @@ def machine() -> dict[str, Any]:
     """Where the figures come from, and from which version of what."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = models[0] if models else platform.processor() or platform.machine()
     return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cpu": re.sub(r"\((R|TM)\)", "", cpu),
         "cores": len(models) or torch.get_num_threads(),
         "isa": _host.cpu_isa(),
         "python": platform.python_version(),
