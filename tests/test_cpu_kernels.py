@@ -23,7 +23,7 @@ from cases import (
     problem,
     random,
 )
-from tolerances import assert_close, exact_forward, exact_gradients
+from tolerances import assert_close, exact_forward, exact_gradients, kinds
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -346,11 +346,6 @@ def test_tf32_allows_a_few_times_the_error_of_a_direct_sum(case: Case) -> None:
     exact_y = exact_forward(p.x, p.weight, p.bias, case.window)
     for actual, exact in ((y, exact_y), (grad_x, exact_x), (grad_w, exact_w), (grad_b, exact_b)):
         assert_close(actual, exact.value, 4 * exact.sum_error(torch.float32))
-
-
-def kinds(values: Tensor) -> Tensor:
-    """0 for a number, 1 for NaN, 2 and 3 for the infinities."""
-    return values.isnan() + 2 * values.isposinf() + 3 * values.isneginf()
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import LAYOUTS, Case, parametrize, problem, random
-from tolerances import exact_forward, exact_gradients
+from tolerances import exact_forward, exact_gradients, kinds
 from torch import Tensor
 
 from convlm_kernels import _host, ops
@@ -104,11 +104,6 @@ def test_same_bits_for_any_number_of_threads_and_in_any_batch(case: Case) -> Non
     y, grad_x, *_ = results(alone, p.x[-1:], p.weight, p.bias, p.grad_output[-1:])
     assert torch.equal(y[0], expected[0][-1])
     assert torch.equal(grad_x[0], expected[1][-1])
-
-
-def kinds(values: Tensor) -> Tensor:
-    """0 for a number, 1 for NaN, 2 and 3 for the infinities."""
-    return values.isnan() + 2 * values.isposinf() + 3 * values.isneginf()
 
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])

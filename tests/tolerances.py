@@ -131,3 +131,8 @@ def exact_gradients(
     *_, groups, _ = window
     products = weight[:, 0].numel() // groups, positions, positions
     return tuple(map(Exact, values, magnitudes, products))  # type: ignore[return-value]
+
+
+def kinds(values: Tensor) -> Tensor:
+    """0 for a number, 1 for NaN, 2 and 3 for the infinities."""
+    return values.isnan() + 2 * values.isposinf() + 3 * values.isneginf()

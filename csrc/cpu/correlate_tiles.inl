@@ -41,15 +41,21 @@ inline void pack_folded_tile(const Correlation<bfloat16>& p, int64_t group, int6
             source[r * p.weight_row + c * p.weight_channel + p.tap_index[j] * p.weight_tap].bits;
 }
 
+// How far apart taps are; 0 where no class has two.
+inline int64_t tap_spacing(const Correlation<bfloat16>* parts, int64_t part_count) {
+  int64_t spacing = 0;
+  for (int64_t i = 0; i < part_count; ++i)
+    if (parts[i].taps > 1) spacing = parts[i].tap_offset[1] - parts[i].tap_offset[0];
+  return spacing;
+}
+
 // How many taps share a tile. With a stride, as many as come back to the first one's phase.
 inline int64_t taps_of_fold(const Correlation<bfloat16>* parts, int64_t part_count) {
   const Correlation<bfloat16>& p = parts[0];
   if (p.channels > kTileDepth / 2) return 1;
-  int64_t taps = 0, spacing = 0;
-  for (int64_t i = 0; i < part_count; ++i) {
-    taps = larger(taps, parts[i].taps);
-    if (parts[i].taps > 1) spacing = parts[i].tap_offset[1] - parts[i].tap_offset[0];
-  }
+  int64_t taps = 0;
+  for (int64_t i = 0; i < part_count; ++i) taps = larger(taps, parts[i].taps);
+  const int64_t spacing = tap_spacing(parts, part_count);
   const int64_t period = p.in_step / greatest_common_divisor(p.in_step, larger(spacing, -spacing));
   const int64_t fold = smaller(taps, kTilePairs / divide_up(p.channels, 2)) / period * period;
   return larger(1, fold);
@@ -137,9 +143,7 @@ inline void stage_tile(const Correlation<bfloat16>* parts, int64_t part_count,
                        const TilesPlan& plan, const bfloat16* in, int64_t q, Pair* staged) {
   const Correlation<bfloat16>& p = parts[0];
   const int64_t pitch = plan.staging.channel_pitch();
-  int64_t spacing = 0;
-  for (int64_t i = 0; i < part_count; ++i)
-    if (parts[i].taps > 1) spacing = parts[i].tap_offset[1] - parts[i].tap_offset[0];
+  const int64_t spacing = tap_spacing(parts, part_count);
   for (int64_t f = 0; f < plan.fold; ++f)
     stage(plan.staging, in, p.channels, p.in_channel, p.in_position, p.length,
           q * p.in_step + f * spacing, staged + f * plan.folded_pairs * pitch, plan.fold > 1);

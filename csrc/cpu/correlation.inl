@@ -192,11 +192,16 @@ OutputRange outputs_inside(const Correlation<S>& p, int64_t tap) {
 }
 
 // How many products the outputs of one row and channel take, but for those with padding.
+inline int64_t products_inside(const int64_t* tap_offset, int64_t taps, int64_t step,
+                               int64_t length, int64_t outputs) {
+  int64_t products = 0;
+  for (int64_t j = 0; j < taps; ++j)
+    products += outputs_inside(tap_offset[j], step, length, outputs).count();
+  return products;
+}
 template <class S>
 int64_t products_inside(const Correlation<S>& p) {
-  int64_t products = 0;
-  for (int64_t j = 0; j < p.taps; ++j) products += outputs_inside(p, j).count();
-  return products;
+  return products_inside(p.tap_offset, p.taps, p.in_step, p.length, p.outputs);
 }
 
 // ---- packing of weights ----

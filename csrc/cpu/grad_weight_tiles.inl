@@ -4,7 +4,6 @@
 
 // A block of sums is of two tiles of input channels, each for one tap, times 32 output channels;
 // blocks lie in the order in which they are added to, and the bias behind them.
-
 struct GradWeightTiles {
   Staging staging;
   Units units;

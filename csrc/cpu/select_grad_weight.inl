@@ -172,18 +172,14 @@ void weight_gradient(const WeightGradient<S>& p) {
       for (int64_t i = 0; i < p.groups * p.rows; ++i) from_compute(Compute<S>(0), p.grad_bias[i]);
     return;
   }
-  WeightGradient<S> inside = of_taps_inside(p);
-  const bool trimmed = inside.taps < p.taps;
+  const WeightGradient<S> inside = of_taps_inside(p);
   constexpr int64_t kSpread = 4, kZeros = 8;  // to write an element once more, or so many zeros
-  if (trimmed && grad_weight_kernel(inside) == Kernel::windows &&
+  if (inside.taps < p.taps && grad_weight_kernel(inside) == Kernel::windows &&
       cost_of_windows(p) <=
           cost_of_windows(inside) + p.rows * (kSpread * inside.products() + p.products() / kZeros))
     return grad_weight_windows(p);
-  if (trimmed)
-    inside.grad_weight =
-        static_cast<S*>(scratch(Slot::inside, sizeof(S) * p.groups * p.rows * inside.products()));
-  weight_gradient_by_kernel(inside);
-  if (trimmed) spread_taps(p, inside);
+  sum_taps_inside(p, inside,
+                  [](const WeightGradient<S>& some) { weight_gradient_by_kernel(some); });
 }
 
 // ---- both gradients ----

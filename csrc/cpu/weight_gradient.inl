@@ -122,3 +122,13 @@ void spread_taps(const WeightGradient<S>& p, const WeightGradient<S>& inside) {
         p.grad_weight[row * p.taps + first + k] = inside.grad_weight[row * inside.taps + k];
   });
 }
+
+// Has `sum` write the gradient of `inside`, which is of_taps_inside(p), to where it belongs.
+template <class S, class Body>
+void sum_taps_inside(const WeightGradient<S>& p, WeightGradient<S> inside, const Body& sum) {
+  if (inside.taps == p.taps) return sum(p);
+  inside.grad_weight =
+      static_cast<S*>(scratch(Slot::inside, sizeof(S) * p.groups * p.rows * inside.products()));
+  sum(inside);
+  spread_taps(p, inside);
+}
