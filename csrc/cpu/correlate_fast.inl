@@ -223,7 +223,7 @@ void correlate_fast(const Correlation<S>& p) {
   const int64_t max_lanes = divide_up(samples * stretches.max_tiles, W) * W;
   const InputTransform<F> input = plan_input<F, T>(tiling, stretches);
   const int64_t lane_pitch = staged_pitch(max_lanes + W, W);
-  const BlockShape shape(true);
+  const BlockShape shape(loads_outpace_products());
   const int64_t blocks = divide_up(p.rows, shape.rows);
   const int64_t weight_pitch = divide_up(p.rows, blocks);
   const int64_t block_size = tiling.slots * p.channels * weight_pitch;

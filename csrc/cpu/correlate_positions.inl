@@ -57,7 +57,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   const int64_t fewest_tiles =
       divide_up(threads_for(samples * p.rows * p.channels * taps * p.outputs), samples);
   const TilePlan plan =
-      plan_tile<T>(p, p.batch, part_count, taps, divide_up(strips, fewest_tiles), staging);
+      plan_tile<T>(p, shape, p.batch, part_count, taps, divide_up(strips, fewest_tiles), staging);
   const int64_t tiles = divide_up(strips, plan.strips);
   const int64_t pieces = divide_up(channels, plan.piece);
   const int64_t blocks = divide_up(p.rows, shape.rows);

@@ -78,11 +78,12 @@ CostByPositions cost_by_positions(const Correlation<S>& p, int64_t batch) {
   const int64_t output = p.out_step == 1 ? 7 : 2;  // some are put in their turn elsewhere
   const int64_t vectors = divide_up(p.outputs, W);
   const int64_t products =
-      larger(taps_inside(p, 0, p.outputs).count(), vectors_in_strips(p, tile_shape(p).vectors)) *
+      larger(taps_inside(p, 0, p.outputs).count(), vectors_in_strips(p, priced_shape(p).vectors)) *
       (p.rows == 1 ? 2 : 1);  // a lone row waits for its sums
   Staging staging = staging_of(p);
-  const int64_t strips = plan_tile<T>(p, batch, 1, p.taps, vectors, staging).strips;
-  const int64_t tiles = divide_up(vectors, strips * tile_shape(p).vectors);
+  const int64_t strips =
+      plan_tile<T>(p, priced_shape(p), batch, 1, p.taps, vectors, staging).strips;
+  const int64_t tiles = divide_up(vectors, strips * priced_shape(p).vectors);
   const int64_t copying = staging_cost(p, staging, stream, vector);
   return {tiles * p.channels * copying,
           p.rows * divide_up(p.channels, kDepth<T>) * products + output * p.rows * vectors +
@@ -176,9 +177,9 @@ int64_t cost_of_taps_first(const Correlation<S>* parts, int64_t part_count) {
   const int64_t vectors =
       is_long ? kUsualBatch * divide_up(p.length, W) : divide_up(kUsualBatch * p.length, W);
   // Classes of many taps have more weights and products than stay close.
-  const int64_t products = is_long && p.out_step > 1       ? 5 * columns / 8
-                           : is_long && tile_shape(p).tall ? 3 * columns / 4
-                                                           : columns / 2;
+  const int64_t products = is_long && p.out_step > 1         ? 5 * columns / 8
+                           : is_long && priced_shape(p).tall ? 3 * columns / 4
+                                                             : columns / 2;
   int64_t of_all =
       vectors * (divide_up(p.channels, kDepth<Operand<S>>) * (products + kBlock * blocks) +
                  kCopy * p.channels + kProduct * columns);

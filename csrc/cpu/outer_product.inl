@@ -90,8 +90,8 @@ constexpr int kTallVectors = CONVLM_VECTOR_BYTES == 64 ? 1 : kMaxVectors;
 struct BlockShape {
   bool tall;
   int64_t rows, vectors;
-  explicit BlockShape(bool may_be_tall)
-      : tall(may_be_tall && loads_outpace_products()),
+  explicit BlockShape(bool is_tall)
+      : tall(is_tall),
         rows(tall ? kTallRows : kMaxRows),
         vectors(tall ? kTallVectors : kMaxVectors) {}
 };

@@ -3,9 +3,18 @@
 // The shape of the core's tiles: few rows need several vectors each, or they wait for their sums,
 // and of few products each tile should have many.
 template <class S>
-BlockShape tile_shape(const Correlation<S>& p) {
+bool may_be_tall(const Correlation<S>& p) {
   constexpr int64_t kFewProducts = 32;
-  return BlockShape(p.rows > kMaxRows && p.products() > kFewProducts);
+  return p.rows > kMaxRows && p.products() > kFewProducts;
+}
+template <class S>
+BlockShape tile_shape(const Correlation<S>& p) {
+  return BlockShape(may_be_tall(p) && loads_outpace_products());
+}
+// Prices were fitted where tall blocks pay; a processor has no say in what they choose.
+template <class S>
+BlockShape priced_shape(const Correlation<S>& p) {
+  return BlockShape(may_be_tall(p));
 }
 
 // A tile of positions is so many strips, each as wide as the core, and staged a piece of the
@@ -23,13 +32,12 @@ constexpr int64_t kSumBytes = 512 * 1024;
 // bits: pieces are of whole chains, and with more channels than taps these do not depend on
 // streams.
 template <class T, class S>
-TilePlan plan_tile(const Correlation<S>& p, int64_t batch, int64_t classes, int64_t taps,
-                   int64_t most, Staging& staging) {
+TilePlan plan_tile(const Correlation<S>& p, const BlockShape& shape, int64_t batch, int64_t classes,
+                   int64_t taps, int64_t most, Staging& staging) {
   constexpr int W = kLanes<T>;
   // A quarter of the L2 cache: weights and outputs need the rest.
   constexpr int64_t kFewRows = 32, kStagedBytes = 256 * 1024, kStagedBytesOfFewRows = 2048 * 1024;
   constexpr int64_t kMaxTileVectors = 128, kWeightBytes = 512 * 1024;
-  const BlockShape shape = tile_shape(p);
   const int64_t vectors = divide_up(p.outputs, W), channels = divide_up(p.channels, kDepth<T>);
   const int64_t staged_bytes = p.rows <= kFewRows ? kStagedBytesOfFewRows : kStagedBytes;
   TilePlan plan{smaller(divide_up(vectors, shape.vectors), kMaxTileVectors / shape.vectors),
