@@ -183,6 +183,14 @@ FEW_ROWS = [
     Case("joined, few rows, several tiles of products and of inputs", 33, 130, 6, 24, 5),
 ]
 
+# Rows too few for a copy of what they read to pay.
+IN_PLACE = [
+    Case("few rows, read in place", 2, 40, 5, 117, 1),
+    Case("few rows, read in place, dilated", 3, 12, 4, 131, 3, 1, 7),
+    Case("few rows, read in place in pieces of the channels", 2, 150, 9, 190, 1),
+    Case("few rows in each of two groups, read in place", 2, 80, 10, 164, 1, groups=2),
+]
+
 # More weights, or more of what joined samples read, than the caches of a CPU hold at once.
 IN_PARTS = [
     Case("a reduction in parts, joined and strided", 5, 60, 24, 56, 25, 2, 1, 1, (3, 1)),
@@ -300,6 +308,7 @@ CASES = (
     + GROUPS
     + JOINED
     + FEW_ROWS
+    + IN_PLACE
     + IN_PARTS
     + OF_ANY_BATCH
     + PACKED_LATE

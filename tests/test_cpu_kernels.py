@@ -12,6 +12,7 @@ from cases import (
     FEW_POSITIONS,
     FEW_ROWS,
     IN_PARTS,
+    IN_PLACE,
     MANY_GROUPS,
     OF_ANY_BATCH,
     PACKED_LATE,
@@ -227,6 +228,21 @@ def test_short_samples_are_joined(case: Case) -> None:
 @parametrize("case", FEW_ROWS)
 def test_so_are_the_gradients_of_few_rows(case: Case) -> None:
     assert kernel("grad_weight", case) == "joined"
+
+
+@parametrize("dtype", (torch.float32, torch.float64))
+@parametrize("case", IN_PLACE)
+def test_what_is_read_in_place_has_the_bits_of_a_copy(case: Case, dtype: torch.dtype) -> None:
+    assert kernel("forward", case, str(dtype).removeprefix("torch.")) == "positions"
+    p = problem(case, dtype)
+    apart = torch.stack((p.x, p.x), -1)[..., 0]  # positions that are not neighbours are copied
+    copied = ops.forward(apart, p.weight, p.bias, *case.window, "none")
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        y = ops.forward(p.x, p.weight, p.bias, *case.window, "none")
+        assert torch.equal(y, copied)
+        alone = ops.forward(p.x[1:2], p.weight, p.bias, *case.window, "none")
+        assert torch.equal(alone, copied[1:2])
 
 
 def test_vectors_that_are_not_full_count_whole() -> None:

@@ -5,7 +5,7 @@ CONVLM_INLINE A* if_same(A* p) {
   return p;
 }
 template <class A>
-CONVLM_INLINE A* if_same(void*) {
+CONVLM_INLINE A* if_same(const void*) {
   return nullptr;
 }
 
@@ -56,9 +56,16 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   const int64_t samples = p.batch * p.groups;
   const int64_t fewest_tiles =
       divide_up(threads_for(samples * p.rows * p.channels * taps * p.outputs), samples);
-  const TilePlan plan =
+  TilePlan plan =
       plan_tile<T>(p, shape, p.batch, part_count, taps, divide_up(strips, fewest_tiles), staging);
   const int64_t tiles = divide_up(strips, plan.strips);
+  const T* const input =
+      part_count == 1 && is_read_in_place<T>(p, shape) ? if_same<const T>(p.in) : nullptr;
+  if (input != nullptr) {
+    plan_in_place(staging, p.in_channel, p.in_position, p.in_step, p.tap_offset, p.taps);
+    // Few enough rows of memory at a time for a processor to fetch them ahead.
+    plan.piece = Chains(taps, channels, kForwardChain<T>).inner;
+  }
   const int64_t pieces = divide_up(channels, plan.piece);
   const int64_t blocks = divide_up(p.rows, shape.rows);
   const int64_t weight_pitch = divide_up(p.rows, blocks);
@@ -117,8 +124,8 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
       samples * tiles * splits,
       divide_up(p.rows, splits) * p.channels * taps * plan.strips * shape.vectors * W,
       [&](int64_t begin, int64_t end) {
-        T* staged = static_cast<T*>(
-            scratch(Slot::staged, sizeof(T) * plan.piece * staging.channel_pitch()));
+        T* staged = static_cast<T*>(scratch(
+            Slot::staged, input != nullptr ? 0 : sizeof(T) * plan.piece * staging.channel_pitch()));
         Sum<T>* sums = static_cast<Sum<T>*>(
             scratch(Slot::tile, block_bytes * (pieces > 1 ? divide_up(blocks, splits) : 1)));
         const auto piece_at = [&](int64_t index) {
@@ -152,7 +159,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
           const bool has_next = index + 1 < end * pieces;
           const PieceOfTile next = has_next ? piece_at(index + 1) : t;
           const bool is_first = t.channel == 0, is_last = t.last_channel == channels;
-          if (pieces > 1 || staged_tile != t.tile)
+          if (input == nullptr && (pieces > 1 || staged_tile != t.tile))
             stage(staging, input_of(t), channels_of<T>(p, t.channel, t.last_channel), p.in_channel,
                   p.in_position, p.length, position_of(t), staged, false);
           staged_tile = t.tile;
@@ -161,6 +168,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
             in_ahead = lines_to_stage(staging, input_of(next),
                                       channels_of<T>(p, next.channel, next.last_channel),
                                       p.in_channel, p.in_position, position_of(next));
+          const int64_t first = first_vector(t.first_strip);
           const int64_t tile_strips = t.last_strip - t.first_strip;
           const int64_t in_share =
               divide_up(in_ahead.count(), divide_up(blocks, splits) * tile_strips);
@@ -182,9 +190,11 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
             const int64_t weight_share = divide_up(weight_ahead.count(), tile_strips);
             Sum<T> bias[kTallRows];
             for (int i = 0; i < rows; ++i) bias[i] = bias_of(p, t.group * p.rows + row + i);
+            int64_t next_vector = first;
             for (int64_t strip = t.first_strip; strip < t.last_strip; ++strip) {
-              const int64_t v = first_vector(strip);
-              const int width = static_cast<int>(first_vector(strip + 1) - v);
+              const int64_t v = next_vector;
+              next_vector = first_vector(strip + 1);
+              const int width = static_cast<int>(next_vector - v);
               in_ahead.ask(in_share);
               weight_ahead.template ask<LinesAhead::kIntoL2>(weight_share);
               const int64_t waiting =
@@ -196,6 +206,8 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                 if (count <= 0) continue;
                 Sum<T>* tile = strip_sums + part * tile_size;
                 const Reduction& reduction = plans[part].reduction;
+                // Read in place, nothing lies behind the last output: its vectors begin before.
+                const int64_t before = input != nullptr ? width * W - count : 0;
                 const Steps steps =
                     overlap(reduction.of_channels(t.channel, t.last_channel),
                             steps_of(reduction, taps_inside(q, v * W, v * W + count)));
@@ -204,24 +216,27 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                          v * W * q.out_step;
                 const bool plain = is_last && q.out_step == 1 && q.activation == Activation::none &&
                                    count == width * W;
-                Product<T> product{&part_weight,
-                                   staged + ((v - first_vector(t.first_strip)) * W -
-                                             t.channel * staging.channel_pitch()),
-                                   reduction.weight_start,
-                                   reduction.in_start,
-                                   reduction.outer,
-                                   reduction.inner,
-                                   reduction.weight_step,
-                                   reduction.in_step,
-                                   tile,
-                                   width * W,
-                                   !is_first,
-                                   plain ? if_same<Stored<T>>(out) : nullptr,
-                                   q.out_row,
-                                   bias};
+                Product<T> product{
+                    &part_weight,
+                    input != nullptr
+                        ? input + t.sample * p.in_batch + t.group * p.channels * p.in_channel +
+                              v * W - before
+                        : staged + ((v - first) * W - t.channel * staging.channel_pitch()),
+                    reduction.weight_start,
+                    reduction.in_start,
+                    reduction.outer,
+                    reduction.inner,
+                    reduction.weight_step,
+                    reduction.in_step,
+                    tile,
+                    width * W,
+                    !is_first,
+                    plain ? if_same<Stored<T>>(out) : nullptr,
+                    q.out_row,
+                    bias};
                 multiply_block(shape, product, rows, width, steps);
                 for (int i = 0; is_last && product.out == nullptr && !interleaved && i < rows; ++i)
-                  finish_row(q, tile + i * width * W, bias[i], count, out + i * q.out_row);
+                  finish_row(q, tile + i * width * W + before, bias[i], count, out + i * q.out_row);
               }
               for (int i = 0; is_last && interleaved && i < rows; ++i)
                 interleave(strip_sums + i * width * W, tile_size, p.out_step,

@@ -55,7 +55,7 @@ void correlate_vectors_of_rows(const Correlation<S>& p) {
                      channels);
   const int64_t blocks = divide_up(p.outputs, kTilePositions);  // of positions, within a sample
   const int64_t block_positions = divide_up(p.outputs, blocks);
-  const T* const input = reads_no_padding(p) ? if_same<const T>(const_cast<S*>(p.in)) : nullptr;
+  const T* const input = reads_no_padding(p) ? if_same<const T>(p.in) : nullptr;
   if (input != nullptr)
     plan_in_place(plan.staging, p.in_channel, p.in_position, p.in_step, p.tap_offset, p.taps);
   else

@@ -84,7 +84,9 @@ CostByPositions cost_by_positions(const Correlation<S>& p, int64_t batch) {
   const int64_t strips =
       plan_tile<T>(p, priced_shape(p), batch, 1, p.taps, vectors, staging).strips;
   const int64_t tiles = divide_up(vectors, strips * priced_shape(p).vectors);
-  const int64_t copying = staging_cost(p, staging, stream, vector);
+  const int64_t copying = is_read_in_place<T>(p, priced_shape(p))
+                              ? divide_up(vectors, tiles)
+                              : staging_cost(p, staging, stream, vector);
   return {tiles * p.channels * copying,
           p.rows * divide_up(p.channels, kDepth<T>) * products + output * p.rows * vectors +
               kTile * divide_up(p.rows, kMaxRows) * divide_up(vectors, kMaxVectors)};

@@ -17,6 +17,15 @@ BlockShape priced_shape(const Correlation<S>& p) {
   return BlockShape(may_be_tall(p));
 }
 
+// Whether inputs are read where they lie: a copy costs what few rows multiply. Vectors of a lone
+// strip may be longer than a row.
+template <class T, class S>
+bool is_read_in_place(const Correlation<S>& p, const BlockShape& shape) {
+  constexpr int64_t kFewProducts = 32;
+  return std::is_same_v<T, S> && p.rows * p.taps <= kFewProducts && p.in_step == 1 &&
+         p.in_position == 1 && p.outputs > shape.vectors * kLanes<T> && reads_no_padding(p);
+}
+
 // A tile of positions is so many strips, each as wide as the core, and staged a piece of the
 // channels at a time.
 struct TilePlan {
