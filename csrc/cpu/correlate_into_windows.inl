@@ -182,8 +182,7 @@ void correlate_into_windows(const Correlation<S>* parts, int64_t part_count) {
                               &zero};
           const T* input[kMostWindowInputs];
           for (int64_t i = 0; i < positions; ++i)
-            input[i] =
-                in_place ? if_same<const T>(const_cast<S*>(in.start(i))) : scalars + i * p.channels;
+            input[i] = in_place ? if_same<const T>(in.start(i)) : scalars + i * p.channels;
           if (!in_place) in.stage(0, positions, scalars, p.channels);
           const int64_t blocks = divide_up(positions, kMaxRows);
           const int64_t row_step = in_place ? p.in_channel : 1;

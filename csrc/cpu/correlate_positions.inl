@@ -59,9 +59,8 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
   TilePlan plan =
       plan_tile<T>(p, shape, p.batch, part_count, taps, divide_up(strips, fewest_tiles), staging);
   const int64_t tiles = divide_up(strips, plan.strips);
-  const T* const input =
-      part_count == 1 && is_read_in_place<T>(p, shape) ? if_same<const T>(p.in) : nullptr;
-  if (input != nullptr) {
+  const bool in_place = part_count == 1 && is_read_in_place<T>(p, shape);
+  if (in_place) {
     plan_in_place(staging, p.in_channel, p.in_position, p.in_step, p.tap_offset, p.taps);
     // Few enough rows of memory at a time for a processor to fetch them ahead.
     plan.piece = Chains(taps, channels, kForwardChain<T>).inner;
@@ -124,8 +123,8 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
       samples * tiles * splits,
       divide_up(p.rows, splits) * p.channels * taps * plan.strips * shape.vectors * W,
       [&](int64_t begin, int64_t end) {
-        T* staged = static_cast<T*>(scratch(
-            Slot::staged, input != nullptr ? 0 : sizeof(T) * plan.piece * staging.channel_pitch()));
+        T* staged = static_cast<T*>(
+            scratch(Slot::staged, in_place ? 0 : sizeof(T) * plan.piece * staging.channel_pitch()));
         Sum<T>* sums = static_cast<Sum<T>*>(
             scratch(Slot::tile, block_bytes * (pieces > 1 ? divide_up(blocks, splits) : 1)));
         const auto piece_at = [&](int64_t index) {
@@ -159,7 +158,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
           const bool has_next = index + 1 < end * pieces;
           const PieceOfTile next = has_next ? piece_at(index + 1) : t;
           const bool is_first = t.channel == 0, is_last = t.last_channel == channels;
-          if (input == nullptr && (pieces > 1 || staged_tile != t.tile))
+          if (!in_place && (pieces > 1 || staged_tile != t.tile))
             stage(staging, input_of(t), channels_of<T>(p, t.channel, t.last_channel), p.in_channel,
                   p.in_position, p.length, position_of(t), staged, false);
           staged_tile = t.tile;
@@ -169,6 +168,8 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                                       channels_of<T>(p, next.channel, next.last_channel),
                                       p.in_channel, p.in_position, position_of(next));
           const int64_t first = first_vector(t.first_strip);
+          const T* const source =
+              in_place ? if_same<const T>(input_of(t)) + position_of(t) : staged;
           const int64_t tile_strips = t.last_strip - t.first_strip;
           const int64_t in_share =
               divide_up(in_ahead.count(), divide_up(blocks, splits) * tile_strips);
@@ -207,7 +208,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                 Sum<T>* tile = strip_sums + part * tile_size;
                 const Reduction& reduction = plans[part].reduction;
                 // Read in place, nothing lies behind the last output: its vectors begin before.
-                const int64_t before = input != nullptr ? width * W - count : 0;
+                const int64_t before = in_place ? width * W - count : 0;
                 const Steps steps =
                     overlap(reduction.of_channels(t.channel, t.last_channel),
                             steps_of(reduction, taps_inside(q, v * W, v * W + count)));
@@ -218,10 +219,7 @@ void correlate_vectors_of_positions(const Correlation<S>* parts, int64_t part_co
                                    count == width * W;
                 Product<T> product{
                     &part_weight,
-                    input != nullptr
-                        ? input + t.sample * p.in_batch + t.group * p.channels * p.in_channel +
-                              v * W - before
-                        : staged + ((v - first) * W - t.channel * staging.channel_pitch()),
+                    source + ((v - first) * W - before - t.channel * staging.channel_pitch()),
                     reduction.weight_start,
                     reduction.in_start,
                     reduction.outer,

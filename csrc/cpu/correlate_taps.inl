@@ -63,8 +63,8 @@ struct TapWeight {
 template <class T, class S>
 TapWeight<T> weight_of_taps(const Correlation<S>& p, const TapReach& taps) {
   if (weight_may_stay<T>(p, taps))
-    return {if_same<const T>(const_cast<S*>(p.weight)) + taps.first, p.weight_group,
-            p.weight_channel, p.weight_row};
+    return {if_same<const T>(p.weight) + taps.first, p.weight_group, p.weight_channel,
+            p.weight_row};
   const int64_t channels = divide_up(p.channels, kDepth<T>);
   const bool by_rows = weight_is_by_rows(p, taps);
   const int64_t stretches = by_rows ? 1 : p.rows;
@@ -185,8 +185,7 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
   const bool few_columns = is_long && p.rows * taps.count() <= kMostColumnsInPlace;
   const int64_t stretch_positions = few_columns ? kPositionsInPlace : kTapPositions;
   const int64_t piece = few_columns ? kChannelsInPlace : channels;
-  const T* input =
-      few_columns && p.in_position == 1 ? if_same<const T>(const_cast<S*>(p.in)) : nullptr;
+  const T* input = few_columns && p.in_position == 1 ? if_same<const T>(p.in) : nullptr;
   const bool is_far =
       p.batch * p.groups * p.channels * p.length * static_cast<int64_t>(sizeof(S)) > kFarBytes;
   const int64_t longest = larger(8 * kTapPositions, 4 * (taps.highest - taps.lowest));

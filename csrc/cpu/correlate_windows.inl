@@ -80,9 +80,9 @@ void correlate_windows(const Correlation<S>& p) {
           const Windows<S> in = windows_of(p, group);
           const T* windows[kMostPositions];
           for (int64_t i = 0; i < count; ++i)
-            windows[i] = in_place ? if_same<const T>(const_cast<S*>(in.start(first + i))) +
-                                        p.tap_offset[0] * p.in_position
-                                  : staged + i * pitch;
+            windows[i] =
+                in_place ? if_same<const T>(in.start(first + i)) + p.tap_offset[0] * p.in_position
+                         : staged + i * pitch;
           if (!in_place) in.stage(first, count, staged, pitch);
           const int64_t first_block = blocks * range / ranges;
           const int64_t last_block = blocks * (range + 1) / ranges;

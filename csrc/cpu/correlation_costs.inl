@@ -73,20 +73,19 @@ CostByPositions cost_by_positions(const Correlation<S>& p, int64_t batch) {
   using T = Operand<S>;
   constexpr int W = kLanes<Compute<S>>;
   constexpr int64_t kTile = 100;
+  const BlockShape shape = priced_shape(p);
   const int64_t stream = p.in_step == 1 ? 48 : 36;
   const int64_t vector = p.in_step == 1 ? 4 : p.in_step <= 4 ? 6 : 8;  // gathered with a step
   const int64_t output = p.out_step == 1 ? 7 : 2;  // some are put in their turn elsewhere
   const int64_t vectors = divide_up(p.outputs, W);
   const int64_t products =
-      larger(taps_inside(p, 0, p.outputs).count(), vectors_in_strips(p, priced_shape(p).vectors)) *
+      larger(taps_inside(p, 0, p.outputs).count(), vectors_in_strips(p, shape.vectors)) *
       (p.rows == 1 ? 2 : 1);  // a lone row waits for its sums
   Staging staging = staging_of(p);
-  const int64_t strips =
-      plan_tile<T>(p, priced_shape(p), batch, 1, p.taps, vectors, staging).strips;
-  const int64_t tiles = divide_up(vectors, strips * priced_shape(p).vectors);
-  const int64_t copying = is_read_in_place<T>(p, priced_shape(p))
-                              ? divide_up(vectors, tiles)
-                              : staging_cost(p, staging, stream, vector);
+  const int64_t strips = plan_tile<T>(p, shape, batch, 1, p.taps, vectors, staging).strips;
+  const int64_t tiles = divide_up(vectors, strips * shape.vectors);
+  const int64_t copying = is_read_in_place<T>(p, shape) ? divide_up(vectors, tiles)
+                                                        : staging_cost(p, staging, stream, vector);
   return {tiles * p.channels * copying,
           p.rows * divide_up(p.channels, kDepth<T>) * products + output * p.rows * vectors +
               kTile * divide_up(p.rows, kMaxRows) * divide_up(vectors, kMaxVectors)};
