@@ -293,7 +293,7 @@ STRIDED = [
     Case("every fifth", 2, 20, 24, 402, 6, 5, 1, 1, (1, 0)),
     Case("every fourth, a class without taps", 2, 20, 24, 300, 3, 4),
     Case("every fourth, one class with taps, one channel to read", 2, 20, 1, 333, 1, 4, 3),
-    Case("every twentieth, more classes than go together", 2, 20, 24, 900, 7, 20, 3),
+    Case("every twentieth, more classes than go together", 2, 20, 24, 1900, 7, 20, 3),
     Case("classes of positions, one channel to read", 2, 30, 1, 700, 5, 2, 2, 1, (3, 1)),
     Case("classes by positions, some of them empty", 1, 64, 32, 1500, 5, 8),
 ]

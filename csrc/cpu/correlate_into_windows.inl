@@ -111,7 +111,7 @@ Addends addends_of_windows(const Correlation<S>* parts, int64_t part_count, cons
   Addends all{};
   for (int64_t i = 0; i < part_count; ++i) all.outputs += parts[i].outputs;
   all.output = static_cast<Addends::Output*>(scratch(
-      Slot::partial,
+      Slot::starts,
       sizeof(Addends::Output) * all.outputs + sizeof(int64_t) * parts[0].length * reach.count()));
   all.addend = reinterpret_cast<int64_t*>(all.output + all.outputs);
   Addends::Output* output = all.output;

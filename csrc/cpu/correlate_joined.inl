@@ -81,7 +81,7 @@ void correlate_joined(const Correlation<S>& p) {
         Sum<T>* tile =
             static_cast<Sum<T>*>(scratch(Slot::tile, sizeof(Sum<T>) * tile_rows * pitch));
         int64_t* in_start =
-            static_cast<int64_t*>(scratch(Slot::last, sizeof(int64_t) * reduction.outer));
+            static_cast<int64_t*>(scratch(Slot::starts, sizeof(int64_t) * reduction.outer));
         for (int64_t job = begin; job < end; ++job) {
           const int64_t range = job % ranges, t = job / ranges % tiles;
           const int64_t group = job / ranges / tiles;

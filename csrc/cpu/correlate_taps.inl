@@ -221,9 +221,9 @@ void correlate_by_taps(const Correlation<S>* parts, int64_t part_count) {
                           scratch(Slot::tile, sizeof(R) * (chunk * taps.count() * pitch + 2 * W))) +
                       W;
         Addend<R>* addends =
-            static_cast<Addend<R>*>(scratch(Slot::partial, sizeof(Addend<R>) * taps.count()));
+            static_cast<Addend<R>*>(scratch(Slot::starts, sizeof(Addend<R>) * taps.count()));
         R* sums =
-            static_cast<R*>(scratch(Slot::last, at_once ? 0 : sizeof(R) * sum_rows * row_size));
+            static_cast<R*>(scratch(Slot::partial, at_once ? 0 : sizeof(R) * sum_rows * row_size));
         for (int64_t job = begin; job < end; ++job) {
           const int64_t range = job % ranges, block = job / ranges % blocks;
           const int64_t group = job / ranges / blocks % p.groups;

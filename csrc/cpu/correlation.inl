@@ -339,23 +339,21 @@ CONVLM_INLINE Compute<S> bias_of(const Correlation<S>& p, int64_t row) {
   return p.bias ? to_compute(p.bias[row * p.bias_stride]) : 0;
 }
 
-// One row of positions, contiguous in the tile.
+// One row of positions, contiguous in the tile, which may end with it.
 template <class S>
 void finish_row(const Correlation<S>& p, Compute<S>* tile, Compute<S> bias, int64_t count, S* out) {
-  using T = Compute<S>;
-  constexpr int W = kLanes<T>;
-  int64_t q = 0;
-  if (p.out_step == 1) {
+  constexpr int W = kLanes<Compute<S>>;
+  const auto finish = [&](auto* to) {
+    int64_t q = 0;
     if (p.activation == Activation::none)
-      for (; q + W <= count; q += W) store(out + q, load(tile + q) + bias);
-    for (; q + W <= count; q += W) store(out + q, activate(load(tile + q) + bias, p.activation));
-    if (q < count)
-      store_partial(out + q, activate(load(tile + q) + bias, p.activation),
-                    static_cast<int>(count - q));
-    return;
-  }
-  for (; q < count; q += W) store(tile + q, activate(load(tile + q) + bias, p.activation));
-  for (q = 0; q < count; ++q) from_compute(tile[q], out[q * p.out_step]);
+      for (; q + W <= count; q += W) store(to + q, load(tile + q) + bias);
+    for (; q + W <= count; q += W) store(to + q, activate(load(tile + q) + bias, p.activation));
+    if (const int rest = static_cast<int>(count - q); rest > 0)
+      store_partial(to + q, activate(load_partial(tile + q, rest) + bias, p.activation), rest);
+  };
+  if (p.out_step == 1) return finish(out);
+  finish(tile);
+  for (int64_t q = 0; q < count; ++q) from_compute(tile[q], out[q * p.out_step]);
 }
 
 // A tile of `positions` x rows, turned on its way out.

@@ -10,7 +10,7 @@ void add_stretch(const WeightGradient<S>& p, const SlidingInput& input, int64_t 
   constexpr int L = kLanes<Sum<T>>;
   const int64_t row_size = p.products() + 1;
   const int64_t grad_pitch = staged_pitch(count, kLanes<T>);
-  const T** grad = static_cast<const T**>(scratch(Slot::tile, sizeof(T*) * p.rows));
+  const T** grad = static_cast<const T**>(scratch(Slot::starts, sizeof(T*) * p.rows));
   T* copies = nullptr;
   for (int64_t m = 0; m < p.rows; ++m) {
     const E* source = reinterpret_cast<const E*>(p.grad_output) + n * p.grad_batch +

@@ -123,7 +123,8 @@ void sum_piece(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t job,
       scratch(Slot::staged, sizeof(Compute<E>) * units.samples * sample_size));
   T* panel = static_cast<T*>(
       scratch(Slot::panel, sizeof(T) * units.samples * (units.positions / D) * plan.pitch));
-  int64_t* starts = static_cast<int64_t*>(scratch(Slot::tile, sizeof(int64_t) * 2 * units.samples));
+  int64_t* starts =
+      static_cast<int64_t*>(scratch(Slot::starts, sizeof(int64_t) * 2 * units.samples));
 
   const int64_t strips = divide_up(products, kMaxRows);
   const int64_t first_unit = units.count * piece / units.pieces;
@@ -206,13 +207,16 @@ void finish_panel(const WeightGradient<S>& p, const RowsPlan<S>& plan, int64_t j
   using T = Compute<S>;
   constexpr int W = kLanes<T>;
   T* sums = partial + job * plan.panel_size;
-  const int64_t used = plan.panel_size - (p.grad_bias == nullptr ? plan.pitch : 0);
-  for (int64_t piece = 1; piece < plan.units.pieces; ++piece)
-    for (int64_t i = 0; i < used; i += W)
-      store(sums + i, load(sums + i) + load(sums + piece * plan.piece_size + i));
   const int64_t group = job / plan.panels, panel = job % plan.panels;
-  const int64_t first = plan.panel_vector(panel) * W;
-  const int64_t rows = smaller(plan.panel_vector(panel + 1) * W, p.rows) - first;
+  const int64_t first = plan.panel_vector(panel) * W, last = plan.panel_vector(panel + 1) * W;
+  const int64_t rows = smaller(last, p.rows) - first;
+  const int64_t used = plan.panel_size - (p.grad_bias == nullptr ? plan.pitch : 0);
+  for (int64_t piece = 1; piece < plan.units.pieces; ++piece) {
+    const T* more = sums + piece * plan.piece_size;
+    for (int64_t start = 0; start < used; start += plan.pitch)
+      for (int64_t i = start; i < start + last - first; i += W)
+        store(sums + i, load(sums + i) + load(more + i));
+  }
   const int64_t row = group * p.rows + first;
   transpose(sums, plan.pitch, p.products(), rows, p.grad_weight + row * p.products(), p.products());
   if (p.grad_bias != nullptr)

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <numeric>
 
@@ -88,6 +89,8 @@ void* scratch(Slot slot, size_t bytes) {
     const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
     buffer.data = std::aligned_alloc(kAlignment, rounded);
     if (buffer.data == nullptr) throw std::bad_alloc();
+    // Lanes whose results nobody reads are multiplied too, whatever lay in that memory before.
+    std::memset(buffer.data, 0, rounded);
     buffer.bytes = rounded;
   }
   return buffer.data;

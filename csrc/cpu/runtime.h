@@ -18,12 +18,14 @@ int64_t threads();
 int64_t threads_for(int64_t multiply_adds);
 
 // A buffer of this thread, aligned to a cache line, valid until the same slot is asked for again.
-// Its contents are left from earlier calls. Kept between calls: fresh pages cost more than the
-// work.
+// Its contents are zeros or left from earlier calls. Kept between calls: fresh pages cost more than
+// the work. No slot is for integers or pointers at one time and for what is multiplied at another:
+// read as floats they are denormal numbers, which take a hundred times as long.
 enum class Slot {
   taps,
   parts,
   plan,
+  starts,
   weight,
   staged,
   panel,
@@ -39,6 +41,9 @@ enum class Slot {
   losses,
   table,
   stack,
+  stack_layers,
+  stack_pieces,
+  stack_readers,
   stack_group,
   stack_sums,
   stack_saved,

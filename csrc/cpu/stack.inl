@@ -53,12 +53,11 @@ StackPlan<Compute<S>> plan_stack(const StackArguments& a, bool with_turned) {
   for (int64_t i = 0; i < a.depth; ++i)
     widest = larger(widest, larger(a.layers[i].in_channels, a.layers[i].columns));
   widest += 2 * kRowSlack;
+  plan.packed =
+      static_cast<PackedLayer<T>*>(scratch(Slot::stack_layers, sizeof(PackedLayer<T>) * a.depth));
   lay_out(Slot::stack, [&](Arena& arena) {
-    plan.packed = arena.take<PackedLayer<T>>(a.depth);
-    for (int64_t i = 0; i < a.depth; ++i) {
-      const PackedLayer<T> packed = take_packed<T>(arena, a.layers[i], with_turned);
-      if (plan.packed != nullptr) plan.packed[i] = packed;
-    }
+    for (int64_t i = 0; i < a.depth; ++i)
+      plan.packed[i] = take_packed<T>(arena, a.layers[i], with_turned);
     zeros = arena.take<T>(widest);
   });
   for (int64_t c = 0; c < widest; ++c) zeros[c] = 0;

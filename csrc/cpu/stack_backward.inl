@@ -75,8 +75,9 @@ struct StackGradients {
     linked_residual = arena.take<T>(largest_residual + kRowSlack);
     linked_parts = arena.take<T>(largest_parts);
     added = arena.take<T>(most_added);
-    present = arena.take<int32_t>(most_present);
-    order = arena.take<int32_t>(most_ordered);
+    present = static_cast<int32_t*>(
+        scratch(Slot::stack_readers, sizeof(int32_t) * (most_present + most_ordered)));
+    order = present + most_present;
     const StackLayer layer = group.layer(0);
     input = arena.take<T>(layer.in_rows * row_pitch<T>(layer.in_channels) + kRowSlack);
   }

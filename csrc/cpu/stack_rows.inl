@@ -134,6 +134,10 @@ void gate_rows(const ActivatedRows<T>& r) {
       store_lanes(slopes + c, (T(1) - t * t) * s, lanes);
       store_lanes(slopes + rows.channels + c, t * s * (T(1) - s), lanes);
     }
+    // The rest is read in whole vectors as well, and memory for what is kept is new.
+    clear(row + rows.channels, rows.out.pitch - rows.channels);
+    if (slopes != nullptr)
+      clear(slopes + 2 * rows.channels, rows.out.slope_pitch - 2 * rows.channels);
   }
 }
 

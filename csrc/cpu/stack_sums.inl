@@ -13,7 +13,8 @@ struct StackSums {
     depth = a.depth;
     piece_size = 0;
     for (int64_t i = 0; i < depth; ++i) piece_size += size_with_total(empty(a.layers[i]));
-    layers = arena.take<WeightSums<T>>(pieces * depth);
+    layers = static_cast<WeightSums<T>*>(
+        scratch(Slot::stack_pieces, sizeof(WeightSums<T>) * pieces * depth));
     data = arena.take<T>(pieces * piece_size);
   }
 
