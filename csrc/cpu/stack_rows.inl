@@ -101,6 +101,11 @@ void activate_rows(const ActivatedRows<T>& r) {
   for (int64_t i = 0; i < rows.count; ++i) {
     const T* sums = rows.sums + i * rows.sums_pitch;
     T* row = rows.out.rows + i * rows.out.pitch;
+    if constexpr (W * sizeof(T) <
+                  kLineBytes) {  // rows end with a cache line, and are read to there
+      const int64_t written = divide_up(rows.channels, W) * W;
+      clear(row + written, rows.out.pitch - written);
+    }
     if (rows.out.slopes == nullptr) {
       for (int64_t c = 0; c < rows.channels; c += W)
         store(row + c, activate(load(sums + c) + load(rows.bias + c), ACTIVATION));
@@ -127,8 +132,10 @@ void gate_rows(const ActivatedRows<T>& r) {
     T* slopes = rows.out.slopes == nullptr ? nullptr : rows.out.slopes + i * rows.out.slope_pitch;
     for (int64_t c = 0; c < rows.channels; c += W) {
       const Vector<T> t = tanh_of<T>(load(first + c) + load(rows.bias + c));
-      const Vector<T> s = sigmoid_of<T>(load(second + c) + load(second_bias + c));
       const int64_t lanes = rows.channels - c;  // past them lies what is no channel of either half
+      const Vector<T> z =
+          lanes < W ? load_partial(second + c, static_cast<int>(lanes)) : load(second + c);
+      const Vector<T> s = sigmoid_of<T>(z + load(second_bias + c));
       store_lanes(row + c, t * s, lanes);
       if (slopes == nullptr) continue;
       store_lanes(slopes + c, (T(1) - t * t) * s, lanes);
