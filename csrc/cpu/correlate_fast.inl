@@ -152,6 +152,11 @@ int64_t first_tap_offset(const Correlation<S>& p) {
   return smaller(p.tap_offset[0], p.tap_offset[p.taps - 1]);
 }
 
+template <class F>
+int64_t samples_of_fast_job(const FastTiling<F>& t) {
+  return smaller(kMostSamples, larger(1, kFastTiles / t.tiles));
+}
+
 // How many slots of how many tiles are left out.
 template <class F, class S>
 int64_t slots_of_padding(const Correlation<S>& p, const FastTiling<F>& t) {
@@ -219,7 +224,7 @@ void correlate_fast(const Correlation<S>& p) {
   const int64_t spacing = p.taps > 1 ? p.tap_offset[1] - p.tap_offset[0] : 1;
   const FastTiling<F> tiling(p.outputs, p.taps, larger(spacing, -spacing));
   const Stretches<F> stretches(tiling, kFastTiles, W);
-  const int64_t samples = smaller(kMostSamples, larger(1, kFastTiles / tiling.tiles));  // of a job
+  const int64_t samples = samples_of_fast_job(tiling);
   const int64_t max_lanes = divide_up(samples * stretches.max_tiles, W) * W;
   const InputTransform<F> input = plan_input<F, T>(tiling, stretches);
   const int64_t lane_pitch = staged_pitch(max_lanes + W, W);

@@ -11,7 +11,7 @@ template <class S>
 BlockShape tile_shape(const Correlation<S>& p) {
   return BlockShape(may_be_tall(p) && loads_outpace_products());
 }
-// Prices were fitted where tall blocks pay; a processor has no say in what they choose.
+// Prices were fitted where tall blocks pay.
 template <class S>
 BlockShape priced_shape(const Correlation<S>& p) {
   return BlockShape(may_be_tall(p));

@@ -12,21 +12,24 @@ constexpr bool kMayFilter = sizeof(S) < sizeof(double) && kDepth<Operand<S>> == 
 
 // ---- forward and grad_input ----
 
-// What a fast filter costs, in multiply-adds: the products, and the making of components and
-// outputs, whose prices were measured. Copies make them dearer.
+// What a fast filter costs, in multiply-adds: the products, in vectors that may not be full, the
+// making of components and outputs, which copies make dearer, and a sample's share of packing
+// weights and of beginning streams. Prices were measured.
 template <class F, class S>
 int64_t fast_correlation_cost(const Correlation<S>& p, int64_t dilation) {
-  using T = Compute<S>;
+  constexpr int W = kLanes<Compute<S>>;
+  constexpr int64_t kWeight = 4, kStream = 60;
   const FastTiling<F> t(p.outputs, p.taps, dilation);
-  const Stretches<F> stretches(t, kFastTiles, kLanes<T>);
-  const bool copies = copies_phases<T>(t, stretches);
+  const Stretches<F> stretches(t, kFastTiles, W);
+  const bool copies = copies_phases<Compute<S>>(t, stretches);
+  const bool in_runs = !stretches.whole_blocks && dilation < 4 * W;
+  const int64_t samples = samples_of_fast_job(t);
+  const int64_t tiles = in_runs ? t.tiles : divide_up(samples * t.tiles, W) * W / samples;
   const int64_t transforms = 6 * t.slots * p.channels + 14 * F::kOutputs * p.rows;
-  const int64_t cost = t.tiles * (t.slots * p.channels * p.rows + (copies ? 3 : 1) * transforms) -
-                       slots_of_padding(p, t) * p.channels * p.rows;
-  // A run of tiles takes whole vectors, which short runs do not fill.
-  constexpr int W = kLanes<T>;
-  if (stretches.whole_blocks || dilation >= 4 * W) return cost;
-  return cost * divide_up(dilation, W) * W / dilation;
+  const int64_t cost = (tiles * t.slots - slots_of_padding(p, t)) * p.channels * p.rows +
+                       t.tiles * (copies ? 3 : 1) * transforms;
+  return (in_runs ? cost * divide_up(dilation, W) * W / dilation : cost) +
+         t.slots * p.channels * (kWeight * p.rows + kStream);
 }
 
 // What the direct sum costs, with its staging and storing.

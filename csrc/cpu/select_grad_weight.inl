@@ -69,10 +69,13 @@ template <class S>
 int64_t cost_of_windows(const WeightGradient<S>& p) {
   constexpr int W = kLanes<Compute<S>>;
   constexpr int64_t kScalar = 3, kTile = 110, kSample = 60, kAll = 3000;
+  constexpr int64_t kCached = 4 << 20, kFar = 8;  // bytes, and what a vector costs past them
   const int64_t positions = p.batch * p.outputs;
   if (p.products() < W || positions > kGradWeightChain) return kNever;
   const int64_t vectors = divide_up(p.products(), W), blocks = divide_up(p.rows, kMaxRows);
-  return (p.rows + blocks) * vectors * positions + p.rows * (vectors + kScalar * positions) +
+  const bool far = positions * p.products() * static_cast<int64_t>(sizeof(Compute<S>)) > kCached;
+  return (p.rows + blocks * (far ? kFar : 1)) * vectors * positions +
+         p.rows * (vectors + kScalar * positions) +
          p.batch * (kSample + cost_to_stage(windows_of(p, 0))) +
          kTile * blocks * divide_up(vectors, kMaxVectors) + kAll;
 }
