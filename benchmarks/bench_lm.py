@@ -162,6 +162,7 @@ SUITE = Suite(
     "layers of 128 channels over bytes (context 1,024, batch 4).",
     cases,
     share=0.15,
+    every_thread_count=True,
 )
 
 if __name__ == "__main__":

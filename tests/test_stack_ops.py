@@ -393,7 +393,8 @@ def test_steps_of_which_a_later_one_is_refused() -> None:
 
 def test_steps_of_weights_that_share_memory() -> None:
     """Each adds its own, for any number of threads."""
-    stack = Stack("", 4, 23, (10, 96, 96, 96, 28), 2, (1, 2, 4, 8), ("tanh",) * 4, vocab=28)
+    # Enough products for a second thread.
+    stack = Stack("", 16, 23, (10, 96, 96, 96, 28), 2, (1, 2, 4, 8), ("tanh",) * 4, vocab=28)
     inputs = inputs_of(stack, torch.float32)
     inputs.weights[2] = inputs.weights[1].view(96, 96, 2)
     target = target_of(stack, inputs)

@@ -29,14 +29,15 @@ struct PutGradient {
   void turned(const T* sums, int64_t pitch, int64_t rows, int64_t columns, S* out,
               int64_t out_pitch) const {
     constexpr int W = kLanes<T>;
-    parallel_jobs(divide_up(columns, W), W * rows, [&](int64_t begin, int64_t end) {
-      T* strip = static_cast<T*>(scratch(Slot::panel, sizeof(T) * W * rows));
-      for (int64_t first = begin * W; first < smaller(columns, end * W); first += W) {
-        const int64_t count = smaller(W, columns - first);
-        transpose(sums + first, pitch, rows, count, strip, rows);
-        for (int64_t i = 0; i < count; ++i)
-          row(strip + i * rows, 1, rows, out + (first + i) * out_pitch, 1);
-      }
-    });
+    parallel_jobs(divide_up(columns, W), kMemoryOperation * W * rows,
+                  [&](int64_t begin, int64_t end) {
+                    T* strip = static_cast<T*>(scratch(Slot::panel, sizeof(T) * W * rows));
+                    for (int64_t first = begin * W; first < smaller(columns, end * W); first += W) {
+                      const int64_t count = smaller(W, columns - first);
+                      transpose(sums + first, pitch, rows, count, strip, rows);
+                      for (int64_t i = 0; i < count; ++i)
+                        row(strip + i * rows, 1, rows, out + (first + i) * out_pitch, 1);
+                    }
+                  });
   }
 };

@@ -22,6 +22,8 @@ constexpr size_t kAlignment = 64;
 // Below this many multiply-adds a piece finishes before a second thread would have woken up.
 constexpr int64_t kMultiplyAddsPerPiece = 200'000;
 
+thread_local bool alone = false;
+
 struct Buffer {
   void* data = nullptr;
   size_t bytes = 0;
@@ -62,7 +64,7 @@ void parallel(int64_t jobs, int64_t multiply_adds_per_job,
               void (*body)(const void*, int64_t, int64_t), const void* context) {
   const int64_t grain =
       std::max<int64_t>(1, kMultiplyAddsPerPiece / std::max<int64_t>(1, multiply_adds_per_job));
-  if (jobs <= grain) {
+  if (jobs <= grain || alone) {
     if (jobs > 0) body(context, 0, jobs);
     return;
   }
@@ -74,7 +76,10 @@ void parallel(int64_t jobs, int64_t multiply_adds_per_job,
   torch::stable::parallel_for(0, jobs, grain, run);
 }
 
-int64_t threads() { return torch::stable::get_num_threads(); }
+Alone::Alone(bool wanted) : before_(alone) { alone = alone || wanted; }
+Alone::~Alone() { alone = before_; }
+
+int64_t threads() { return alone ? 1 : torch::stable::get_num_threads(); }
 
 int64_t threads_for(int64_t multiply_adds) {
   return std::max<int64_t>(1, std::min(threads(), multiply_adds / kMultiplyAddsPerPiece));

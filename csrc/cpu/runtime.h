@@ -17,6 +17,18 @@ int64_t threads();
 // How many of them so much work is worth.
 int64_t threads_for(int64_t multiply_adds);
 
+// While one lives, its thread works alone, where that is wanted: parallel() wakes no other.
+class [[nodiscard]] Alone {
+ public:
+  explicit Alone(bool wanted);
+  ~Alone();
+  Alone(const Alone&) = delete;
+  Alone& operator=(const Alone&) = delete;
+
+ private:
+  bool before_;
+};
+
 // A buffer of this thread, aligned to a cache line, valid until the same slot is asked for again.
 // Its contents are zeros or left from earlier calls. Kept between calls: fresh pages cost more than
 // the work. No slot is for integers or pointers at one time and for what is multiplied at another:

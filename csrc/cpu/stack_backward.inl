@@ -114,17 +114,18 @@ struct StackGradients {
     LayerRows<T> kept = group.rows_of(i);
     const int64_t pitch = row_pitch<T>(layer.out_channels());
     const int64_t out_pitch = row_pitch<T>(layer.columns);
-    parallel_jobs(layer.out_rows, layer.columns, [&](int64_t begin, int64_t end) {
-      apply_slopes<T>(layer, {whole[i % 2] + begin * pitch,
-                              pitch,
-                              end - begin,
-                              layer.out_channels(),
-                              kept,
-                              of_sums[i % 2],
-                              out_pitch,
-                              begin,
-                              {}});
-    });
+    parallel_jobs(layer.out_rows, kMemoryOperation * layer.columns,
+                  [&](int64_t begin, int64_t end) {
+                    apply_slopes<T>(layer, {whole[i % 2] + begin * pitch,
+                                            pitch,
+                                            end - begin,
+                                            layer.out_channels(),
+                                            kept,
+                                            of_sums[i % 2],
+                                            out_pitch,
+                                            begin,
+                                            {}});
+                  });
   }
 
   void add_bias_gradient(const StackLayer& layer, int64_t i) const {

@@ -69,9 +69,10 @@ LinkedRows<T> rows_of_tiles(const LinkedRows<T>& rows, const StackFilter& filter
 // Calls body(tile) for each tile of a layer.
 template <class Body>
 CONVLM_INLINE void for_filter_tiles(const StackLayer& layer, int64_t channels, const Body& body) {
-  parallel_jobs(layer.filter.tiles, kFilterComponents * channels, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) body(tile);
-  });
+  parallel_jobs(layer.filter.tiles, kMemoryOperation * kFilterComponents * channels,
+                [&](int64_t begin, int64_t end) {
+                  for (int64_t tile = begin; tile < end; ++tile) body(tile);
+                });
 }
 
 // x0 - x1, x1 and x2 - x1; the differences in `room`.

@@ -40,7 +40,7 @@ void add_to_links(const T* rows, int64_t pitch, int64_t count, const int32_t* li
   constexpr int W = kLanes<T>;
   const int64_t vectors = pitch / W, together = rows_between_totals(linked);
   const int64_t blocks = divide_up(vectors, kLinkVectors);
-  parallel_jobs(taps * blocks, (count + linked) * kLinkVectors * W,
+  parallel_jobs(taps * blocks, kMemoryOperation * (count + linked) * kLinkVectors * W,
                 [&](int64_t begin, int64_t end) {
                   for (int64_t job = begin; job < end; ++job) {
                     const int64_t tap = job / blocks, first = job % blocks * kLinkVectors;

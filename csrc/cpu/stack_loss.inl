@@ -32,6 +32,21 @@ struct FinishLosses {
   }
 };
 
+// Of so few products that a second thread would wait longer for rows that the first has made than
+// it multiplies. Measured.
+inline bool is_short(const StackArguments& a) {
+  constexpr int64_t kShort = 8'000'000;  // multiply-adds, forward
+  int64_t products = 0;
+  for (int64_t i = 0; i < a.depth; ++i) {
+    const StackLayer& layer = a.layers[i];
+    const int64_t rows = layer.multiply_first() ? layer.in_rows
+                         : layer.is_filtered()  ? layer.filter.tiles
+                                                : layer.out_rows;
+    products += rows * layer.multiplied_taps() * layer.in_channels * layer.columns;
+  }
+  return products < kShort;
+}
+
 template <class T>
 struct StackLoss {
   static void run(const StackArguments& a) {
@@ -58,6 +73,7 @@ struct StackLoss {
   }
 
   static bool with_gradients(StackArguments a) {
+    const Alone alone(is_short(a));
     lay_out(Slot::stack_saved, [&](Arena& arena) {
       a.saved = arena.data;
       for (int64_t i = 0; i < a.depth; ++i)

@@ -25,7 +25,9 @@ CONVLM_INLINE void add_products(const LinkedRows<T>& products, int64_t row, int6
 template <class T, class Make, class Finish>
 CONVLM_INLINE void make_rows(int64_t rows, int64_t columns, int64_t additions, const Make& make,
                              const Finish& finish) {
-  parallel_jobs(divide_up(rows, kTileRows), kTileRows * columns * additions,
+  constexpr int64_t kFinish = 24;  // multiply-adds that take as long as to finish an element
+  parallel_jobs(divide_up(rows, kTileRows),
+                kTileRows * columns * (kMemoryOperation * additions + kFinish),
                 [&](int64_t begin, int64_t end) {
                   const int64_t pitch = columns + kLanes<T>;
                   T* tile = static_cast<T*>(scratch(Slot::tile, sizeof(T) * kTileRows * pitch));
