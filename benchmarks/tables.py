@@ -125,13 +125,16 @@ def contestants(runs: Mapping[str, Run], suite: str) -> str:
         return ""
     run = runs[suite]
     peers = list(dict.fromkeys(peer for row in run["rows"] for peer in row["ratios"]))
+    columns = ["name", "function"]
+    if len({row["threads"] for row in run["rows"]}) > 1:
+        columns.append("threads")
     lines = [
-        [row["name"], row["function"], number(row["took"][1])]
+        [*(str(row[column]) for column in columns), number(row["took"][1])]
         + [f"{row['ratios'][peer]:.2f}x" if peer in row["ratios"] else "" for peer in peers]
         for row in run["rows"]
     ]
     unit = {"us": "µs", "MB": "MB"}[run["unit"]]
-    return markdown(["", "", f"ours, {unit}", *peers], lines)
+    return markdown(["", "", *columns[2:], f"ours, {unit}", *peers], lines)
 
 
 def where(runs: Mapping[str, Run]) -> str:
