@@ -13,10 +13,9 @@ constexpr int64_t kTileRows = CONVLM_VECTOR_BYTES == 64 ? 48 : 24;
 constexpr int64_t kRowChain = 128;
 
 // Rows begin at cache lines.
-constexpr int64_t kLineBytes = 64;
 template <class T>
 constexpr int64_t row_pitch(int64_t channels) {
-  constexpr int64_t line = kLineBytes / sizeof(T);
+  constexpr int64_t line = LinesAhead::kLine / sizeof(T);
   return divide_up(channels, line) * line;
 }
 

@@ -101,8 +101,8 @@ void activate_rows(const ActivatedRows<T>& r) {
   for (int64_t i = 0; i < rows.count; ++i) {
     const T* sums = rows.sums + i * rows.sums_pitch;
     T* row = rows.out.rows + i * rows.out.pitch;
-    if constexpr (W * sizeof(T) <
-                  kLineBytes) {  // rows end with a cache line, and are read to there
+    // Rows end with a cache line, and are read to there.
+    if constexpr (W * sizeof(T) < LinesAhead::kLine) {
       const int64_t written = divide_up(rows.channels, W) * W;
       clear(row + written, rows.out.pitch - written);
     }
